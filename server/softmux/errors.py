@@ -1,0 +1,156 @@
+"""Every error softmux raises on purpose, with the HTTP answer it becomes.
+
+    SoftmuxError
+    ├── BadRequest 400 bad_request
+    │   ├── WrongTaskKind 400 wrong_task_kind
+    │   └── ContextTooLong 400 context_too_long
+    ├── Unauthorized 401 unauthorized
+    ├── Forbidden 403 forbidden
+    ├── NotFound 404 not_found
+    │   ├── TaskNotFound 404 task_not_found
+    │   └── VersionNotFound 404 version_not_found
+    ├── DeadlineExceeded 408 deadline_exceeded
+    ├── BaseMismatch 409 base_mismatch
+    ├── TooLarge 413 too_large
+    ├── UnsupportedMediaType 415 unsupported_media_type
+    ├── InvalidRequest 422 invalid_request
+    │   ├── InvalidAdapter 422 invalid_adapter
+    │   └── Quarantined 422 quarantined
+    ├── RateLimited 429 rate_limited
+    │   └── QuotaExceeded 429 quota_exceeded
+    ├── InternalError 500 internal
+    │   └── SelfTestFailed (at load: the server refuses to start)
+    └── Unavailable 503
+        ├── Overloaded 503 overloaded
+        ├── EngineDown 503 engine_down
+        └── RegistryDown 503 registry_down
+
+`message` says what is wrong and what to do about it; `param` names the field, or the file and field. The API turns
+an error into its answer in one place (`softmux.api.errors`), and a worker sends one over the wire as
+(code, message, param), from which `from_code` makes it again.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class SoftmuxError(Exception):
+    """Base of the tree. `retry_after` is in seconds, for 429 and 503 answers."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after
+
+
+class BadRequest(SoftmuxError):
+    status, code = 400, "bad_request"
+
+
+class WrongTaskKind(BadRequest):
+    code = "wrong_task_kind"
+
+
+class ContextTooLong(BadRequest):
+    code = "context_too_long"
+
+
+class Unauthorized(SoftmuxError):
+    status, code = 401, "unauthorized"
+
+
+class Forbidden(SoftmuxError):
+    status, code = 403, "forbidden"
+
+
+class NotFound(SoftmuxError):
+    status, code = 404, "not_found"
+
+
+class TaskNotFound(NotFound):
+    code = "task_not_found"
+
+
+class VersionNotFound(NotFound):
+    code = "version_not_found"
+
+
+class DeadlineExceeded(SoftmuxError):
+    status, code = 408, "deadline_exceeded"
+
+
+class BaseMismatch(SoftmuxError):
+    status, code = 409, "base_mismatch"
+
+
+class TooLarge(SoftmuxError):
+    status, code = 413, "too_large"
+
+
+class UnsupportedMediaType(SoftmuxError):
+    status, code = 415, "unsupported_media_type"
+
+
+class InvalidRequest(SoftmuxError):
+    status, code = 422, "invalid_request"
+
+
+class InvalidAdapter(InvalidRequest):
+    code = "invalid_adapter"
+
+
+class Quarantined(InvalidRequest):
+    code = "quarantined"
+
+
+class RateLimited(SoftmuxError):
+    status, code = 429, "rate_limited"
+
+
+class QuotaExceeded(RateLimited):
+    code = "quota_exceeded"
+
+
+class InternalError(SoftmuxError):
+    status, code = 500, "internal"
+
+
+class SelfTestFailed(InternalError):
+    """The packed run and the eager module disagree on this model: the server must not start."""
+
+
+class Unavailable(SoftmuxError):
+    status = 503
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after: float | None = 1.0) -> None:
+        super().__init__(message, param=param, retry_after=retry_after)
+
+
+class Overloaded(Unavailable):
+    code = "overloaded"
+
+
+class EngineDown(Unavailable):
+    code = "engine_down"
+
+
+class RegistryDown(Unavailable):
+    code = "registry_down"
+
+
+def _leaves(cls: type[SoftmuxError]) -> dict[str, type[SoftmuxError]]:
+    found = {cls.code: cls}
+    for child in cls.__subclasses__():
+        for code, error in _leaves(child).items():
+            found.setdefault(code, error)
+    return found
+
+
+def from_code(code: str, message: str, param: str | None = None) -> SoftmuxError:
+    """The error a worker named by its code. An unknown code becomes `InternalError`."""
+    return _leaves(SoftmuxError).get(code, InternalError)(message, param=param)

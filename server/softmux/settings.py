@@ -1,0 +1,47 @@
+"""Every setting of the server, declared once: each is a `SOFTMUX_…` variable and an option of `softmux serve`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="SOFTMUX_", frozen=True, extra="ignore")
+
+    model: str = Field(default="", description="The base model: a folder in Hugging Face's layout, or a hub id.")
+    host: str = Field(default="127.0.0.1", description="Address to listen on. Beyond loopback, keys must exist.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where the model runs.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="Weights and KV: auto is bfloat16 on CUDA, float32 on the CPU."
+    )
+    redis: str | None = Field(default=None, description="redis://… of a real server; without it an embedded one.")
+    data: Path = Field(default=Path("softmux-data"), description="Where the registry's and the caches' files live.")
+    adapters: Path | None = Field(default=None, description="Folders published at start for the tenant `default`.")
+    blobs: str | None = Field(default=None, description="Blob store URL (file://…, s3://…); default under `data`.")
+    admin_key: SecretStr | None = Field(default=None, description="A first admin key, set from outside.")
+    admin_key_file: Path | None = Field(default=None, description="A file that holds it.")
+    metrics_networks: str = Field(default="", description="CIDR list that may read /metrics without a key.")
+
+    max_rows: int = Field(default=256, ge=1, description="Sequences in one step at most.")
+    max_step_tokens: int = Field(default=2048, ge=16, description="Token budget of a step (chunked prefill).")
+    max_waiting: int = Field(default=4096, ge=1, description="Sequences waiting at most; beyond it 503 overloaded.")
+    kv_tokens: int | None = Field(
+        default=None, ge=64, description="Tokens the KV pool holds. Default: by memory (CUDA), or 32,768 (CPU)."
+    )
+    kv_memory_fraction: float = Field(default=0.9, gt=0, le=1, description="Share of GPU memory used in all.")
+    context_length: int | None = Field(default=None, ge=16, description="Caps the model's own context length.")
+    group_by_adapter: bool = Field(default=True, description="Prefer waiting rows whose adapter is already in the step.")
+    host_cache_bytes: int = Field(default=2 << 30, ge=0, description="Host tier for adapters and compiled KV, bytes.")
+    disk_cache_bytes: int = Field(default=20 << 30, ge=0, description="Disk tier for adapters and compiled KV, bytes.")
+    resident_vectors: int = Field(default=16384, ge=64, description="Rows of the virtual vocabulary's table.")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads of the engine; default: all cores.")
+
+    max_upload_bytes: int = Field(default=256 << 20, ge=1024, description="One adapter upload at most.")
+    max_body_bytes: int = Field(default=4 << 20, ge=1024, description="One JSON body at most.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Log verbosity.")
+    log_prompts: bool = Field(default=False, description="Write prompts to the log (off: never).")

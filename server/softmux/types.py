@@ -1,0 +1,107 @@
+"""The values that travel between softmux's parts: frozen, typed, free of torch, HTTP and Redis.
+
+Structs are msgspec structs, so that the same value goes over the wire between the API and the worker.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Method = Literal["prompt_tuning", "prefix_tuning", "p_tuning"]
+FinishReason = Literal["stop", "length", "abort"]
+
+DEFAULT_TENANT = "default"
+
+
+class LayerKV(msgspec.Struct, frozen=True):
+    """The shape of one layer's keys and values: `[tokens, kv_heads, head_dim]` each."""
+
+    kv_heads: int
+    head_dim: int
+
+
+class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What everything outside the engine may know of the base model.
+
+    `base_fingerprint` is `sha256:…` over the weights and the config fields that change the function;
+    `tokenizer_fingerprint` over the tokenizer's files. `context_length` counts virtual tokens too.
+    """
+
+    model_id: str
+    architecture: str
+    dtype: str
+    hidden_size: int
+    vocab_size: int
+    context_length: int
+    base_fingerprint: str
+    tokenizer_fingerprint: str
+    layers: tuple[LayerKV, ...]
+    eos_token_ids: tuple[int, ...]
+    parameters: int
+    device: str
+    embedding_norm: float
+    """Mean L2 norm of the embedding rows, by which an adapter's unusual norms are told."""
+
+
+class FileEntry(msgspec.Struct, frozen=True):
+    """A file of a version: its name, `sha256:…` of its bytes, its length in bytes."""
+
+    name: str
+    sha256: str
+    size: int
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """An immutable adapter version. `digest` (`sha256:…`) covers the files and the base; nothing else names weights.
+
+    `virtual_tokens` is the number of learned vectors a request's input carries; `parameters` counts learned numbers.
+    """
+
+    digest: str
+    method: Method
+    base_fingerprint: str
+    files: tuple[FileEntry, ...]
+    virtual_tokens: int
+    parameters: int
+    template: str | None = None
+    labels: tuple[str, ...] | dict[str, str] | None = None
+    trained_lengths: tuple[int, int] | None = None
+    notes: str | None = None
+    base_label: str | None = None
+    """`base_model_name_or_path` as the uploader wrote it: shown, never opened."""
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+
+class AdapterRef(msgspec.Struct, frozen=True):
+    """Which weights a request uses: resolved once, held until the request ends."""
+
+    tenant: str
+    task: str
+    version: int
+    digest: str
+    method: Method
+    virtual_tokens: int
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """How the next token is chosen. Field names and meanings are the HTTP contract's (OpenAI's and vLLM's)."""
+
+    max_tokens: int = 64
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None
+    """None: none wanted. k ≥ 0: the chosen token's, and the k likeliest."""

@@ -1,0 +1,141 @@
+"""The wire between API processes and the worker: typed, tagged msgspec structs, several tokens to a message.
+
+Encoding is msgpack of the tagged unions `ToWorker` and `ToClient`, one ZeroMQ message each: the worker binds a ROUTER
+socket, each API process connects a DEALER. `PROTOCOL` is checked in `Hello`/`Welcome`, so that an old API and a new
+worker refuse each other in words.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from softmux.types import AdapterRef, FinishReason, Manifest, ModelSpec, SamplingParams
+
+PROTOCOL = 1
+
+
+class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
+    pass
+
+
+# --- from an API process to the worker -------------------------------------------------------------------------------
+
+
+class Hello(_Message):
+    """First message of a client. Answered by `Welcome` once the model is loaded and self-tested."""
+
+    protocol: int = PROTOCOL
+
+
+class Generate(_Message):
+    """One sequence to generate. A request with n samples or several prompts is several of these.
+
+    `tokens` are token ids; `-1 - i` names row i of the adapter's learned vectors (a virtual token). The leading
+    virtual tokens of prompt, prefix and P-tuning are part of `tokens` (see `softmux.formats.layout`).
+    `adapter` None is the bare model; `tenant` keys every cache in both cases. `sample` numbers the sample of a prompt,
+    so that one seed gives different samples. `deadline` is seconds from receipt, None for none.
+    """
+
+    id: str
+    tenant: str
+    tokens: tuple[int, ...]
+    sampling: SamplingParams
+    adapter: AdapterRef | None = None
+    sample: int = 0
+    deadline: float | None = None
+    priority: int = 0
+
+
+class Abort(_Message):
+    """The client no longer wants this sequence (stop string found, disconnect, deadline). Unknown ids are ignored."""
+
+    id: str
+
+
+class Admit(_Message):
+    """Run a not yet stored adapter once on the canary prompt. `files` are the upload's bytes by name."""
+
+    id: str
+    tenant: str
+    manifest: Manifest
+    files: dict[str, bytes]
+
+
+class Ping(_Message):
+    """Answered by `Stats` at once."""
+
+
+# --- from the worker to an API process -------------------------------------------------------------------------------
+
+
+class Welcome(_Message):
+    protocol: int
+    model: ModelSpec
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Log probability of the chosen token, and the k likeliest (ids, log probabilities), likeliest first."""
+
+    chosen: float
+    top_ids: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+
+
+class Output(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """New tokens of one sequence. `cached_tokens` (of the input, virtual ones included) comes with the first."""
+
+    id: str
+    tokens: tuple[int, ...] = ()
+    finish_reason: FinishReason | None = None
+    cached_tokens: int = 0
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    queue_seconds: float = 0.0
+    """Time from receipt to first being scheduled; comes with the first token."""
+
+
+class Outputs(_Message):
+    """All the new tokens of a step that belong to this client."""
+
+    outputs: tuple[Output, ...]
+
+
+class Failed(_Message):
+    """The sequence ended in an error: `from_code(code, message, param)` is what its client is told."""
+
+    id: str
+    code: str
+    message: str
+    param: str | None = None
+
+
+class Admitted(_Message):
+    """The canary ran. `warnings` and `checks` are sentences for a person; the first tokens it made are `tokens`."""
+
+    id: str
+    tokens: tuple[int, ...]
+    warnings: tuple[str, ...]
+    checks: tuple[str, ...]
+
+
+class Histogram(msgspec.Struct, frozen=True, array_like=True):
+    """Cumulative counts per declared bucket (the last is +Inf), and the sum of the observations."""
+
+    counts: tuple[int, ...]
+    sum: float
+
+
+class Stats(_Message):
+    """Cumulative counters and present gauges of the worker, sent to every client about once a second.
+
+    Keys are names of `softmux.telemetry.metrics`; a value never carries a task or tenant.
+    """
+
+    counters: dict[str, float]
+    gauges: dict[str, float]
+    histograms: dict[str, Histogram] = {}
+    labelled: dict[str, dict[str, float]] = {}
+    """Counters with one bounded label, as `adapter_loads_total` by tier."""
+
+
+ToWorker = Hello | Generate | Abort | Admit | Ping
+ToClient = Welcome | Outputs | Failed | Admitted | Stats

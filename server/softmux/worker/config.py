@@ -1,0 +1,24 @@
+"""What the supervisor tells a worker at its start: one JSON argument."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+REFUSED = 3
+"""Exit code of a worker that must not be restarted: the model cannot be served. Its last line of stderr says why."""
+
+
+class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """`endpoint` is the ipc:// address to bind; `settings` holds the fields of `Settings` the engine needs, as JSON.
+
+    The worker reads adapters by itself (`softmux.registry.reader`) from `registry_url` (redis:// or unix://) and
+    `blob_url`; `data` is the folder of the disk tier.
+    """
+
+    endpoint: str
+    registry_url: str
+    blob_url: str | None
+    data: str
+    settings: dict[str, Any]

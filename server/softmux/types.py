@@ -71,6 +71,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     notes: str | None = None
     base_label: str | None = None
     """`base_model_name_or_path` as the uploader wrote it: shown, never opened."""
+    tokenizer_label: str | None = None
+    """`tokenizer_name_or_path`, likewise."""
+    revision_label: str | None = None
+    """`revision`, likewise."""
+    tokenizer_fingerprint: str | None = None
+    """As `softmux.json` gives it, and then equal to the server's at admission."""
+    combines: bool | None = None
+    """`combines` of `softmux.json`."""
 
     @property
     def bytes(self) -> int:

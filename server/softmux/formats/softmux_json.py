@@ -1,0 +1,61 @@
+"""`softmux.json`: what an uploader says about an adapter beside PEFT's files. All is optional, nothing else fits."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr, model_validator
+
+from softmux.errors import BaseMismatch
+from softmux.formats.json_file import fit, read_object, shown
+from softmux.types import ModelSpec
+
+SOFTMUX_FILE = "softmux.json"
+
+Word = Annotated[str, Field(strict=True, min_length=1, max_length=256)]
+Fingerprint = Annotated[str, Field(strict=True, min_length=1, max_length=256)]
+Length = Annotated[int, Field(strict=True, ge=0, le=1 << 31)]
+
+
+class SoftmuxJson(BaseModel):
+    """`labels` is a list of labels, or a map from labels to the words that say them; `trained_lengths` in tokens."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    template: Annotated[str, Field(strict=True, min_length=1, max_length=65536)] | None = None
+    labels: (
+        Annotated[list[Word], Field(min_length=1, max_length=1024)]
+        | Annotated[dict[Word, Word], Field(min_length=1, max_length=1024)]
+        | None
+    ) = None
+    base_fingerprint: Fingerprint | None = None
+    tokenizer_fingerprint: Fingerprint | None = None
+    trained_lengths: Annotated[list[Length], Field(min_length=2, max_length=2)] | None = None
+    combines: StrictBool | None = None
+    notes: Annotated[StrictStr, Field(max_length=65536)] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SoftmuxJson:
+        if self.trained_lengths is not None and self.trained_lengths[0] > self.trained_lengths[1]:
+            raise ValueError("trained_lengths is [min, max], and min is above max")
+        if isinstance(self.labels, list) and len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels names a label twice")
+        return self
+
+
+def read_softmux_json(data: bytes | None, spec: ModelSpec) -> SoftmuxJson:
+    """What `data` says, or nothing for None. Raises `InvalidAdapter` naming the field, `BaseMismatch` for a base or
+    tokenizer that is not the server's."""
+    said = fit(SoftmuxJson, read_object(data, SOFTMUX_FILE), SOFTMUX_FILE) if data is not None else SoftmuxJson()
+    for field, theirs, ours in (
+        ("base_fingerprint", said.base_fingerprint, spec.base_fingerprint),
+        ("tokenizer_fingerprint", said.tokenizer_fingerprint, spec.tokenizer_fingerprint),
+    ):
+        if theirs is not None and theirs != ours:
+            what = "base model" if field == "base_fingerprint" else "tokenizer"
+            raise BaseMismatch(
+                f"The adapter was made for another {what}: {SOFTMUX_FILE} says {shown(theirs)}, this server runs "
+                f"{ours} ({spec.model_id}). Publish it to a server of that base, or train it again on this one.",
+                param=f"{SOFTMUX_FILE}: {field}",
+            )
+    return said

@@ -65,7 +65,7 @@ class PTuningConfig(PromptLearningConfig):
     encoder_reparameterization_type: Literal["MLP", "LSTM"] = "MLP"
     encoder_hidden_size: Count | None = None
     encoder_num_layers: Annotated[int, Field(strict=True, ge=1, le=64)] = 2
-    encoder_dropout: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
+    encoder_dropout: Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)] = 0.0
 
 
 class PrefixTuningConfig(PromptLearningConfig):
@@ -81,7 +81,7 @@ def invalid_field(field: str, message: str) -> InvalidAdapter:
 
 
 def _named(value: Any) -> Iterator[tuple[str, Any]]:
-    """Every (key, value) of the objects in `value`, at any depth (bounded by the JSON reader's)."""
+    """Every (key, value) of the objects in `value`, at any depth."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield key, inner

@@ -100,8 +100,11 @@ def load_folder(path: Path, *, max_bytes: int = 256 << 20) -> dict[str, bytes]:
             )
         if not file.exists() or not stat.S_ISREG(file.stat().st_mode):
             raise InvalidAdapter(f"{name} in {path} is not a regular file; put the file itself there.", param=name)
-        with file.open("rb") as stream:
-            files[name] = stream.read(left + 1)
+        try:
+            with file.open("rb") as stream:
+                files[name] = stream.read(left + 1)
+        except OSError as error:
+            raise InvalidAdapter(f"{name} in {path} can't be read: {error.strerror}.", param=name) from None
         left -= len(files[name])
         if left < 0:
             raise TooLarge(f"The folder {path} holds more than {max_bytes:,} bytes of adapter.", param=name)

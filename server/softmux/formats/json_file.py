@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -10,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from softmux.errors import InvalidAdapter, TooLarge
 
 MAX_JSON_BYTES = 1 << 20
+MAX_DEPTH = 32
 _SHOWN = 80
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -38,8 +41,7 @@ def read_object(data: bytes, file: str) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in found if names.count(name) > 1)
+            twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
             raise InvalidAdapter(
                 f"{file} gives “{shown(twice)}” twice in one object; keep the one that is meant.",
                 param=f"{file}: {shown(twice)}",
@@ -61,9 +63,24 @@ def read_object(data: bytes, file: str) -> dict[str, Any]:
         refuse("it is nested too deeply")
     except ValueError as error:
         refuse(f"it is not JSON ({shown(error)})")
+    if _deeper_than(MAX_DEPTH, value):
+        refuse("it is nested too deeply")
     if not isinstance(value, dict):
         refuse(f"it holds a JSON {type(value).__name__} where an object is expected")
     return value
+
+
+def _deeper_than(depth: int, value: Any) -> bool:
+    level = [value]
+    for _ in range(depth):
+        level = [inner for outer in level for inner in _children(outer)]
+    return bool(level)
+
+
+def _children(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def fit(schema: type[Schema], value: dict[str, Any], file: str) -> Schema:
@@ -72,7 +89,7 @@ def fit(schema: type[Schema], value: dict[str, Any], file: str) -> Schema:
         return schema.model_validate(value)
     except ValidationError as invalid:
         error = invalid.errors(include_url=False, include_input=False)[0]
-        field = shown(".".join(str(step) for step in error["loc"])) or "(root)"
+        field = shown(error["loc"][0])
         if error["type"] == "extra_forbidden":
             reason = f"{file} has a field “{field}” that this server doesn't know; remove it if it has no effect"
         elif error["type"] == "missing":

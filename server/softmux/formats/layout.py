@@ -100,11 +100,20 @@ def _plain(
     if prompt is None:
         raise InvalidRequest("A prompt is needed: a string, or a list of token ids.", param="prompt")
     if isinstance(prompt, str):
+        _check_text(prompt, "prompt")
         return tuple(tokenizer.encode(prompt, add_special_tokens=True))
     for token in prompt:
         if isinstance(token, bool) or token < 0:
             raise InvalidRequest(f"{token} is no token id; ids count from 0.", param="prompt")
     return tuple(int(token) for token in prompt)
+
+
+def _check_text(text: str, param: str) -> None:
+    """JSON can carry half of a surrogate pair, which no tokenizer can read."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InvalidRequest("The text holds half of a surrogate pair; send valid Unicode.", param=param) from None
 
 
 def _slot_values(
@@ -123,6 +132,7 @@ def _slot_values(
                 "Send their values in variables.",
                 param="prompt",
             )
+        _check_text(prompt, "prompt")
         return {template.slots[0]: prompt}
     values = variables or {}
     for slot in template.slots:
@@ -135,6 +145,7 @@ def _slot_values(
             )
         if not isinstance(value, str):
             raise InvalidRequest(f"The value of the slot “{name}” must be a string.", param="variables")
+        _check_text(value, "variables")
     return values
 
 

@@ -103,34 +103,32 @@ def _encoded(
     fold: Callable[[encoders.Weights], Float32Array],
 ) -> Float32Array:
     """What the prompt encoder computes: as saved, or folded from its weights; where both are there they must agree."""
-    named = _without_module_names(tensors)
-    encoder = {name: tensor for name, tensor in named.items() if name != SAVED}
+    encoder: dict[str, Tensor] = {}
+    rest: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        # PEFT's model holds the encoder as `prompt_encoder.<adapter's name>`.
+        inner = name.removeprefix("prompt_encoder.").removeprefix("default.")
+        if inner in encoder:
+            raise invalid_tensor(name, f"it and “{encoder[inner].name}” are the same weight; send it once.")
+        if inner in encoder_shapes:
+            encoder[inner] = tensor
+        else:
+            rest[name] = tensor
     if not encoder:
-        return expect(named, {SAVED: saved_shape})[SAVED]
+        return expect(rest, {SAVED: saved_shape})[SAVED]
+    saved = expect(rest, {SAVED: saved_shape})[SAVED] if rest else None
     folded = fold(expect(encoder, encoder_shapes))
     if not np.isfinite(folded).all():
         raise invalid_tensor(
             "embedding.weight", "what the encoder computes from it is NaN or infinite; train it again."
         )
-    if SAVED not in named:
+    if saved is None:
         return folded
-    saved = expect({SAVED: named[SAVED]}, {SAVED: saved_shape})[SAVED]
     if not np.allclose(saved, folded, rtol=_FOLD_TOLERANCE, atol=_FOLD_TOLERANCE):
         raise invalid_tensor(
             SAVED, "it differs from what the encoder's weights beside it compute; send one of the two."
         )
     return saved
-
-
-def _without_module_names(tensors: Tensors) -> dict[str, Tensor]:
-    """The tensors by their names inside the encoder: PEFT's model calls it `prompt_encoder.<adapter>`."""
-    named: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        inner = name.removeprefix("prompt_encoder.").removeprefix("default.")
-        if inner in named:
-            raise invalid_tensor(name, f"it and “{named[inner].name}” are the same weight; send it once.")
-        named[inner] = tensor
-    return named
 
 
 METHODS: Mapping[str, MethodFormat] = MappingProxyType(

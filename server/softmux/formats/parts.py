@@ -17,7 +17,7 @@ Float32Array = NDArray[np.float32]
 class PromptPart:
     """Learned input embeddings. `vectors` is float32 `[k, hidden]`; row i is what virtual token i stands for.
 
-    They enter the model as they are: an embedding scale that the module applies to token ids is not applied to them.
+    A vector takes the place of what the model's embedding module gives for a token id.
     """
 
     vectors: Float32Array

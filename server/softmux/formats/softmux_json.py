@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr, field_validator
 
 from softmux.errors import BaseMismatch
 from softmux.formats.json_file import fit, read_object, shown
@@ -34,13 +34,19 @@ class SoftmuxJson(BaseModel):
     combines: StrictBool | None = None
     notes: Annotated[StrictStr, Field(max_length=65536)] | None = None
 
-    @model_validator(mode="after")
-    def _consistent(self) -> SoftmuxJson:
-        if self.trained_lengths is not None and self.trained_lengths[0] > self.trained_lengths[1]:
-            raise ValueError("trained_lengths is [min, max], and min is above max")
-        if isinstance(self.labels, list) and len(set(self.labels)) != len(self.labels):
-            raise ValueError("labels names a label twice")
-        return self
+    @field_validator("trained_lengths")
+    @classmethod
+    def _ordered(cls, lengths: list[int] | None) -> list[int] | None:
+        if lengths is not None and lengths[0] > lengths[1]:
+            raise ValueError("it is [min, max], and min is above max")
+        return lengths
+
+    @field_validator("labels")
+    @classmethod
+    def _distinct(cls, labels: list[str] | dict[str, str] | None) -> list[str] | dict[str, str] | None:
+        if isinstance(labels, list) and len(set(labels)) != len(labels):
+            raise ValueError("it names a label twice")
+        return labels
 
 
 def read_softmux_json(data: bytes | None, spec: ModelSpec) -> SoftmuxJson:

@@ -113,9 +113,6 @@ def _sizes(value: Any) -> bool:
 
 def expect(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Float32Array]:
     """The values of exactly the tensors that `shapes` names, each of that shape. Raises `InvalidAdapter`."""
-    for name in shapes:
-        if name not in tensors:
-            raise invalid_tensor(name, f"it is missing; expected are {', '.join(sorted(shapes))}.")
     for name, tensor in tensors.items():
         if name not in shapes:
             raise invalid_tensor(name, f"it is not expected; only {', '.join(sorted(shapes))} belong here.")
@@ -124,4 +121,7 @@ def expect(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]])
                 name,
                 f"its shape is {list(tensor.shape)}, and the config and this server's model need {list(shapes[name])}.",
             )
+    for name in shapes:
+        if name not in tensors:
+            raise invalid_tensor(name, f"it is missing; expected are {', '.join(sorted(shapes))}.")
     return {name: tensors[name].float32() for name in shapes}

@@ -113,3 +113,28 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
     """None: none wanted. k ≥ 0: the chosen token's, and the k likeliest."""
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether the next token's choice depends on the tokens before it beyond the model's own way."""
+        return bool(self.repetition_penalty != 1.0 or self.frequency_penalty or self.presence_penalty)
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Log probability of the chosen token, and the k likeliest (ids, log probabilities), likeliest first."""
+
+    chosen: float
+    top_ids: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+
+
+class Output(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """New tokens of one sequence. `cached_tokens` (of the input, virtual ones included) comes with the first."""
+
+    id: str
+    tokens: tuple[int, ...] = ()
+    finish_reason: FinishReason | None = None
+    cached_tokens: int = 0
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    queue_seconds: float = 0.0
+    """Time from receipt to first being scheduled; comes with the first token."""

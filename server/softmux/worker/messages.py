@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from softmux.types import AdapterRef, FinishReason, Manifest, ModelSpec, SamplingParams
+from softmux.types import AdapterRef, Manifest, ModelSpec, Output, SamplingParams
 
 PROTOCOL = 1
 
@@ -71,26 +71,6 @@ class Ping(_Message):
 class Welcome(_Message):
     protocol: int
     model: ModelSpec
-
-
-class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
-    """Log probability of the chosen token, and the k likeliest (ids, log probabilities), likeliest first."""
-
-    chosen: float
-    top_ids: tuple[int, ...] = ()
-    top_logprobs: tuple[float, ...] = ()
-
-
-class Output(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """New tokens of one sequence. `cached_tokens` (of the input, virtual ones included) comes with the first."""
-
-    id: str
-    tokens: tuple[int, ...] = ()
-    finish_reason: FinishReason | None = None
-    cached_tokens: int = 0
-    logprobs: tuple[TokenLogprobs, ...] = ()
-    queue_seconds: float = 0.0
-    """Time from receipt to first being scheduled; comes with the first token."""
 
 
 class Outputs(_Message):

@@ -1,0 +1,1 @@
+"""Attention backends: how a packed step's queries read the paged KV pool."""

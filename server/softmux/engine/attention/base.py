@@ -1,0 +1,50 @@
+"""The seam between a step and the way its attention is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+
+@dataclass(slots=True)
+class PackedRows:
+    """The shape of one packed step, as every layer's attention sees it. Host lists; tensors are the backend's.
+
+    Row i of the step: `counts[i]` new tokens at positions `starts[i] …`, packed one row after the other; its KV, new
+    tokens included, lies in the first `starts[i] + counts[i]` entries of `table[table_rows[i]]`.
+    """
+
+    table_rows: list[int]
+    starts: list[int]
+    counts: list[int]
+    table: torch.Tensor
+    """`[max_rows, context]` int64: the KV slot of each position of each running sequence."""
+    slots: torch.Tensor
+    """`[tokens]` int64: where each new token's keys and values go."""
+
+
+class AttentionBackend(Protocol):
+    """Writes a layer's new keys and values into the pool, then attends over each row's own KV, causally."""
+
+    name: str
+
+    def begin(self, rows: PackedRows) -> None:
+        """Called once a step, before the first layer."""
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        scaling: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        """`query [tokens, heads, head_dim]`, `key`, `value [tokens, kv_heads, head_dim]` → `[tokens, heads, head_dim]`.
+
+        `window` w: a position attends to itself and the w − 1 before it. `softcap` c: scores become c·tanh(s/c).
+        """

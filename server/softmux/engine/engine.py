@@ -1,0 +1,230 @@
+"""The engine: a frozen model, its caches, and `step()`."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from softmux.engine.disk import DiskTier
+from softmux.engine.host_adapter import HostAdapter
+from softmux.engine.kv import KVPool
+from softmux.engine.packed import PackedModel
+from softmux.engine.runner import Launched, ModelRunner
+from softmux.engine.selftest import self_test
+from softmux.engine.tiers import AdapterSource, AdapterTiers
+from softmux.errors import InternalError, InvalidRequest, SoftmuxError
+from softmux.formats.parts import Parts
+from softmux.scheduler.batch import Batch
+from softmux.scheduler.radix import RootKey
+from softmux.scheduler.scheduler import Scheduler
+from softmux.scheduler.sequence import Sequence
+from softmux.settings import Settings
+from softmux.types import ModelSpec, Output, SamplingParams
+
+log = logging.getLogger(__name__)
+
+_CPU_KV_TOKENS = 32768
+_CPU_KV_BYTES = 2 << 30
+_GROUP = 8
+
+
+@dataclass(slots=True)
+class StepNews:
+    """What a step brought: outputs by sequence, sequences that ended in an error, and the batch that ran."""
+
+    outputs: list[tuple[Sequence, Output]] = field(default_factory=list)
+    failed: list[tuple[Sequence, SoftmuxError]] = field(default_factory=list)
+    batch: Batch | None = None
+    seconds: float = 0.0
+
+
+def pick_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+class Engine:
+    """Loads, self-tests and runs one model. Single-threaded: one caller adds sequences and calls `step`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        source: AdapterSource,
+        *,
+        on_arrival: Callable[[], None] = lambda: None,
+        disk_folder: Path | None = None,
+    ) -> None:
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        device = pick_device(settings.device)
+        self.model = PackedModel.load(settings.model, device=device, dtype=pick_dtype(settings.dtype, device))
+        slots = settings.kv_tokens or self._kv_tokens(settings)
+        context = min(self.model.context_length, settings.context_length or self.model.context_length, slots)
+        self.spec: ModelSpec = self.model.spec(context)
+        disk = DiskTier(disk_folder, settings.disk_cache_bytes) if disk_folder is not None else None
+        self.tiers = AdapterTiers(
+            spec=self.spec,
+            dtype=self.model.dtype,
+            budget=settings.host_cache_bytes,
+            source=source,
+            disk=disk,
+            on_arrival=on_arrival,
+        )
+        self.scheduler = Scheduler(
+            slots=slots,
+            max_rows=settings.max_rows,
+            max_step_tokens=settings.max_step_tokens,
+            context_length=context,
+            eos=self.model.eos_token_ids,
+            shelf=self.tiers,
+            max_waiting=settings.max_waiting,
+            group=_GROUP if settings.group_by_adapter else 1,
+        )
+        self.runner = ModelRunner(
+            self.model,
+            slots=slots,
+            max_rows=settings.max_rows,
+            context_length=context,
+            resident_vectors=settings.resident_vectors,
+            tiers=self.tiers,
+        )
+        self._overlap = device.type == "cuda"
+        self._flying: Launched | None = None
+        self.steps = 0
+        self_test(self.runner, self.spec)
+
+    def _kv_tokens(self, settings: Settings) -> int:
+        each = KVPool.bytes_per_token(self.model.layers, self.model.dtype)
+        if self.model.device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(self.model.device)
+            spare = free - (1 - settings.kv_memory_fraction) * total - (1 << 30)  # the step's own tensors
+            return max(64, int(spare // each))
+        return max(1024, min(_CPU_KV_TOKENS, _CPU_KV_BYTES // each))
+
+    # --- sequences ---------------------------------------------------------------------------------------------------
+
+    def key(self, tenant: str, digest: str | None) -> RootKey:
+        return RootKey(tenant, digest, self.spec.base_fingerprint, self.spec.dtype)
+
+    def add(
+        self,
+        sequence_id: str,
+        tokens: tuple[int, ...],
+        sampling: SamplingParams,
+        *,
+        root: RootKey,
+        now: float,
+        client: bytes = b"",
+        sample: int = 0,
+        deadline: float | None = None,
+    ) -> Sequence:
+        """Queues a sequence. Raises a `SoftmuxError` where it can't ever run."""
+        if not tokens:
+            raise InvalidRequest("the prompt has no tokens; send at least one", param="prompt")
+        if max(tokens) >= self.spec.vocab_size:
+            raise InvalidRequest(f"token id {max(tokens)} is not below {self.spec.vocab_size}", param="prompt")
+        if root.digest is None and min(tokens) < 0:
+            raise InvalidRequest("token ids must not be negative", param="prompt")
+        if sampling.seed is None and sampling.temperature > 0:
+            sampling = SamplingParams(**{**_fields(sampling), "seed": secrets.randbits(63)})
+        sequence = Sequence(
+            id=sequence_id,
+            client=client,
+            root=root,
+            tokens=list(tokens),
+            sampling=sampling,
+            arrival=now,
+            sample=sample,
+            deadline=deadline,
+        )
+        self.scheduler.add(sequence)
+        return sequence
+
+    def adopt(self, root: RootKey, parts: Parts) -> None:
+        """Puts an adapter that is at hand into host memory, without any store."""
+        self.tiers.adopt(root, HostAdapter.from_parts(parts, self.model.dtype))
+
+    # --- the loop's body ---------------------------------------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        """Nothing to do until a sequence or an adapter arrives."""
+        return self._flying is None and not self.scheduler.running and not self._movable()
+
+    def _movable(self) -> bool:
+        return self.scheduler.waiting.next_line() is not None
+
+    def step(self) -> StepNews:
+        """One step: schedule, run, book. With overlap, the tokens it brings are those of the step before."""
+        began = time.perf_counter()
+        news = StepNews()
+        for adapter in self.tiers.arrivals():
+            if not self.scheduler.adapter_arrived(adapter):
+                self.tiers.no_longer_awaited(adapter)
+        batch, news.failed = self.scheduler.next(time.monotonic())
+        launched = None
+        if batch.rows:
+            try:
+                launched = self.runner.launch(batch)
+                self.steps += 1
+            except Exception as error:
+                log.exception("a step of %d rows failed", len(batch.rows))
+                self._land(news)
+                self._fell(batch, error, news)
+        if self._overlap:
+            self._flying, launched = launched, self._flying
+        if launched is not None:
+            self._book(launched, news)
+        news.batch = batch
+        news.seconds = time.perf_counter() - began
+        return news
+
+    def _land(self, news: StepNews) -> None:
+        if self._flying is not None:
+            flying, self._flying = self._flying, None
+            self._book(flying, news)
+
+    def _book(self, launched: Launched, news: StepNews) -> None:
+        output = self.runner.collect(launched)
+        for sequence, out in self.scheduler.update(launched.batch, output, time.monotonic()):
+            if out.finish_reason == "abort":
+                news.failed.append((sequence, _not_finite(sequence)))
+            else:
+                news.outputs.append((sequence, out))
+
+    def _fell(self, batch: Batch, error: Exception, news: StepNews) -> None:
+        self.runner.forget_rows()
+        for sequence in self.scheduler.step_failed(batch):
+            news.failed.append((sequence, InternalError(f"the step that ran this request failed: {error}")))
+
+    def check_integrity(self) -> None:
+        self.scheduler.check_integrity()
+        self.tiers.check_integrity()
+        self.runner.vocabulary.check_integrity()
+
+    def close(self) -> None:
+        self.tiers.close()
+
+
+def _not_finite(sequence: Sequence) -> SoftmuxError:
+    digest = sequence.root.digest
+    whose = f"adapter {digest}" if digest else "the base model"
+    return InternalError(f"{whose} gave logits that are not finite for this request; check the adapter's vectors")
+
+
+def _fields(sampling: SamplingParams) -> dict[str, object]:
+    return {name: getattr(sampling, name) for name in sampling.__struct_fields__}

@@ -1,0 +1,80 @@
+"""Names for a base model and its tokenizer that change when, and only when, what they compute may change."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+_CHUNK = 1 << 24
+_VOLATILE = {
+    "_name_or_path",
+    "transformers_version",
+    "torch_dtype",
+    "dtype",
+    "architectures",
+    "use_cache",
+    "_attn_implementation",
+    "_attn_implementation_internal",
+    "attn_implementation",
+}
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer_config.json",
+)
+
+
+def base_fingerprint(folder: Path, config: dict[str, Any]) -> str:
+    """`sha256:…` over every tensor (name, dtype, shape, bytes), in name order, and the config's lasting fields.
+
+    How the tensors are spread over files does not matter; the dtype they are served in is not part of it (the KV
+    dtype is a part of every cache key instead). Reads the files once, in pieces; raises OSError or ValueError for a
+    folder without safetensors.
+    """
+    tensors: dict[str, tuple[Path, int, dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                tensors[name] = (path, 8 + length, entry)
+    if not tensors:
+        raise ValueError(f"{folder} holds no .safetensors weights; convert the model with save_pretrained first")
+    digest = hashlib.sha256()
+    kept = {key: value for key, value in config.items() if key not in _VOLATILE}
+    digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
+    for name in sorted(tensors):
+        path, offset, entry = tensors[name]
+        digest.update(json.dumps([name, entry["dtype"], entry["shape"]]).encode())
+        begin, end = entry["data_offsets"]
+        with path.open("rb") as file:
+            file.seek(offset + begin)
+            left = end - begin
+            while left:
+                piece = file.read(min(left, _CHUNK))
+                if not piece:
+                    raise ValueError(f"{path} is truncated: download or copy the model again")
+                digest.update(piece)
+                left -= len(piece)
+    return "sha256:" + digest.hexdigest()
+
+
+def tokenizer_fingerprint(folder: Path) -> str:
+    """`sha256:…` over the tokenizer's own files, as they lie in the model's folder."""
+    digest = hashlib.sha256()
+    for name in _TOKENIZER_FILES:
+        path = folder / name
+        if path.is_file():
+            content = path.read_bytes()
+            digest.update(f"{name}:{len(content)}:".encode())
+            digest.update(content)
+    return "sha256:" + digest.hexdigest()

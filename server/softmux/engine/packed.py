@@ -1,0 +1,212 @@
+"""The frozen transformers module, unmodified, run over packed `[1, tokens]` inputs."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+
+from softmux.engine.attention.base import AttentionBackend, PackedRows
+from softmux.engine.fingerprint import base_fingerprint, tokenizer_fingerprint
+from softmux.errors import SelfTestFailed
+from softmux.types import LayerKV, ModelSpec
+
+log = logging.getLogger(__name__)
+_names = itertools.count()
+_ROPE_BY_LENGTH = {"dynamic", "longrope"}
+
+
+@dataclass(slots=True)
+class _Probe:
+    """Stands in for a backend during one forward, and takes down what each layer asks of attention."""
+
+    layers: dict[int, LayerKV]
+    name: str = "probe"
+
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **_: Any) -> torch.Tensor:
+        if key.shape != value.shape:
+            raise SelfTestFailed(f"layer {layer} has keys and values of different shapes; softmux cannot serve that")
+        self.layers[layer] = LayerKV(kv_heads=key.shape[1], head_dim=key.shape[2])
+        repeats = query.shape[1] // value.shape[1]
+        return value.repeat_interleave(repeats, 1)
+
+
+class PackedModel:
+    """A causal language model whose attention goes through one `AttentionBackend`.
+
+    `module` is what transformers loaded, untouched; its attention implementation is a name registered for this object
+    alone, so several models can live in a process. `folder` is where its files lie.
+    """
+
+    def __init__(self, module: nn.Module, folder: Path, model_id: str) -> None:
+        self.module: Any = module.eval().requires_grad_(False)
+        self.folder = folder
+        self.model_id = model_id
+        self.config: Any = module.config
+        self.text_config: Any = self.config.get_text_config()
+        self.device: torch.device = next(module.parameters()).device
+        self.dtype: torch.dtype = next(module.parameters()).dtype
+        self.embedding: nn.Module = self.module.get_input_embeddings()
+        self._attention = f"softmux_{next(_names)}"
+        self._backend: Any = None
+        AttentionInterface.register(self._attention, self._attend)
+        self.layers = self._probe()
+
+    @classmethod
+    def load(cls, model: str, *, device: torch.device, dtype: torch.dtype) -> PackedModel:
+        """From a folder in Hugging Face's layout, or a hub id. Only safetensors are read; no code of the model's.
+
+        Raises `SelfTestFailed` with what is wrong where it can't be loaded as a causal language model.
+        """
+        folder = Path(model)
+        if not folder.is_dir():
+            from huggingface_hub import snapshot_download
+
+            try:
+                folder = Path(snapshot_download(model, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model"]))
+            except Exception as error:
+                raise SelfTestFailed(f"--model {model}: no such folder, and not to be had from the hub: {error}") from error
+        try:
+            config = AutoConfig.from_pretrained(folder)
+            module = AutoModelForCausalLM.from_pretrained(
+                folder, config=config, dtype=dtype, use_safetensors=True, attn_implementation="eager"
+            ).to(device)
+        except Exception as error:
+            raise SelfTestFailed(f"{model} cannot be loaded as a causal language model: {error}") from error
+        return cls(module, folder, model)
+
+    # --- the packed run ----------------------------------------------------------------------------------------------
+
+    def use(self, backend: AttentionBackend) -> None:
+        self._backend = backend
+        self.module.set_attn_implementation(self._attention)
+
+    def _attend(
+        self,
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        **_: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """transformers' attention interface: `[1, heads, tokens, head_dim]` in, `[1, tokens, heads, head_dim]` out."""
+        layer: Any = module.layer_idx
+        output = self._backend.attend(
+            layer,
+            query[0].transpose(0, 1),
+            key[0].transpose(0, 1),
+            value[0].transpose(0, 1),
+            scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+            window=sliding_window,
+            softcap=softcap,
+        )
+        return output[None], None
+
+    def forward(
+        self, embeddings: torch.Tensor, positions: torch.Tensor, wanted: torch.Tensor, rows: PackedRows
+    ) -> torch.Tensor:
+        """One step. `embeddings [tokens, hidden]`, `positions [tokens]`, `wanted [rows]` packed indices whose logits
+        are needed → logits `[rows, vocab]` in the model's dtype, by the module's own head and scaling."""
+        self._backend.begin(rows)
+        output = self.module(
+            inputs_embeds=embeddings[None], position_ids=positions[None], use_cache=False, logits_to_keep=wanted
+        )
+        logits: torch.Tensor = output.logits[0]
+        return logits
+
+    def eager(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """The reference: the same module, its own eager attention, one row from its start → logits of every token."""
+        self.module.set_attn_implementation("eager")
+        try:
+            output = self.module(inputs_embeds=embeddings[None], use_cache=False)
+        finally:
+            if self._backend is not None:
+                self.module.set_attn_implementation(self._attention)
+        logits: torch.Tensor = output.logits[0]
+        return logits
+
+    def _probe(self) -> tuple[LayerKV, ...]:
+        """The layers' KV shapes, as the module itself shows them in a forward of one token."""
+        probe = _Probe({})
+        self._backend = probe
+        self.module.set_attn_implementation(self._attention)
+        try:
+            with torch.inference_mode():
+                ids = torch.zeros((1, 1), dtype=torch.int64, device=self.device)
+                self.module(
+                    inputs_embeds=self.embedding(ids), position_ids=torch.zeros_like(ids), use_cache=False
+                )
+        except SelfTestFailed:
+            raise
+        except Exception as error:
+            raise SelfTestFailed(f"{self.architecture} does not run with a packed input: {error}") from error
+        finally:
+            self._backend = None
+        expected = self.text_config.num_hidden_layers
+        if sorted(probe.layers) != list(range(expected)):
+            raise SelfTestFailed(
+                f"{self.architecture} sends the attention of {len(probe.layers)} of its {expected} layers through "
+                "transformers' AttentionInterface; softmux can only serve models that send all of it"
+            )
+        return tuple(probe.layers[layer] for layer in range(expected))
+
+    # --- what others may know ----------------------------------------------------------------------------------------
+
+    @property
+    def architecture(self) -> str:
+        return type(self.module).__name__
+
+    @property
+    def context_length(self) -> int:
+        """Positions a sequence may use. Where rotary frequencies depend on the longest row of the batch (dynamic and
+        long RoPE), the length up to which they do not: a packed step must not let one row change another."""
+        length = int(getattr(self.text_config, "max_position_embeddings", 0) or 2048)
+        rope = getattr(self.text_config, "rope_parameters", None) or {}
+        kinds = {entry.get("rope_type") for entry in [rope, *rope.values()] if isinstance(entry, dict)}
+        if kinds & _ROPE_BY_LENGTH:
+            original = rope.get("original_max_position_embeddings") or getattr(
+                self.text_config, "original_max_position_embeddings", None
+            )
+            if original:
+                length = min(length, int(original))
+        return length
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        generation = getattr(self.module, "generation_config", None)
+        eos = getattr(generation, "eos_token_id", None)
+        if eos is None:
+            eos = getattr(self.text_config, "eos_token_id", None)
+        if eos is None:
+            return ()
+        return tuple(eos) if isinstance(eos, list | tuple) else (int(eos),)
+
+    def spec(self, context_length: int) -> ModelSpec:
+        """Reads the weights' files once for the fingerprint."""
+        weight: Any = self.embedding.weight
+        return ModelSpec(
+            model_id=self.model_id,
+            architecture=self.architecture,
+            dtype=str(self.dtype).removeprefix("torch."),
+            hidden_size=int(weight.shape[1]),
+            vocab_size=int(self.text_config.vocab_size),
+            context_length=context_length,
+            base_fingerprint=base_fingerprint(self.folder, self.config.to_dict()),
+            tokenizer_fingerprint=tokenizer_fingerprint(self.folder),
+            layers=self.layers,
+            eos_token_ids=self.eos_token_ids,
+            parameters=sum(parameter.numel() for parameter in self.module.parameters()),
+            device=str(self.device),
+            embedding_norm=float(weight.float().norm(dim=-1).mean()),
+        )

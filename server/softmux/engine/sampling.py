@@ -1,0 +1,150 @@
+"""From logits to the next token of every row, whatever each row asks for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+
+from softmux.scheduler.sequence import Sequence
+from softmux.types import TokenLogprobs
+
+_MASK64 = (1 << 64) - 1
+
+
+def uniform(seed: int, sample: int, position: int) -> float:
+    """The random number in [0, 1) that chooses token `position` of a sample: a function of nothing else, so the same
+    seed gives the same tokens whatever shares the batch. SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), 53 bits."""
+    state = (seed * 0x9E3779B97F4A7C15 + sample * 0xD1B54A32D192ED03 + position * 0x8CB92BA72F3D8DD7) & _MASK64
+    for _ in range(2):
+        state = (state + 0x9E3779B97F4A7C15) & _MASK64
+        z = state
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK64
+        state = z ^ (z >> 31)
+    return (state >> 11) * 2.0**-53
+
+
+@dataclass(slots=True)
+class Choice:
+    """One row of logits and how its token is chosen. `position` counts the tokens generated before it."""
+
+    sequence: Sequence
+    position: int
+
+
+@dataclass(slots=True)
+class Sampled:
+    """`tokens [rows]` int64, −1 where a row's logits are not finite; log probabilities of the rows that want them."""
+
+    tokens: torch.Tensor
+    chosen: torch.Tensor | None = None
+    top: tuple[torch.Tensor, torch.Tensor] | None = None
+    wanting: tuple[int, ...] = ()
+
+
+def sample(logits: torch.Tensor, choices: list[Choice], eos: tuple[int, ...]) -> Sampled:
+    """Chooses each row's token. `logits [rows, vocab]`; changed in place where a row asks for it.
+
+    Order: logit bias, the ban on ending before `min_tokens`, penalties; then for rows with a temperature:
+    temperature, top-k, top-p, min-p, and inverse-CDF sampling by `uniform`. Log probabilities are of the model's own
+    distribution, before any of it.
+    """
+    logits = logits.float()
+    wanting = tuple(i for i, choice in enumerate(choices) if choice.sequence.sampling.logprobs is not None)
+    raw = logits[list(wanting)].log_softmax(-1) if wanting else None
+    highest, _ = logits.max(-1)
+    finite = highest.isfinite()
+    _adjust(logits, choices, eos)
+    tokens = logits.argmax(-1)
+    drawn = [i for i, choice in enumerate(choices) if choice.sequence.sampling.temperature > 0]
+    if drawn:
+        index = torch.tensor(drawn, device=logits.device)
+        tokens[index] = _draw(logits[index], [choices[i] for i in drawn])
+    tokens = torch.where(finite, tokens, -1)
+    if raw is None:
+        return Sampled(tokens)
+    most = min(max(choices[i].sequence.sampling.logprobs or 0 for i in wanting), raw.shape[1])
+    chosen = raw.gather(1, tokens[list(wanting)].clamp(min=0)[:, None])[:, 0]
+    top = raw.topk(most, dim=-1) if most else None
+    return Sampled(tokens, chosen, (top.indices, top.values) if top is not None else None, wanting)
+
+
+def logprobs_of(sampled: Sampled, choices: list[Choice]) -> list[TokenLogprobs | None]:
+    """The rows' log probabilities as plain values; waits for the device."""
+    found: list[TokenLogprobs | None] = [None] * len(choices)
+    if sampled.chosen is None:
+        return found
+    chosen = sampled.chosen.tolist()
+    ids, values = (part.tolist() for part in sampled.top) if sampled.top is not None else ([], [])
+    for at, row in enumerate(sampled.wanting):
+        count = choices[row].sequence.sampling.logprobs or 0
+        found[row] = TokenLogprobs(
+            chosen[at], tuple(ids[at][:count]) if count else (), tuple(values[at][:count]) if count else ()
+        )
+    return found
+
+
+def _adjust(logits: torch.Tensor, choices: list[Choice], eos: tuple[int, ...]) -> None:
+    for row, choice in enumerate(choices):
+        sampling = choice.sequence.sampling
+        if sampling.logit_bias:
+            ids = torch.tensor([token for token, _ in sampling.logit_bias], device=logits.device)
+            logits[row, ids] += torch.tensor([bias for _, bias in sampling.logit_bias], device=logits.device)
+        if choice.position < sampling.min_tokens and not sampling.ignore_eos and eos:
+            logits[row, torch.tensor(eos, device=logits.device)] = float("-inf")
+        if sampling.needs_history:
+            _penalise(logits[row], choice.sequence)
+
+
+def _penalise(logits: torch.Tensor, sequence: Sequence) -> None:
+    """Repetition (CTRL, arXiv 1909.05858: prompt and output), frequency and presence (OpenAI's: output only)."""
+    sampling = sequence.sampling
+    if sampling.repetition_penalty != 1.0:
+        seen = torch.tensor(sorted({token for token in sequence.tokens if token >= 0}), device=logits.device)
+        if len(seen):
+            values = logits[seen]
+            logits[seen] = torch.where(
+                values > 0, values / sampling.repetition_penalty, values * sampling.repetition_penalty
+            )
+    counts = Counter(sequence.tokens[sequence.prompt_length :])
+    if counts and (sampling.frequency_penalty or sampling.presence_penalty):
+        ids = torch.tensor(list(counts), device=logits.device)
+        times = torch.tensor(list(counts.values()), device=logits.device, dtype=logits.dtype)
+        logits[ids] -= times * sampling.frequency_penalty + sampling.presence_penalty
+
+
+def _draw(logits: torch.Tensor, choices: list[Choice]) -> torch.Tensor:
+    """Inverse-CDF sampling over the tokens each row leaves in play. `logits [rows, vocab]` → `[rows]`."""
+    samplings = [choice.sequence.sampling for choice in choices]
+    device = logits.device
+    temperature = torch.tensor([s.temperature for s in samplings], device=device)
+    probabilities = (logits / temperature[:, None]).softmax(-1)
+    at = torch.tensor(
+        [uniform(s.seed or 0, c.sequence.sample, c.position) for s, c in zip(samplings, choices, strict=True)],
+        device=device,
+        dtype=torch.float64,
+    )
+    order = None
+    if any(s.top_k or s.top_p < 1 or s.min_p for s in samplings):
+        probabilities, order = probabilities.sort(-1, descending=True, stable=True)
+        rank = torch.arange(probabilities.shape[1], device=device)
+        size = probabilities.shape[1]
+        top_k = torch.tensor([s.top_k or size for s in samplings], device=device)
+        probabilities = probabilities.masked_fill(rank >= top_k[:, None], 0)
+        top_p = torch.tensor([s.top_p for s in samplings], device=device, dtype=torch.float64)
+        total = probabilities.double().sum(-1, keepdim=True)
+        before = probabilities.double().cumsum(-1) - probabilities
+        beyond = (before >= top_p[:, None] * total) & (top_p < 1)[:, None]
+        beyond[:, 0] = False
+        probabilities = probabilities.masked_fill(beyond, 0)
+        min_p = torch.tensor([s.min_p for s in samplings], device=device)
+        probabilities = probabilities.masked_fill(probabilities < min_p[:, None] * probabilities[:, :1], 0)
+    cumulative = probabilities.double().cumsum(-1)
+    target = at[:, None] * cumulative[:, -1:]
+    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())  # the last token with any probability
+    index = torch.minimum(torch.searchsorted(cumulative, target, right=True), last)
+    if order is not None:
+        index = order.gather(1, index)
+    return index[:, 0]

@@ -1,0 +1,91 @@
+"""Before anything is served: does the packed run compute what the eager module computes, on this very model?"""
+
+from __future__ import annotations
+
+import torch
+
+from softmux.engine.host_adapter import HostAdapter
+from softmux.engine.runner import ModelRunner
+from softmux.errors import SelfTestFailed
+from softmux.scheduler.radix import RootKey
+from softmux.scheduler.scheduler import Scheduler
+from softmux.scheduler.sequence import Sequence
+from softmux.types import ModelSpec, Output, SamplingParams, TokenLogprobs
+
+_VIRTUAL = 3
+_GENERATED = 3
+_LENGTHS = (5, 9, 6, 4)
+_TOLERANCE = {torch.float32: 2e-3}
+_HALF_TOLERANCE = 0.3
+"""Of log probabilities. Half precision rounds each of a model's many sums; a wrong position or mask is far beyond."""
+
+
+def self_test(runner: ModelRunner, spec: ModelSpec) -> None:
+    """Runs four short rows, two of them behind random learned vectors, in chunks of a few tokens with decodes between,
+    and compares the log probabilities of what they generate with the eager module's.
+
+    Raises `SelfTestFailed` where they differ by more than rounding.
+    """
+    generator = torch.Generator().manual_seed(0)
+    weight: torch.Tensor = runner.model.embedding.weight  # type: ignore[assignment]
+    spread = float(weight.float().std())
+    vectors = (torch.randn((_VIRTUAL, spec.hidden_size), generator=generator) * spread).to(runner.model.dtype)
+    bare = RootKey("self-test", None, spec.base_fingerprint, spec.dtype)
+    tuned = bare._replace(digest="self-test")
+    runner.tiers.adopt(tuned, HostAdapter(vectors=vectors))
+    scheduler = Scheduler(
+        slots=runner.pool.slots,
+        max_rows=4,
+        max_step_tokens=8,
+        context_length=spec.context_length,
+        eos=(),
+        shelf=runner.tiers,
+    )
+    sampling = SamplingParams(max_tokens=_GENERATED, logprobs=min(20, spec.vocab_size))
+    text = torch.randint(0, spec.vocab_size, (sum(_LENGTHS),), generator=generator).split(_LENGTHS)
+    sequences = []
+    for i, (root, ids) in enumerate(zip((bare, tuned, bare, tuned), text, strict=True)):
+        lead = [-1 - j for j in range(_VIRTUAL)] if root is tuned else []
+        sequences.append(
+            Sequence(id=str(i), client=b"", root=root, tokens=lead + ids.tolist(), sampling=sampling, arrival=0.0)
+        )
+        scheduler.add(sequences[-1])
+    told: dict[str, list[TokenLogprobs]] = {sequence.id: [] for sequence in sequences}
+    while scheduler.running or len(scheduler.waiting):
+        batch, _ = scheduler.next(0.0)
+        for sequence, output in scheduler.update(batch, runner.collect(runner.launch(batch)), 0.0):
+            _heard(sequence, output, told)
+    worst = max(_difference(runner, vectors, sequence, told[sequence.id]) for sequence in sequences)
+    scheduler.check_integrity()
+    runner.forget_rows()
+    runner.vocabulary.forget(tuned)
+    runner.tiers.forget(tuned)
+    tolerance = _TOLERANCE.get(runner.model.dtype, _HALF_TOLERANCE)
+    if not worst <= tolerance:
+        raise SelfTestFailed(
+            f"self-test: the packed run of {spec.architecture} differs from the eager module by {worst:.3g} in log "
+            f"probability (at most {tolerance:g} is rounding); softmux cannot serve this model correctly"
+        )
+
+
+def _heard(sequence: Sequence, output: Output, told: dict[str, list[TokenLogprobs]]) -> None:
+    if output.finish_reason == "abort":
+        raise SelfTestFailed("self-test: the model gives logits that are not finite")
+    told[sequence.id].extend(output.logprobs)
+
+
+@torch.inference_mode()
+def _difference(
+    runner: ModelRunner, vectors: torch.Tensor, sequence: Sequence, told: list[TokenLogprobs]
+) -> float:
+    """The largest difference, over the tokens a sequence generated, between its log probabilities and eager ones."""
+    model = runner.model
+    ids = torch.tensor(sequence.tokens, device=model.device)
+    embeddings = model.embedding(ids.clamp(min=0))
+    embeddings[: sequence.lead] = vectors[: sequence.lead].to(embeddings)
+    expected = model.eager(embeddings).float().log_softmax(-1)
+    worst = 0.0
+    for i, row in enumerate(told):
+        reference = expected[sequence.prompt_length - 1 + i, list(row.top_ids)].cpu()
+        worst = max(worst, float((reference - torch.tensor(row.top_logprobs)).abs().max()))
+    return worst

@@ -1,0 +1,236 @@
+"""The prefix-KV cache's index: a radix tree of token ids whose edges name the KV slots of their tokens.
+
+Each branch starts at a root that names everything that shapes the values below it (`RootKey`), so one tenant's, one
+adapter's or one dtype's KV is never found under another's. A token id may be virtual (negative): under a root with an
+adapter's digest it names that adapter's learned vector, so ids and vectors cannot be confused (vLLM issue 56655).
+
+After RadixAttention (Zheng et al., SGLang, NeurIPS 2024, arXiv 2312.07104), to the token.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class RootKey(NamedTuple):
+    """What shapes the KV below a root. `digest` None is the bare model: salted by its tenant all the same."""
+
+    tenant: str
+    digest: str | None
+    base_fingerprint: str
+    kv_dtype: str
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """An edge and what hangs below it. `refs` counts the sequences that hold it or something below it."""
+
+    root: RootKey
+    parent: Node | None
+    tokens: list[int]
+    slots: list[int]
+    children: dict[int, Node] = field(default_factory=dict)
+    refs: int = 0
+    last_used: int = 0
+    attached: bool = True
+    """False once evicted: the heap of candidates may still name it."""
+
+
+class RadixTree:
+    """Owns every slot its edges name, until `evict` or `clear` gives them back to the caller."""
+
+    def __init__(self) -> None:
+        self._roots: dict[RootKey, Node] = {}
+        self._clock = itertools.count(1)
+        self._order = itertools.count()
+        self._candidates: list[tuple[int, int, Node]] = []
+        self._candidate_limit = 1024
+        self.tokens = 0
+        self.evictable = 0
+
+    # --- finding -----------------------------------------------------------------------------------------------------
+
+    def root(self, key: RootKey) -> Node:
+        node = self._roots.get(key)
+        if node is None:
+            node = self._roots[key] = Node(root=key, parent=None, tokens=[], slots=[])
+        return node
+
+    def match(self, start: Node, tokens: Sequence[int], begin: int, end: int) -> tuple[Node, list[int]]:
+        """The longest path below `start` that spells `tokens[begin:end]`: its last node, and the slots along it.
+
+        An edge that matches in part is split, so that the returned node ends exactly where the match does.
+        """
+        node, slots, at = start, [], begin
+        now = next(self._clock)
+        node.last_used = now
+        while at < end:
+            child = node.children.get(tokens[at])
+            if child is None:
+                break
+            edge = child.tokens
+            limit = min(len(edge), end - at)
+            same = 1
+            while same < limit and edge[same] == tokens[at + same]:
+                same += 1
+            if same < len(edge):
+                child = self._split(child, same)
+            child.last_used = now
+            slots.extend(child.slots)
+            node = child
+            at += same
+        return node, slots
+
+    def _split(self, node: Node, at: int) -> Node:
+        """Cuts `node`'s edge after `at` tokens; returns the new upper half. `node` stays the lower half."""
+        parent = node.parent
+        assert parent is not None
+        upper = Node(
+            root=node.root,
+            parent=parent,
+            tokens=node.tokens[:at],
+            slots=node.slots[:at],
+            children={node.tokens[at]: node},
+            refs=node.refs,
+            last_used=node.last_used,
+        )
+        parent.children[upper.tokens[0]] = upper
+        node.tokens = node.tokens[at:]
+        node.slots = node.slots[at:]
+        node.parent = upper
+        return upper
+
+    # --- growing -----------------------------------------------------------------------------------------------------
+
+    def append(self, node: Node, tokens: list[int], slots: list[int]) -> Node | None:
+        """A new edge below `node`, taking over `slots`; None, and nothing taken, where that path begins already."""
+        if tokens[0] in node.children:
+            return None
+        child = Node(root=node.root, parent=node, tokens=tokens, slots=slots, last_used=next(self._clock))
+        node.children[tokens[0]] = child
+        self.tokens += len(tokens)
+        self.evictable += len(tokens)
+        self._offer(child)
+        return child
+
+    def absorb(self, node: Node, tokens: list[int], slots: list[int]) -> list[int]:
+        """Keeps what a finished sequence computed below `node`; returns the slots the tree had no need of."""
+        if not tokens:
+            return []
+        last, known = self.match(node, tokens, 0, len(tokens))
+        spare = slots[: len(known)]
+        if len(known) < len(tokens):
+            self.append(last, tokens[len(known) :], slots[len(known) :])
+        return spare
+
+    # --- holding -----------------------------------------------------------------------------------------------------
+
+    def lock(self, node: Node) -> None:
+        """Nothing on the path from `node` to its root is evicted until `unlock`."""
+        at: Node | None = node
+        while at is not None:
+            if at.refs == 0:
+                self.evictable -= len(at.tokens)
+            at.refs += 1
+            at = at.parent
+
+    def unlock(self, node: Node) -> None:
+        at: Node | None = node
+        while at is not None:
+            at.refs -= 1
+            if at.refs == 0:
+                self.evictable += len(at.tokens)
+                self._offer(at)
+            at = at.parent
+
+    def _offer(self, node: Node) -> None:
+        if node.refs == 0 and not node.children:
+            heapq.heappush(self._candidates, (node.last_used, next(self._order), node))
+            if len(self._candidates) > self._candidate_limit:
+                self._drop_stale_candidates()
+
+    def _drop_stale_candidates(self) -> None:
+        """A leaf is offered again each time it is let go; without evictions those entries would pile up."""
+        leaves = {id(node): node for _, _, node in self._candidates if node.attached and not node.children}
+        self._candidates = [(node.last_used, next(self._order), node) for node in leaves.values() if node.refs == 0]
+        heapq.heapify(self._candidates)
+        self._candidate_limit = max(1024, 4 * len(self._candidates))
+
+    # --- shrinking ---------------------------------------------------------------------------------------------------
+
+    def evict(self, count: int) -> list[int]:
+        """Frees at least `count` slots if that many are unreferenced, least recently used leaves first."""
+        freed: list[int] = []
+        while len(freed) < count and self._candidates:
+            used, _, node = heapq.heappop(self._candidates)
+            if not node.attached or node.refs or node.children:
+                continue
+            if node.last_used != used:  # used since it was offered: its turn comes later
+                self._offer(node)
+                continue
+            freed.extend(self._detach(node))
+        return freed
+
+    def _detach(self, node: Node) -> list[int]:
+        node.attached = False
+        parent = node.parent
+        if parent is None:
+            del self._roots[node.root]
+            return []
+        del parent.children[node.tokens[0]]
+        self.tokens -= len(node.tokens)
+        self.evictable -= len(node.tokens)
+        if parent.refs == 0 and not parent.children:
+            if parent.parent is None:
+                self._detach(parent)
+            else:
+                self._offer(parent)
+        return node.slots
+
+    def clear(self) -> list[int]:
+        """Forgets everything (no sequence may hold a node); returns every slot."""
+        freed = [slot for node in self.nodes() for slot in node.slots]
+        if any(node.refs for node in self.nodes()):
+            raise RuntimeError("the prefix cache is cleared while sequences hold parts of it")
+        self._roots.clear()
+        self._candidates.clear()
+        self.tokens = self.evictable = 0
+        return freed
+
+    # --- looking -----------------------------------------------------------------------------------------------------
+
+    def nodes(self) -> Iterator[Node]:
+        pending = list(self._roots.values())
+        while pending:
+            node = pending.pop()
+            pending.extend(node.children.values())
+            yield node
+
+    def check_integrity(self, holders: Sequence[Node] = ()) -> None:
+        """Counts agree with the tree, children with their parents, references with `holders`."""
+        expected: dict[int, int] = {}
+        for holder in holders:
+            at: Node | None = holder
+            while at is not None:
+                expected[id(at)] = expected.get(id(at), 0) + 1
+                at = at.parent
+        tokens = evictable = 0
+        offered = {id(node) for _, _, node in self._candidates}
+        for node in self.nodes():
+            assert len(node.tokens) == len(node.slots), "an edge has as many slots as tokens"
+            assert node.refs == expected.get(id(node), 0), f"references of {node.root} are off"
+            assert node.attached
+            for first, child in node.children.items():
+                assert child.tokens[0] == first
+                assert child.parent is node
+                assert child.root == node.root, "an edge hangs below another root"
+            tokens += len(node.tokens)
+            if node.refs == 0:
+                evictable += len(node.tokens)
+                if node.parent is not None and not node.children:
+                    assert id(node) in offered, "an unreferenced leaf can never be evicted"
+        assert (tokens, evictable) == (self.tokens, self.evictable), "token counts are off"

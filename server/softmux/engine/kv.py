@@ -18,9 +18,7 @@ class KVPool:
     A token's heads lie together, so that a kernel that walks a row's slots reads whole lines of memory.
     """
 
-    def __init__(
-        self, layers: Sequence[LayerKV], slots: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, layers: Sequence[LayerKV], slots: int, dtype: torch.dtype, device: torch.device) -> None:
         self.slots = slots
         self.dtype = dtype
         self.device = device

@@ -71,7 +71,9 @@ class PackedModel:
             try:
                 folder = Path(snapshot_download(model, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model"]))
             except Exception as error:
-                raise SelfTestFailed(f"--model {model}: no such folder, and not to be had from the hub: {error}") from error
+                raise SelfTestFailed(
+                    f"--model {model}: no such folder, and not to be had from the hub: {error}"
+                ) from error
         try:
             config = AutoConfig.from_pretrained(folder)
             module = AutoModelForCausalLM.from_pretrained(
@@ -144,9 +146,7 @@ class PackedModel:
         try:
             with torch.inference_mode():
                 ids = torch.zeros((1, 1), dtype=torch.int64, device=self.device)
-                self.module(
-                    inputs_embeds=self.embedding(ids), position_ids=torch.zeros_like(ids), use_cache=False
-                )
+                self.module(inputs_embeds=self.embedding(ids), position_ids=torch.zeros_like(ids), use_cache=False)
         except SelfTestFailed:
             raise
         except Exception as error:

@@ -75,9 +75,7 @@ def _heard(sequence: Sequence, output: Output, told: dict[str, list[TokenLogprob
 
 
 @torch.inference_mode()
-def _difference(
-    runner: ModelRunner, vectors: torch.Tensor, sequence: Sequence, told: list[TokenLogprobs]
-) -> float:
+def _difference(runner: ModelRunner, vectors: torch.Tensor, sequence: Sequence, told: list[TokenLogprobs]) -> float:
     """The largest difference, over the tokens a sequence generated, between its log probabilities and eager ones."""
     model = runner.model
     ids = torch.tensor(sequence.tokens, device=model.device)

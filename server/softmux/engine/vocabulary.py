@@ -29,9 +29,7 @@ class VirtualVocabulary:
         """Adapters whose vectors are in the table."""
         return len(self._resident)
 
-    def rows_of(
-        self, adapter: RootKey, vectors: Callable[[], torch.Tensor], keep: set[RootKey]
-    ) -> list[int]:
+    def rows_of(self, adapter: RootKey, vectors: Callable[[], torch.Tensor], keep: set[RootKey]) -> list[int]:
         """The table rows of an adapter's vectors, in order. `vectors()` (`[k, hidden]`) is asked for on a miss;
         `keep` names adapters of the same step, which must stay."""
         rows = self._resident.get(adapter)

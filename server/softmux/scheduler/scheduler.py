@@ -198,7 +198,7 @@ class Scheduler:
         adapter, start = sequence.adapter, sequence.computed
         if adapter is None or start >= sequence.lead:
             return True
-        ready = min(self._shelf.compiled(adapter), end)
+        ready = min(self._shelf.compiled(adapter), sequence.lead, end)
         if ready <= start:
             return True
         taken = self._take(ready - start, sequence, batch)

@@ -1,0 +1,47 @@
+"""`python -m softmux.worker CONFIG`: started by the supervisor, never by hand."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from softmux.errors import InternalError, SelfTestFailed
+from softmux.registry.reader import BlobReader
+from softmux.scheduler.radix import RootKey
+from softmux.settings import Settings
+from softmux.worker.config import REFUSED, WorkerConfig
+
+
+def main() -> int:
+    config = msgspec.json.decode(sys.argv[1].encode(), type=WorkerConfig)
+    settings = Settings(**config.settings)
+    logging.basicConfig(level=settings.log_level.upper(), format="worker %(levelname)s %(name)s: %(message)s")
+    from transformers.utils import logging as transformers_logging
+
+    from softmux.worker.process import Worker
+
+    transformers_logging.set_verbosity_error()  # its notices on a model's files are not the operator's business
+    transformers_logging.disable_progress_bar()
+    reader = BlobReader(config.registry_url, config.blob_url)
+
+    def source(key: RootKey) -> Mapping[str, bytes]:
+        if key.digest is None:
+            raise InternalError("the bare model has no adapter to load")
+        _, files = reader.read(key.tenant, key.digest)
+        return files
+
+    try:
+        worker = Worker(config.endpoint, settings, source, Path(config.data) / "cache" / "kv")
+    except SelfTestFailed as error:
+        print(error.message, file=sys.stderr)  # noqa: T201 - the supervisor shows this line
+        return REFUSED
+    worker.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

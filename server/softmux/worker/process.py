@@ -1,0 +1,200 @@
+"""The worker's loop: messages in, one step, messages out."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections import defaultdict
+from pathlib import Path
+from types import FrameType
+
+import msgspec
+import zmq
+
+from softmux.engine.engine import Engine, StepNews
+from softmux.engine.tiers import AdapterSource
+from softmux.errors import BadRequest, DeadlineExceeded, SoftmuxError
+from softmux.scheduler.sequence import Sequence
+from softmux.settings import Settings
+from softmux.types import Output
+from softmux.worker.canary import CLIENT, Canary
+from softmux.worker.messages import (
+    PROTOCOL,
+    Abort,
+    Admit,
+    Failed,
+    Generate,
+    Hello,
+    Outputs,
+    Ping,
+    ToClient,
+    ToWorker,
+    Welcome,
+)
+from softmux.worker.stats import WorkerStats
+
+log = logging.getLogger(__name__)
+
+_STATS_SECONDS = 0.5
+_IDLE_SECONDS = 0.25
+_STUCK_SECONDS = 0.002
+"""How long the loop rests when rows wait for room: a client's abort or an adapter's arrival ends it."""
+
+
+class Worker:
+    """Serves one engine to any number of API processes over a ROUTER socket. `run` returns on SIGTERM."""
+
+    def __init__(self, endpoint: str, settings: Settings, source: AdapterSource, disk_folder: Path | None) -> None:
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self.engine = Engine(settings, source, on_arrival=self.wake, disk_folder=disk_folder)
+        self._stats = WorkerStats(self.engine)
+        self._canary = Canary(self.engine)
+        self._socket = zmq.Context.instance().socket(zmq.ROUTER)
+        self._socket.set_hwm(0)  # a slow client's tokens wait in memory rather than being dropped
+        self._socket.router_mandatory = True  # a client that has gone is told to us, not passed over
+        self._socket.linger = 1000
+        self._socket.bind(endpoint)
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._wake_read, zmq.POLLIN)
+        self._decoder = msgspec.msgpack.Decoder(ToWorker)
+        self._encoder = msgspec.msgpack.Encoder()
+        self._clients: set[bytes] = set()
+        self._stopping = False
+
+    def wake(self) -> None:
+        """Ends the loop's rest. Called from any thread."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._wake_write, b"\0")
+
+    def stop(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
+        self._stopping = True
+        self.wake()
+
+    def run(self) -> None:
+        parent = os.getppid()
+        signal.signal(signal.SIGTERM, self.stop)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle: it drains, then ends us
+        told = 0.0
+        rest = 0.0
+        while not self._stopping:
+            self._receive(rest)
+            news = self.engine.step()
+            self._expire()
+            self._deliver(news)
+            now = time.monotonic()
+            if now - told >= _STATS_SECONDS:
+                told = now
+                if os.getppid() != parent:
+                    log.warning("the server is gone: the worker ends, too")
+                    break
+                self._tell_stats()
+            ran = news.batch is not None and bool(news.batch.rows)
+            rest = 0.0 if ran else _IDLE_SECONDS if self.engine.idle else _STUCK_SECONDS
+        self.engine.close()
+        self._socket.close()
+
+    # --- in ----------------------------------------------------------------------------------------------------------
+
+    def _receive(self, rest: float) -> None:
+        for source, _ in self._poller.poll(rest * 1000):
+            if source == self._wake_read:
+                os.read(self._wake_read, 4096)
+        while True:
+            try:
+                client, payload = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._clients.add(client)
+            try:
+                self._handle(client, self._decoder.decode(payload))
+            except msgspec.DecodeError as error:
+                log.error("a message that is not of protocol %d: %s", PROTOCOL, error)
+
+    def _handle(self, client: bytes, message: ToWorker) -> None:
+        match message:
+            case Generate():
+                self._generate(client, message)
+            case Abort():
+                self.engine.scheduler.abort(client, message.id)
+            case Admit():
+                for owner, answer in self._canary.start(client, message, time.monotonic()):
+                    self._send(owner, answer)
+            case Hello():
+                self._hello(client, message)
+            case Ping():
+                self._send(client, self._stats.snapshot())
+
+    def _hello(self, client: bytes, hello: Hello) -> None:
+        if hello.protocol != PROTOCOL:
+            error = BadRequest(f"the API speaks protocol {hello.protocol}, the worker {PROTOCOL}: restart both")
+            self._send(client, Failed(id="", code=error.code, message=error.message))
+            return
+        self.engine.scheduler.abort_client(client)  # a client that came back has forgotten its sequences
+        self._send(client, Welcome(protocol=PROTOCOL, model=self.engine.spec))
+
+    def _generate(self, client: bytes, message: Generate) -> None:
+        now = time.monotonic()
+        root = self.engine.key(message.tenant, message.adapter.digest if message.adapter else None)
+        try:
+            self.engine.add(
+                message.id,
+                message.tokens,
+                message.sampling,
+                root=root,
+                now=now,
+                client=client,
+                sample=message.sample,
+                deadline=None if message.deadline is None else now + message.deadline,
+            )
+        except SoftmuxError as error:
+            self._fail(client, message.id, error)
+
+    # --- out ---------------------------------------------------------------------------------------------------------
+
+    def _deliver(self, news: StepNews) -> None:
+        self._stats.observe(news)
+        outputs: defaultdict[bytes, list[Output]] = defaultdict(list)
+        for sequence, output in news.outputs:
+            if sequence.client == CLIENT:
+                for owner, answer in self._canary.heard(sequence, output):
+                    self._send(owner, answer)
+            else:
+                outputs[sequence.client].append(output)
+        for client, batch in outputs.items():
+            self._send(client, Outputs(outputs=tuple(batch)))
+        for sequence, error in news.failed:
+            self._failed(sequence, error)
+
+    def _expire(self) -> None:
+        for sequence in self.engine.scheduler.expired(time.monotonic()):
+            error = DeadlineExceeded("the request's deadline passed before it was done; raise it, or ask for less")
+            self._failed(sequence, error)
+
+    def _failed(self, sequence: Sequence, error: SoftmuxError) -> None:
+        if sequence.client == CLIENT:
+            for owner, answer in self._canary.failed(sequence, error):
+                self._send(owner, answer)
+        else:
+            self._fail(sequence.client, sequence.id, error)
+
+    def _fail(self, client: bytes, sequence_id: str, error: SoftmuxError) -> None:
+        self._send(client, Failed(id=sequence_id, code=error.code, message=error.message, param=error.param))
+
+    def _tell_stats(self) -> None:
+        snapshot = self._stats.snapshot()
+        for client in list(self._clients):
+            self._send(client, snapshot)
+
+    def _send(self, client: bytes, message: ToClient) -> None:
+        try:
+            self._socket.send_multipart([client, self._encoder.encode(message)], zmq.NOBLOCK)
+        except zmq.ZMQError:
+            log.warning("a client is gone: its sequences are ended")
+            self._clients.discard(client)
+            self.engine.scheduler.abort_client(client)

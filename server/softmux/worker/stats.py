@@ -1,0 +1,96 @@
+"""What the worker counts, under the names that `softmux.telemetry` declares."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+
+from softmux.engine.engine import Engine, StepNews
+from softmux.worker.messages import Histogram, Stats
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
+BUCKETS: dict[str, tuple[float, ...]] = {
+    "request_queue_time_seconds": _SECONDS,
+    "step_seconds": _SECONDS,
+    "adapter_load_seconds": _SECONDS,
+    "batch_rows": _ROWS,
+    "batch_adapters": _ROWS,
+}
+
+
+class _Counts:
+    def __init__(self, buckets: tuple[float, ...]) -> None:
+        self.buckets = buckets
+        self.counts = [0] * (len(buckets) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.buckets, value)] += 1
+        self.sum += value
+
+    def snapshot(self) -> Histogram:
+        total, cumulative = 0, []
+        for count in self.counts:
+            total += count
+            cumulative.append(total)
+        return Histogram(tuple(cumulative), self.sum)
+
+
+class WorkerStats:
+    """Counts what steps bring; `snapshot` adds the engine's present state."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._histograms = {name: _Counts(buckets) for name, buckets in BUCKETS.items()}
+        self._generated = 0
+        self._computed = 0
+        self._prefixes = 0
+        self._swapped = 0
+
+    def observe(self, news: StepNews) -> None:
+        for _, output in news.outputs:
+            self._generated += len(output.tokens)
+            if output.queue_seconds:
+                self._histograms["request_queue_time_seconds"].observe(output.queue_seconds)
+        tiers = self._engine.tiers.counts
+        for seconds in tiers.seconds:
+            self._histograms["adapter_load_seconds"].observe(seconds)
+        tiers.seconds.clear()
+        if news.batch is None or not news.batch.rows:
+            return
+        self._computed += news.batch.tokens
+        self._prefixes += len(news.batch.saves)
+        self._swapped += len(news.batch.loads)
+        self._histograms["step_seconds"].observe(news.seconds)
+        self._histograms["batch_rows"].observe(len(news.batch.rows))
+        adapters = {row.sequence.root for row in news.batch.rows if row.sequence.adapter is not None}
+        self._histograms["batch_adapters"].observe(len(adapters))
+
+    def snapshot(self) -> Stats:
+        engine = self._engine
+        scheduler, tiers = engine.scheduler, engine.tiers
+        used = scheduler.pool.capacity - scheduler.pool.free
+        return Stats(
+            counters={
+                "engine_steps_total": engine.steps,
+                "engine_step_tokens_total": self._computed,
+                "engine_generated_tokens_total": self._generated,
+                "prefix_cache_queries_total": scheduler.prefix_queries,
+                "prefix_cache_hits_total": scheduler.prefix_hits,
+                "num_preemptions_total": scheduler.preemptions,
+                "adapter_prefixes_computed_total": self._prefixes,
+                "adapter_prefixes_copied_total": self._swapped,
+                "adapter_vector_swaps_total": engine.runner.vocabulary.swaps,
+            },
+            gauges={
+                "num_requests_running": len(scheduler.running),
+                "num_requests_waiting": len(scheduler.waiting),
+                "kv_cache_usage_perc": used / scheduler.pool.capacity,
+                "prefix_cache_tokens": scheduler.tree.tokens,
+                "adapters_in_host_memory": tiers.resident,
+                "adapters_host_bytes": tiers.host_bytes,
+                "adapters_with_resident_vectors": engine.runner.vocabulary.resident,
+            },
+            histograms={name: counts.snapshot() for name, counts in self._histograms.items()},
+            labelled={"adapter_loads_total": {tier: float(count) for tier, count in tiers.counts.loads.items()}},
+        )

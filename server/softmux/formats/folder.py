@@ -121,7 +121,7 @@ def _check_names(files: Mapping[str, bytes]) -> None:
                 hint = " A pair of a soft prompt and a LoRA is not served by this server yet."
             raise InvalidAdapter(
                 f"A file named “{shown(name)}” does not belong to an adapter; send {', '.join(ALLOWED_FILES)}.{hint}",
-                param=shown(name),
+                param=shown(name) or "(no name)",
             )
     _require(files, others=())
 

@@ -19,6 +19,7 @@ from softmux.formats.config import (
     PTuningConfig,
     invalid_field,
 )
+from softmux.formats.json_file import shown
 from softmux.formats.parts import Float32Array, Parts, PrefixPart, PromptPart
 from softmux.formats.tensors import Tensor, expect, invalid_tensor
 from softmux.types import Method, ModelSpec
@@ -106,14 +107,13 @@ def _encoded(
     encoder: dict[str, Tensor] = {}
     rest: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        # PEFT's model holds the encoder as `prompt_encoder.<adapter's name>`.
-        inner = name.removeprefix("prompt_encoder.").removeprefix("default.")
-        if inner in encoder:
-            raise invalid_tensor(name, f"it and “{encoder[inner].name}” are the same weight; send it once.")
-        if inner in encoder_shapes:
-            encoder[inner] = tensor
-        else:
+        inner = _name_in_encoder(name, encoder_shapes)
+        if inner is None:
             rest[name] = tensor
+        elif inner in encoder:
+            raise invalid_tensor(name, f"it and “{shown(encoder[inner].name)}” are the same weight; send it once.")
+        else:
+            encoder[inner] = tensor
     if not encoder:
         return expect(rest, {SAVED: saved_shape})[SAVED]
     saved = expect(rest, {SAVED: saved_shape})[SAVED] if rest else None
@@ -129,6 +129,15 @@ def _encoded(
             SAVED, "it differs from what the encoder's weights beside it compute; send one of the two."
         )
     return saved
+
+
+def _name_in_encoder(name: str, encoder_shapes: encoders.Shapes) -> str | None:
+    """What the encoder itself calls the tensor that PEFT's model calls `prompt_encoder.<adapter's name>.…`."""
+    model, _, inside = name.partition("prompt_encoder.")
+    candidates = [name, name.removeprefix("default.")]
+    if not model:
+        candidates += [inside, inside.partition(".")[2]]
+    return next((candidate for candidate in candidates if candidate in encoder_shapes), None)
 
 
 METHODS: Mapping[str, MethodFormat] = MappingProxyType(

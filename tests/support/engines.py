@@ -1,0 +1,100 @@
+"""An engine in this process, with adapters from folders, for tests that need no registry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from softmux.engine.engine import Engine
+from softmux.errors import SoftmuxError
+from softmux.formats.folder import load_folder, read_adapter
+from softmux.scheduler.radix import RootKey
+from softmux.settings import Settings
+from softmux.types import DEFAULT_TENANT, Output, SamplingParams, TokenLogprobs
+
+
+class FolderSource:
+    """An adapter source over folders, by digest; counts how often each was fetched."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, Mapping[str, bytes]] = {}
+        self.fetched: list[str] = []
+
+    def __call__(self, key: RootKey) -> Mapping[str, bytes]:
+        assert key.digest is not None
+        self.fetched.append(key.digest)
+        return self.files[key.digest]
+
+
+class Finished:
+    """What one sequence brought."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.logprobs: list[TokenLogprobs] = []
+        self.reason: str | None = None
+        self.cached = 0
+        self.error: SoftmuxError | None = None
+
+    def hear(self, output: Output) -> None:
+        self.tokens.extend(output.tokens)
+        self.logprobs.extend(output.logprobs)
+        self.cached += output.cached_tokens
+        self.reason = output.finish_reason
+
+
+class TestEngine:
+    """`add` sequences, `run` until all have ended, look at `done`."""
+
+    __test__ = False
+
+    def __init__(self, model: Path, disk_folder: Path | None = None, **settings: Any) -> None:
+        chosen = {"device": "cpu", "dtype": "float32", "kv_tokens": 4096, "max_rows": 64, "max_step_tokens": 64}
+        self.source = FolderSource()
+        self.engine = Engine(
+            Settings(model=str(model), **(chosen | settings)), self.source, disk_folder=disk_folder
+        )
+        self.done: dict[str, Finished] = {}
+        self.batches: list[Any] = []
+        self._count = 0
+
+    def adapter(self, folder: Path, tenant: str = DEFAULT_TENANT) -> tuple[RootKey, int]:
+        """Makes a folder's adapter known: its key, and its number of virtual tokens."""
+        files = load_folder(folder)
+        manifest = read_adapter(files, self.engine.spec).manifest
+        self.source.files[manifest.digest] = files
+        return self.engine.key(tenant, manifest.digest), manifest.virtual_tokens
+
+    def add(
+        self, ids: list[int], root: RootKey | None = None, virtual: int = 0, sample: int = 0, **sampling: Any
+    ) -> str:
+        self._count += 1
+        name = str(self._count)
+        self.done[name] = Finished()
+        self.engine.add(
+            name,
+            (*(-1 - i for i in range(virtual)), *ids),
+            SamplingParams(**sampling),
+            root=root or self.engine.key(DEFAULT_TENANT, None),
+            now=0.0,
+            sample=sample,
+        )
+        return name
+
+    def step(self) -> None:
+        news = self.engine.step()
+        if news.batch is not None and news.batch.rows:
+            self.batches.append(news.batch)
+        for sequence, output in news.outputs:
+            self.done[sequence.id].hear(output)
+        for sequence, error in news.failed:
+            self.done[sequence.id].error = error
+
+    def run(self) -> None:
+        while self.engine.scheduler.running or len(self.engine.scheduler.waiting) or not self.engine.idle:
+            self.step()
+        self.engine.check_integrity()
+
+    def close(self) -> None:
+        self.engine.close()

@@ -1,0 +1,64 @@
+"""The frozen base model a task is tuned over: loaded once, in float32, never changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from softmux.demo import NAME, demo_model
+from softmux.formats.layout import TransformersEncoder
+from softmux.tuning.recipe import DEMO_BASE
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """`label` is what adapters say they were made for: a name, never a path of this machine.
+
+    `eos_ids` end a generation; `end_id` is the one that answers are trained to end with.
+    """
+
+    model: Any
+    tokenizer: Any
+    label: str
+    device: torch.device
+    eos_ids: tuple[int, ...]
+
+    @property
+    def encoder(self) -> TransformersEncoder:
+        return TransformersEncoder(self.tokenizer)
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @property
+    def end_id(self) -> int:
+        return self.eos_ids[0]
+
+    def text(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def load_base(name: str, device: str = "auto", cache: Path | None = None) -> Base:
+    """`name` is `demo`, a folder or a hub id; `device` is `auto`, `cpu` or `cuda`."""
+    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    source = str(demo_model(cache)) if name == DEMO_BASE else name
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    label = NAME if name == DEMO_BASE else Path(name).name if Path(name).is_dir() else name
+    return as_base(model.to(where), AutoTokenizer.from_pretrained(source), label)
+
+
+def as_base(model: Any, tokenizer: Any, label: str) -> Base:
+    """A loaded model and tokenizer as a base: frozen, in evaluation mode, where it is."""
+    model.requires_grad_(False)
+    model.eval()
+    stops = model.generation_config.eos_token_id
+    if stops is None:
+        stops = tokenizer.eos_token_id
+    eos_ids = tuple(stops) if isinstance(stops, list | tuple) else (int(stops),)
+    return Base(model, tokenizer, label, next(model.parameters()).device, eos_ids)

@@ -1,0 +1,67 @@
+"""Rows of a task: what a user would send, and what should come back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from softmux.errors import InvalidRequest
+
+MAX_TEXT_BYTES = 1 << 20
+
+
+class BadData(InvalidRequest):
+    """A row that can't be learned from. The message names the file, the row (from 1) and the column."""
+
+    def __init__(self, reason: str, *, file: str, row: int | None = None, column: str | None = None) -> None:
+        place = file if row is None else f"{file}, row {row}"
+        super().__init__(f"{place if column is None else f'{place}, column {column}'}: {reason}.", param="data")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """`text` is the prompt as a user sends it, or the value of the template's slot; `answer` is the text to generate,
+    its leading space included. `file` and `row` (from 1) say where it came from."""
+
+    text: str
+    answer: str
+    file: str = ""
+    row: int = 0
+
+
+def decode(data: bytes, file: str) -> str:
+    """UTF-8, a byte order mark allowed. Raises `BadData` naming the row of the first broken byte."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        row = data[: error.start].count(b"\n") + 1
+        raise BadData(f"byte {error.start} is not UTF-8; save the file as UTF-8", file=file, row=row) from error
+
+
+def checked(examples: Iterable[Example], *, classes: bool) -> list[Example]:
+    """The rows, equal ones once. Raises `BadData` for an empty or huge cell, a text with two answers, no rows at all,
+    and, where the answers are `classes`, for data of one class."""
+    seen: dict[str, Example] = {}
+    last = ""
+    for example in examples:
+        last = example.file
+        for column, cell in (("text", example.text), ("answer", example.answer)):
+            if not cell.strip():
+                raise BadData("the cell is empty", file=example.file, row=example.row, column=column)
+            if len(cell.encode()) > MAX_TEXT_BYTES:
+                raise BadData("the cell is larger than 1 MiB", file=example.file, row=example.row, column=column)
+        first = seen.setdefault(example.text, example)
+        if classes and first.answer != example.answer:
+            raise BadData(
+                f"this text's answer is {example.answer!r}, but row {first.row} of {first.file} has the same text with "
+                f"{first.answer!r}; keep one",
+                file=example.file,
+                row=example.row,
+                column="answer",
+            )
+    if not seen:
+        raise BadData("there are no rows", file=last or "the data")
+    if classes and len({example.answer for example in seen.values()}) < 2:
+        only = next(iter(seen.values()))
+        raise BadData(f"every row's answer is {only.answer!r}; two are needed at least", file=only.file)
+    return list(seen.values())

@@ -1,0 +1,138 @@
+"""What a tuned task is worth: greedy generation on the held-out rows, and the bare model on the same words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from softmux.formats.layout import Layout
+from softmux.tuning.base import Base
+from softmux.tuning.data import Example
+from softmux.tuning.methods import Learned
+from softmux.tuning.recipe import Evaluate, Metric
+from softmux.tuning.rows import Row, bare_text, collate, encode
+
+BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Named shares from 0 to 1 over `rows` held-out rows; the first is the recipe's metric."""
+
+    rows: int
+    values: dict[str, float]
+
+
+def evaluate(
+    base: Base, learned: Learned | None, test: Sequence[Example], how: Evaluate, layout: Layout, labels: Sequence[str]
+) -> Figures:
+    """The figures of `learned`; for None, of the bare model on the same words: `layout`'s text without learned tokens.
+
+    `labels` are the answers of a task that has a few fixed ones; their likelihoods give `label accuracy`.
+    """
+    if learned is None:
+        words = [Example(bare_text(layout.template, example.text), example.answer) for example in test]
+        rows = [encode(example, Layout(), base.encoder, base.vocab_size, None) for example in words]
+    else:
+        rows = [encode(example, layout, base.encoder, base.vocab_size, None) for example in test]
+    texts = generate(base, learned, rows, how.max_tokens)
+    values = score(how.metric, texts, [example.answer for example in test])
+    if labels:
+        likeliest = [labels[i] for i in _likeliest(base, learned, rows, labels)]
+        values["label accuracy"] = _share(a == b.answer for a, b in zip(likeliest, test, strict=True))
+    return Figures(len(test), values)
+
+
+def score(metric: Metric, texts: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
+    """Generated texts against the answers expected."""
+    pairs = list(zip(texts, answers, strict=True))
+    exact = {"exact": _share(text == answer for text, answer in pairs)}
+    starts = {"starts with": _share(text.startswith(answer) for text, answer in pairs)}
+    if metric == "exact":
+        return exact
+    if metric == "starts_with":
+        return starts | exact
+    said = [_fields(text) for text in texts]
+    meant = [_fields(answer) or {} for answer in answers]
+    right = sum(len((a or {}).items() & b.items()) for a, b in zip(said, meant, strict=True))
+    total = sum(len(a or {}) + len(b) for a, b in zip(said, meant, strict=True))
+    return {
+        "field F1": 2 * right / total if total else 0.0,
+        "valid JSON": _share(a is not None for a in said),
+    } | exact
+
+
+@torch.no_grad()
+def generate(base: Base, learned: Learned | None, rows: Sequence[Row], max_tokens: int) -> list[str]:
+    """Greedy texts after each row's input, without the end token, at most `max_tokens` tokens each."""
+    texts = [""] * len(rows)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+    for start in range(0, len(order), BATCH):
+        chosen = order[start : start + BATCH]
+        for i, ids in zip(chosen, _greedy(base, learned, [rows[i] for i in chosen], max_tokens), strict=True):
+            texts[i] = base.text(ids)
+    return texts
+
+
+def _greedy(base: Base, learned: Learned | None, rows: Sequence[Row], max_tokens: int) -> list[list[int]]:
+    inputs = _inputs(base, learned, [Row(row.ids, ()) for row in rows])
+    stops = torch.tensor(base.eos_ids, device=base.device)
+    done = torch.zeros(len(rows), dtype=torch.bool, device=base.device)
+    steps: list[torch.Tensor] = []
+    for _ in range(max_tokens):
+        out = base.model(**inputs, use_cache=True, logits_to_keep=1)
+        token = torch.where(done, stops[0], out.logits[:, -1].argmax(-1))
+        done |= torch.isin(token, stops)
+        steps.append(token)
+        if bool(done.all()):
+            break
+        mask = inputs["attention_mask"]
+        inputs = {
+            "input_ids": token[:, None],
+            "attention_mask": torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1),
+            "position_ids": inputs["position_ids"][:, -1:] + 1,
+            "past_key_values": out.past_key_values,
+        }
+    ids = torch.stack(steps, dim=1).tolist()
+    return [row[: next((i for i, token in enumerate(row) if token in base.eos_ids), len(row))] for row in ids]
+
+
+@torch.no_grad()
+def _likeliest(base: Base, learned: Learned | None, rows: Sequence[Row], labels: Sequence[str]) -> list[int]:
+    """For each row the index of the label with the highest likelihood after its input."""
+    answers = [tuple(base.encoder.encode(label, add_special_tokens=False)) for label in labels]
+    scores = torch.empty(len(rows), len(labels))
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+    for number, answer in enumerate(answers):
+        for start in range(0, len(order), BATCH):
+            chosen = order[start : start + BATCH]
+            inputs = _inputs(base, learned, [Row(rows[i].ids, answer) for i in chosen])
+            logits = base.model(**inputs, logits_to_keep=len(answer) + 1).logits[:, :-1].log_softmax(-1)
+            tokens = torch.tensor(answer, device=base.device).expand(len(chosen), -1)
+            scores[chosen, number] = logits.gather(2, tokens[:, :, None])[:, :, 0].sum(1).cpu()
+    return [int(i) for i in scores.argmax(1)]
+
+
+def _inputs(base: Base, learned: Learned | None, rows: Sequence[Row]) -> dict[str, Any]:
+    if learned is not None:
+        return learned.inputs(learned.collate(rows))
+    batch = collate(rows, prefix=0, device=base.device)
+    return {"input_ids": batch.tokens, "attention_mask": batch.mask, "position_ids": batch.positions}
+
+
+def _fields(text: str) -> dict[str, str] | None:
+    """The object a text says, its values as text; None where it is no JSON object."""
+    try:
+        said = json.loads(text)
+    except json.JSONDecodeError:
+        return None
+    return {str(name): str(value) for name, value in said.items()} if isinstance(said, Mapping) else None
+
+
+def _share(hits: Iterable[bool]) -> float:
+    found = list(hits)
+    return sum(found) / len(found)

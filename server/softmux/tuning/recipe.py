@@ -1,0 +1,154 @@
+"""A recipe: everything that decides what a tuning run does, as a TOML file with a closed schema.
+
+task = "sentiment"
+[data]       where the rows come from
+[method]     what is learned
+[train]      how
+[evaluate]   what is measured on the held-out rows
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from softmux.errors import InvalidAdapter, InvalidRequest
+from softmux.formats.template import Template
+
+DEMO_BASE = "demo"
+TASK_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+
+SourceName = Literal["movie-sentiment", "text-source", "person-or-company", "capital", "address", "file"]
+Metric = Literal["exact", "starts_with", "json_fields"]
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(_Closed):
+    """`source` is a shipped one, or `file`: a CSV or JSONL file at `path` (relative to the recipe) with two columns."""
+
+    source: SourceName
+    path: Path | None = None
+    prompt: str = "prompt"
+    answer: str = "answer"
+    max_tokens: Annotated[int, Field(ge=1)] = 512
+    """A training row longer than this, answer included, is left out and counted; test rows never are."""
+
+    @model_validator(mode="after")
+    def _path_for_a_file(self) -> Data:
+        if (self.source == "file") != (self.path is not None):
+            raise ValueError('path goes with source = "file", and only with it')
+        return self
+
+
+class PromptTuning(_Closed):
+    """Vectors in front of the input (arXiv 2104.08691), begun as the embeddings of `init_text` or of random tokens."""
+
+    kind: Literal["prompt_tuning"]
+    virtual_tokens: Annotated[int, Field(ge=1, le=4096)]
+    init_text: str | None = None
+
+
+class PTuning(_Closed):
+    """Vectors that an encoder makes (arXiv 2103.10385): in front of the input, or where the `template` puts them."""
+
+    kind: Literal["p_tuning"]
+    virtual_tokens: Annotated[int, Field(ge=1, le=4096)]
+    encoder: Literal["MLP", "LSTM"] = "MLP"
+    encoder_hidden_size: Annotated[int, Field(ge=1)] | None = None
+    template: str | None = None
+
+    @model_validator(mode="after")
+    def _template_fits(self) -> PTuning:
+        if self.template is None:
+            return self
+        try:
+            template = Template.parse(self.template)
+            template.check("p_tuning", self.virtual_tokens)
+        except InvalidAdapter as error:
+            raise ValueError(error.message) from error
+        if len(template.slots) != 1:
+            raise ValueError("a row's prompt fills the template's slot, so it must have exactly one")
+        return self
+
+
+class PrefixTuning(_Closed):
+    """Keys and values of every layer (arXiv 2101.00190), trained through a two-layer MLP where `projection` is on."""
+
+    kind: Literal["prefix_tuning"]
+    virtual_tokens: Annotated[int, Field(ge=1, le=4096)]
+    projection: bool = True
+    encoder_hidden_size: Annotated[int, Field(ge=1)] | None = None
+
+
+MethodRecipe = Annotated[PromptTuning | PTuning | PrefixTuning, Field(discriminator="kind")]
+
+
+class Train(_Closed):
+    """AdamW with a linear warm-up to `learning_rate`, then a linear decay to zero at the last step."""
+
+    steps: Annotated[int, Field(ge=1)]
+    batch_rows: Annotated[int, Field(ge=1)] = 16
+    learning_rate: Annotated[float, Field(gt=0)]
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    seed: int = 0
+    validate_every: Annotated[int, Field(ge=1)] = 100
+    patience: Annotated[int, Field(ge=1)] = 10
+    """Stop after so many validations in a row without a better one."""
+    validation_rows: Annotated[int, Field(ge=1)] = 512
+    """At most so many; they come out of the training rows, about a tenth of them."""
+    end_token: bool = True
+    """Whether the end-of-text token is part of every answer, so that the model stops after it."""
+    balance: bool = False
+    """Draw each answer equally often, whatever its share of the rows. For a task with few, fixed answers."""
+
+
+class Evaluate(_Closed):
+    """Greedy generation on the test rows. `exact`: the text is the answer; `starts_with`: it begins with the answer;
+    `json_fields`: valid JSON, and F1 over its (name, value) pairs."""
+
+    metric: Metric = "exact"
+    max_tokens: Annotated[int, Field(ge=1)] = 8
+    bare: bool = True
+    """Whether to measure the same inputs without the learned vectors too."""
+
+
+class Recipe(_Closed):
+    """`base` is `demo` (the demo's base model), or a folder or hub id; `labels` and `notes` go to `softmux.json`."""
+
+    task: Annotated[str, Field(pattern=TASK_PATTERN)]
+    base: str = DEMO_BASE
+    title: str = ""
+    labels: list[str] | dict[str, str] | None = None
+    notes: str | None = None
+    data: Data
+    method: MethodRecipe
+    train: Train
+    evaluate: Evaluate = Evaluate()
+
+    @property
+    def template(self) -> str | None:
+        return self.method.template if isinstance(self.method, PTuning) else None
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in the TOML file at `path`. Raises `InvalidRequest`, whose `param` names the field that is wrong."""
+    try:
+        said = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InvalidRequest(f"There is no recipe at {path}.", param="recipe") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"{path} is no TOML: {error}.", param="recipe") from error
+    try:
+        return Recipe.model_validate(said)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise InvalidRequest(f"{path}, {field or 'the recipe'}: {first['msg']}.", param=field or None) from error

@@ -1,0 +1,46 @@
+"""The data a recipe can name: one module a package, each turning the package's own files into examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from softmux.tuning.data import Example, checked
+from softmux.tuning.fetch import Archive, fetch
+from softmux.tuning.recipe import Data, SourceName
+from softmux.tuning.sources import addresses, countries, hutto, names, table
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """`load` reads the fetched archive; `classes`: the answers are a few fixed ones; `about` goes into READMEs."""
+
+    archive: Archive
+    load: Callable[[Path], list[Example]]
+    classes: bool
+    about: str
+
+
+SOURCES: dict[SourceName, Source] = {
+    "movie-sentiment": Source(hutto.ARCHIVE, hutto.movie_sentiment, True, hutto.ABOUT_SENTIMENT),
+    "text-source": Source(hutto.ARCHIVE, hutto.text_source, True, hutto.ABOUT_SOURCE),
+    "person-or-company": Source(names.ARCHIVE, names.person_or_company, True, names.ABOUT),
+    "capital": Source(countries.ARCHIVE, countries.capitals, False, countries.ABOUT),
+    "address": Source(addresses.ARCHIVE, addresses.parts_as_json, False, addresses.ABOUT),
+}
+
+
+def load(data: Data, folder: Path, cache: Path | None = None) -> list[Example]:
+    """The checked rows of a recipe's `data`; `folder` is the recipe's own. Raises `BadData`, `FetchFailed`."""
+    if data.path is not None:
+        return checked(table.read(folder / data.path, data.prompt, data.answer), classes=False)
+    source = SOURCES[data.source]
+    return checked(source.load(fetch(source.archive, cache)), classes=source.classes)
+
+
+def about(data: Data) -> str:
+    """One sentence on where the rows come from."""
+    if data.path is not None:
+        return f"`{data.path.name}`, columns `{data.prompt}` and `{data.answer}`."
+    return SOURCES[data.source].about

@@ -1,0 +1,40 @@
+"""US addresses cut into labelled parts, in usaddress's source distribution."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from softmux.tuning.data import Example
+from softmux.tuning.fetch import Archive, read_member
+from softmux.tuning.sources import labelled_xml
+
+ARCHIVE = Archive(
+    requirement="usaddress==0.5.16",
+    filename="usaddress-0.5.16.tar.gz",
+    sha256="f7e614e2489c159cf85be1b6f86edbfaf329dbeedef4d002a025757afd1ec6c6",
+)
+ABOUT = "the addresses of `usaddress==0.5.16` (`training/labeled.xml`)."
+
+_MEMBER = "usaddress-0.5.16/training/labeled.xml"
+
+
+def parts_as_json(archive: Path) -> list[Example]:
+    """Addresses, answered by a compact JSON object of their parts: see `as_json`."""
+    return [
+        Example(address.text, as_json(address.tokens), "labeled.xml", address.row)
+        for address in labelled_xml.read(read_member(archive, _MEMBER), "labeled.xml")
+    ]
+
+
+def as_json(tokens: tuple[tuple[str, str], ...]) -> str:
+    """A space, then `{"AddressNumber":"219",…}`: labels in order of first appearance, a label's tokens joined by
+    spaces, without the commas and semicolons around a part (as `usaddress.tag` gives them). A part of nothing else is
+    left out.
+    """
+    parts: dict[str, list[str]] = {}
+    for label, token in tokens:
+        parts.setdefault(label, []).append(token)
+    joined = {label: " ".join(words).strip(" ,;") for label, words in parts.items()}
+    fields = {label: value for label, value in joined.items() if value}
+    return " " + json.dumps(fields, ensure_ascii=False, separators=(",", ":"))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import torch
 
 from softmux.engine.disk import DiskTier
@@ -140,7 +141,7 @@ class Engine:
         if root.digest is None and min(tokens) < 0:
             raise InvalidRequest("token ids must not be negative", param="prompt")
         if sampling.seed is None and sampling.temperature > 0:
-            sampling = SamplingParams(**{**_fields(sampling), "seed": secrets.randbits(63)})
+            sampling = msgspec.structs.replace(sampling, seed=secrets.randbits(63))
         sequence = Sequence(
             id=sequence_id,
             client=client,
@@ -224,7 +225,3 @@ def _not_finite(sequence: Sequence) -> SoftmuxError:
     digest = sequence.root.digest
     whose = f"adapter {digest}" if digest else "the base model"
     return InternalError(f"{whose} gave logits that are not finite for this request; check the adapter's vectors")
-
-
-def _fields(sampling: SamplingParams) -> dict[str, object]:
-    return {name: getattr(sampling, name) for name in sampling.__struct_fields__}

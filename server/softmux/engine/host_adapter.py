@@ -44,7 +44,7 @@ class HostAdapter:
         return len(self.prefix[0][0]) if self.prefix else 0
 
     @property
-    def bytes(self) -> int:
+    def nbytes(self) -> int:
         tensors = [] if self.vectors is None else [self.vectors]
         tensors += [tensor for pair in self.prefix or () for tensor in pair]
         return sum(tensor.nbytes for tensor in tensors)
@@ -55,7 +55,7 @@ class HostAdapter:
         for layer, (keys, values) in enumerate(self.prefix or ()):
             tensors[f"keys.{layer}"] = keys.contiguous()
             tensors[f"values.{layer}"] = values.contiguous()
-        content = save(tensors)
+        content: bytes = save(tensors)
         return hashlib.sha256(content).digest() + content
 
     @classmethod

@@ -45,14 +45,15 @@ class PackedModel:
     """
 
     def __init__(self, module: nn.Module, folder: Path, model_id: str) -> None:
-        self.module: Any = module.eval().requires_grad_(False)
+        loaded: Any = module
+        self.module: Any = loaded.eval().requires_grad_(False)
         self.folder = folder
         self.model_id = model_id
-        self.config: Any = module.config
+        self.config: Any = loaded.config
         self.text_config: Any = self.config.get_text_config()
         self.device: torch.device = next(module.parameters()).device
         self.dtype: torch.dtype = next(module.parameters()).dtype
-        self.embedding: nn.Module = self.module.get_input_embeddings()
+        self.embedding: Any = self.module.get_input_embeddings()
         self._attention = f"softmux_{next(_names)}"
         self._backend: Any = None
         AttentionInterface.register(self._attention, self._attend)
@@ -194,12 +195,12 @@ class PackedModel:
 
     def spec(self, context_length: int) -> ModelSpec:
         """Reads the weights' files once for the fingerprint."""
-        weight: Any = self.embedding.weight
+        hidden_size, norm = self._embedding_scale()
         return ModelSpec(
             model_id=self.model_id,
             architecture=self.architecture,
             dtype=str(self.dtype).removeprefix("torch."),
-            hidden_size=int(weight.shape[1]),
+            hidden_size=hidden_size,
             vocab_size=int(self.text_config.vocab_size),
             context_length=context_length,
             base_fingerprint=base_fingerprint(self.folder, self.config.to_dict()),
@@ -208,5 +209,12 @@ class PackedModel:
             eos_token_ids=self.eos_token_ids,
             parameters=sum(parameter.numel() for parameter in self.module.parameters()),
             device=str(self.device),
-            embedding_norm=float(weight.float().norm(dim=-1).mean()),
+            embedding_norm=norm,
         )
+
+    @torch.inference_mode()
+    def _embedding_scale(self) -> tuple[int, float]:
+        """Width and mean norm of what the embedding module gives (some models scale inside it), over 1,024 ids."""
+        count = min(1024, int(self.text_config.vocab_size))
+        given = self.embedding(torch.arange(count, device=self.device))
+        return int(given.shape[-1]), float(given.float().norm(dim=-1).mean())

@@ -48,7 +48,7 @@ class ModelRunner:
         self.model = model
         self.device = model.device
         self.pool = KVPool(model.layers, slots, model.dtype, model.device)
-        hidden = int(model.embedding.weight.shape[1])  # type: ignore[union-attr,arg-type]
+        hidden = int(model.embedding.weight.shape[1])
         self.vocabulary = VirtualVocabulary(resident_vectors, hidden, model.dtype, model.device)
         self.tiers = tiers
         self._table = torch.zeros((max_rows, context_length), dtype=torch.int64, device=model.device)

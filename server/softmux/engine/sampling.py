@@ -128,7 +128,7 @@ def _draw(logits: torch.Tensor, choices: list[Choice]) -> torch.Tensor:
     )
     order = None
     if any(s.top_k or s.top_p < 1 or s.min_p for s in samplings):
-        probabilities, order = probabilities.sort(-1, descending=True, stable=True)
+        probabilities, order = probabilities.sort(dim=-1, descending=True, stable=True)
         rank = torch.arange(probabilities.shape[1], device=device)
         size = probabilities.shape[1]
         top_k = torch.tensor([s.top_k or size for s in samplings], device=device)

@@ -127,9 +127,9 @@ class AdapterTiers:
         host = self._host.get(adapter)
         if host is None or host.prefix is not None:
             return
-        before = host.bytes
+        before = host.nbytes
         host.prefix = prefix
-        self.host_bytes += host.bytes - before
+        self.host_bytes += host.nbytes - before
         self._write_behind(adapter, host)
         self._shrink()
 
@@ -137,7 +137,7 @@ class AdapterTiers:
         """Puts an adapter that is at hand (an upload under admission) into host memory."""
         if adapter not in self._host:
             self._host[adapter] = host
-            self.host_bytes += host.bytes
+            self.host_bytes += host.nbytes
 
     def forget(self, adapter: RootKey) -> None:
         """Drops an adapter that nothing holds (an upload that was refused)."""
@@ -153,7 +153,7 @@ class AdapterTiers:
 
     def arrivals(self) -> list[RootKey]:
         """Adapters whose loading has ended, well or badly, since the last call."""
-        ended = []
+        ended: list[RootKey] = []
         while True:
             try:
                 arrival = self._arrived.get_nowait()
@@ -212,8 +212,8 @@ class AdapterTiers:
                 self._evict(key)
 
     def _evict(self, key: RootKey) -> None:
-        self.host_bytes -= self._host.pop(key).bytes
+        self.host_bytes -= self._host.pop(key).nbytes
 
     def check_integrity(self) -> None:
-        assert self.host_bytes == sum(host.bytes for host in self._host.values())
+        assert self.host_bytes == sum(host.nbytes for host in self._host.values())
         assert all(host.holds >= 0 for host in self._host.values())

@@ -21,13 +21,13 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_default
 # --- from an API process to the worker -------------------------------------------------------------------------------
 
 
-class Hello(_Message):
+class Hello(_Message, frozen=True, kw_only=True):
     """First message of a client. Answered by `Welcome` once the model is loaded and self-tested."""
 
     protocol: int = PROTOCOL
 
 
-class Generate(_Message):
+class Generate(_Message, frozen=True, kw_only=True):
     """One sequence to generate. A request with n samples or several prompts is several of these.
 
     `tokens` are token ids; `-1 - i` names row i of the adapter's learned vectors (a virtual token). The leading
@@ -46,13 +46,13 @@ class Generate(_Message):
     priority: int = 0
 
 
-class Abort(_Message):
+class Abort(_Message, frozen=True, kw_only=True):
     """The client no longer wants this sequence (stop string found, disconnect, deadline). Unknown ids are ignored."""
 
     id: str
 
 
-class Admit(_Message):
+class Admit(_Message, frozen=True, kw_only=True):
     """Run a not yet stored adapter once on the canary prompt. `files` are the upload's bytes by name."""
 
     id: str
@@ -61,25 +61,25 @@ class Admit(_Message):
     files: dict[str, bytes]
 
 
-class Ping(_Message):
+class Ping(_Message, frozen=True, kw_only=True):
     """Answered by `Stats` at once."""
 
 
 # --- from the worker to an API process -------------------------------------------------------------------------------
 
 
-class Welcome(_Message):
+class Welcome(_Message, frozen=True, kw_only=True):
     protocol: int
     model: ModelSpec
 
 
-class Outputs(_Message):
+class Outputs(_Message, frozen=True, kw_only=True):
     """All the new tokens of a step that belong to this client."""
 
     outputs: tuple[Output, ...]
 
 
-class Failed(_Message):
+class Failed(_Message, frozen=True, kw_only=True):
     """The sequence ended in an error: `from_code(code, message, param)` is what its client is told."""
 
     id: str
@@ -88,7 +88,7 @@ class Failed(_Message):
     param: str | None = None
 
 
-class Admitted(_Message):
+class Admitted(_Message, frozen=True, kw_only=True):
     """The canary ran. `warnings` and `checks` are sentences for a person; the first tokens it made are `tokens`."""
 
     id: str
@@ -104,7 +104,7 @@ class Histogram(msgspec.Struct, frozen=True, array_like=True):
     sum: float
 
 
-class Stats(_Message):
+class Stats(_Message, frozen=True, kw_only=True):
     """Cumulative counters and present gauges of the worker, sent to every client about once a second.
 
     Keys are names of `softmux.telemetry.metrics`; a value never carries a task or tenant.

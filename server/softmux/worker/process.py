@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import msgspec
 import zmq
@@ -54,10 +55,10 @@ class Worker:
         self.engine = Engine(settings, source, on_arrival=self.wake, disk_folder=disk_folder)
         self._stats = WorkerStats(self.engine)
         self._canary = Canary(self.engine)
-        self._socket = zmq.Context.instance().socket(zmq.ROUTER)
+        self._socket: Any = zmq.Context.instance().socket(zmq.ROUTER)
         self._socket.set_hwm(0)  # a slow client's tokens wait in memory rather than being dropped
-        self._socket.router_mandatory = True  # a client that has gone is told to us, not passed over
-        self._socket.linger = 1000
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a client that has gone is told to us, not passed over
+        self._socket.setsockopt(zmq.LINGER, 1000)
         self._socket.bind(endpoint)
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
@@ -102,7 +103,7 @@ class Worker:
     # --- in ----------------------------------------------------------------------------------------------------------
 
     def _receive(self, rest: float) -> None:
-        for source, _ in self._poller.poll(rest * 1000):
+        for source, _ in self._poller.poll(round(rest * 1000)):
             if source == self._wake_read:
                 os.read(self._wake_read, 4096)
         while True:

@@ -108,10 +108,9 @@ class TorchAttention:
         values.index_copy_(0, self._slots, value)
         output = torch.empty((*query.shape[:2], value.shape[-1]), dtype=query.dtype, device=query.device)
         for group in self._groups:
-            shape = (group.rows, group.keys)
-            q = query.index_select(0, group.query_index).unflatten(0, (group.rows, group.queries)).transpose(1, 2)
-            k = keys.index_select(0, group.slots).unflatten(0, shape).transpose(1, 2)
-            v = values.index_select(0, group.slots).unflatten(0, shape).transpose(1, 2)
+            q = _block(query.index_select(0, group.query_index), group.rows, group.queries)
+            k = _block(keys.index_select(0, group.slots), group.rows, group.keys)
+            v = _block(values.index_select(0, group.slots), group.rows, group.keys)
             mask = group.mask(window, query.dtype)
             if softcap is None:
                 grouped = k.shape[1] != q.shape[1]
@@ -124,6 +123,11 @@ class TorchAttention:
             else:
                 output.index_copy_(0, group.query_index[group.kept], flat[group.kept])
         return output
+
+
+def _block(packed: torch.Tensor, rows: int, length: int) -> torch.Tensor:
+    """`[rows · length, heads, head_dim]` as attention wants it: `[rows, heads, length, head_dim]`."""
+    return packed.view(rows, length, *packed.shape[1:]).transpose(1, 2)
 
 
 def _softcapped(

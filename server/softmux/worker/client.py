@@ -1,0 +1,311 @@
+"""The API's end of the wire: one DEALER socket on the event loop, many sequences over it.
+
+One message of the worker carries the new tokens of a whole step, so it is taken apart in one callback, without a task
+or a queue per token: each `Channel` collects what is its own, and its reader is woken once however much has come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import msgspec
+import zmq
+
+from softmux.errors import EngineDown, InternalError, SoftmuxError, from_code
+from softmux.types import ModelSpec, Output
+from softmux.worker.messages import (
+    PROTOCOL,
+    Abort,
+    Admit,
+    Admitted,
+    Failed,
+    Generate,
+    Hello,
+    Outputs,
+    Stats,
+    ToClient,
+    ToWorker,
+    Welcome,
+)
+
+log = logging.getLogger(__name__)
+
+
+class SequenceFailed(msgspec.Struct, frozen=True):
+    """A sequence of a channel ended in an error instead of a last `Output`."""
+
+    id: str
+    error: SoftmuxError
+
+
+Event = Output | SequenceFailed
+
+
+class Channel:
+    """What comes back for the sequences of one request. One reader at a time."""
+
+    __slots__ = ("_client", "_events", "_open", "_waiter")
+
+    def __init__(self, client: WorkerClient, ids: Iterable[str]) -> None:
+        self._client = client
+        self._open = set(ids)
+        self._events: list[Event] = []
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def open(self) -> frozenset[str]:
+        """The ids of sequences that have neither finished nor failed."""
+        return frozenset(self._open)
+
+    async def events(self) -> list[Event]:
+        """All that came since the last call, in order; waits until there is something. Empty once all have ended."""
+        while not self._events and self._open:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        events, self._events = self._events, []
+        return events
+
+    def abort(self, sequence_id: str) -> None:
+        """Ends one sequence early: nothing more comes for it. Unknown and ended ones are ignored."""
+        if sequence_id in self._open:
+            self._open.discard(sequence_id)
+            self._client.abort(sequence_id)
+            self._wake()
+
+    def close(self) -> None:
+        """Ends what is still running. Call it however the request ended."""
+        for sequence_id in list(self._open):
+            self.abort(sequence_id)
+
+    def deliver(self, event: Event, *, last: bool) -> None:
+        """Called by the client's receive loop."""
+        if last:
+            self._open.discard(event.id)
+        self._events.append(event)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class WorkerClient:
+    """Connects to a worker, and again after it was restarted. All methods belong to one event loop.
+
+    While no worker is connected, `submit`, `generate` and `admit` raise `EngineDown`.
+    """
+
+    def __init__(self) -> None:
+        self._context: zmq.Context[Any] = zmq.Context()
+        self._socket: Any = None
+        self._fd = -1
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(ToClient)
+        self._channels: dict[str, Channel] = {}
+        self._admissions: dict[str, asyncio.Future[Admitted]] = {}
+        self._welcome: asyncio.Future[ModelSpec] | None = None
+        self._down: SoftmuxError | None = EngineDown("the engine is starting; try again shortly")
+        self._spec: ModelSpec | None = None
+        self._stats: Stats | None = None
+        self._heard = 0.0
+
+    # --- the connection ----------------------------------------------------------------------------------------------
+
+    async def connect(self, endpoint: str) -> ModelSpec:
+        """Connects to the worker that binds `endpoint` (ipc://…), now or later, and waits until its model is loaded.
+
+        Any earlier connection is dropped, and what ran over it fails. Raises the worker's error where it speaks
+        another protocol.
+        """
+        self.fail_all(EngineDown("the engine is starting; try again shortly"))
+        self._detach()
+        self._loop = asyncio.get_running_loop()
+        self._welcome = self._loop.create_future()
+        socket = self._context.socket(zmq.DEALER)
+        socket.set_hwm(0)  # the scheduler's queue is what bounds the waiting, not the socket
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.RECONNECT_IVL, 50)
+        socket.connect(endpoint)
+        self._socket, self._fd = socket, socket.getsockopt(zmq.FD)
+        self._loop.add_reader(self._fd, self._receive)
+        self._send(Hello())
+        spec = await self._welcome
+        self._spec, self._down = spec, None
+        return spec
+
+    def close(self) -> None:
+        """Drops the connection for good; what still runs fails with `EngineDown`."""
+        self.fail_all(EngineDown("the server is shutting down"))
+        self._detach()
+        self._context.term()
+
+    def fail_all(self, error: SoftmuxError) -> None:
+        """The worker has died: everything in flight fails with `error`, and so does what is asked until `connect`."""
+        self._down = error
+        channels, self._channels = self._channels, {}
+        for sequence_id, channel in channels.items():
+            channel.deliver(SequenceFailed(sequence_id, _again(error)), last=True)
+        admissions, self._admissions = self._admissions, {}
+        for admission in admissions.values():
+            if not admission.done():
+                admission.set_exception(_again(error))
+        if self._welcome is not None and not self._welcome.done():
+            self._welcome.set_exception(error)
+            self._welcome.exception()  # retrieved: nobody may be waiting any more
+
+    # --- what is known of the worker ---------------------------------------------------------------------------------
+
+    @property
+    def ready(self) -> bool:
+        return self._down is None
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's description, known from the first `connect` on. Raises `EngineDown` before."""
+        if self._spec is None:
+            raise _again(self._down or EngineDown("the engine is starting; try again shortly"))
+        return self._spec
+
+    @property
+    def stats(self) -> Stats | None:
+        """The worker's latest numbers; they come about once a second. None before the first."""
+        return self._stats
+
+    @property
+    def silent_seconds(self) -> float:
+        """How long the worker has sent nothing. A long step is silent, too."""
+        return time.monotonic() - self._heard
+
+    @property
+    def sequences(self) -> int:
+        """How many sequences are in flight over this connection."""
+        return len(self._channels)
+
+    # --- requests ----------------------------------------------------------------------------------------------------
+
+    def submit(self, requests: Iterable[Generate]) -> Channel:
+        """Starts sequences whose outputs are read from one channel. `close` it when done. Raises `EngineDown`."""
+        requests = list(requests)
+        self._check_up()
+        channel = Channel(self, (request.id for request in requests))
+        for request in requests:
+            self._channels[request.id] = channel
+            self._send(request)
+        return channel
+
+    async def generate(self, request: Generate) -> AsyncIterator[Output]:
+        """The outputs of one sequence, until its last. Raises the error it failed with. Leaving early aborts it."""
+        channel = self.submit([request])
+        try:
+            while events := await channel.events():
+                for event in events:
+                    if isinstance(event, SequenceFailed):
+                        raise event.error
+                    yield event
+        finally:
+            channel.close()
+
+    def abort(self, sequence_id: str) -> None:
+        """Ends a sequence, whose channel hears nothing more of it. Unknown ids are ignored."""
+        if self._channels.pop(sequence_id, None) is not None and self._down is None:
+            self._send(Abort(id=sequence_id))
+
+    async def admit(self, request: Admit) -> Admitted:
+        """The canary's report on an upload. Raises what the worker found wrong, or `EngineDown`."""
+        self._check_up()
+        answer: asyncio.Future[Admitted] = asyncio.get_running_loop().create_future()
+        self._admissions[request.id] = answer
+        self._send(request)
+        try:
+            return await answer
+        finally:
+            self._admissions.pop(request.id, None)
+
+    def _check_up(self) -> None:
+        if self._down is not None:
+            raise _again(self._down)
+
+    # --- the socket --------------------------------------------------------------------------------------------------
+
+    def _send(self, message: ToWorker) -> None:
+        self._socket.send(self._encoder.encode(message), zmq.NOBLOCK)
+        # The socket's descriptor is edge-triggered, and sending may swallow the edge of a message that came meanwhile.
+        if self._loop is not None and self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            self._loop.call_soon(self._receive)
+
+    def _receive(self) -> None:
+        while self._socket is not None:
+            try:
+                payload = self._socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._heard = time.monotonic()
+            try:
+                message = self._decoder.decode(payload)
+            except msgspec.DecodeError as error:
+                log.error("the worker sent what is not of protocol %d: %s", PROTOCOL, error)
+                continue
+            self._dispatch(message)
+
+    def _dispatch(self, message: ToClient) -> None:
+        match message:
+            case Outputs():
+                channels = self._channels
+                for output in message.outputs:
+                    channel = channels.get(output.id)
+                    if channel is None:
+                        continue  # aborted a moment ago
+                    last = output.finish_reason is not None
+                    if last:
+                        del channels[output.id]
+                    channel.deliver(output, last=last)
+            case Failed():
+                self._failed(message)
+            case Admitted():
+                admission = self._admissions.pop(message.id, None)
+                if admission is not None and not admission.done():
+                    admission.set_result(message)
+            case Stats():
+                self._stats = message
+            case Welcome():
+                self._welcomed(message)
+
+    def _failed(self, message: Failed) -> None:
+        error = from_code(message.code, message.message, message.param)
+        channel = self._channels.pop(message.id, None)
+        if channel is not None:
+            channel.deliver(SequenceFailed(message.id, error), last=True)
+            return
+        waiting = self._admissions.pop(message.id, None) if message.id else self._welcome
+        if waiting is not None and not waiting.done():
+            waiting.set_exception(error)
+
+    def _welcomed(self, message: Welcome) -> None:
+        if self._welcome is None or self._welcome.done():
+            return
+        if message.protocol == PROTOCOL:
+            self._welcome.set_result(message.model)
+        else:
+            error = InternalError(f"the worker speaks protocol {message.protocol}, the API {PROTOCOL}: restart both")
+            self._welcome.set_exception(error)
+
+    def _detach(self) -> None:
+        if self._socket is None:
+            return
+        if self._loop is not None:
+            self._loop.remove_reader(self._fd)
+        self._socket.close()
+        self._socket = None
+
+
+def _again(error: SoftmuxError) -> SoftmuxError:
+    """An equal error: one object raised in many places would gather all their tracebacks."""
+    return type(error)(error.message, param=error.param, retry_after=error.retry_after)

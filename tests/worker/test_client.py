@@ -7,15 +7,15 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.echo_worker import SPEC, EchoWorker
 
 from softmux.errors import EngineDown, InternalError, InvalidAdapter, Overloaded
 from softmux.types import Manifest, Output, SamplingParams
 from softmux.worker.client import SequenceFailed, WorkerClient
 from softmux.worker.messages import Admit, Generate
+from support.echo_worker import SPEC, EchoWorker
 
 
-@pytest.fixture()
+@pytest.fixture
 def peer(tmp_path: Path) -> Iterator[Callable[..., tuple[str, EchoWorker]]]:
     started: list[tuple[EchoWorker, threading.Thread]] = []
 

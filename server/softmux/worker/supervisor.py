@@ -1,0 +1,158 @@
+"""Keeps one worker process alive: starts it, connects the client, tells of its death, starts it again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+
+import msgspec
+
+from softmux.errors import EngineDown, SelfTestFailed, SoftmuxError
+from softmux.types import ModelSpec
+from softmux.worker.client import WorkerClient
+from softmux.worker.config import REFUSED, WorkerConfig
+
+log = logging.getLogger(__name__)
+
+WORKER_COMMAND = (sys.executable, "-m", "softmux.worker")
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 30.0
+_STEADY_SECONDS = 60.0
+"""A worker that lived so long died of something new: the pauses between starts begin again."""
+_TERMINATE_SECONDS = 10.0
+_LOAD_ATTEMPTS = 3
+"""A worker that has never been ready is not started more often than this."""
+_KEPT_LINES = 20
+
+
+class Supervisor:
+    """Runs the worker of `config` for `client`. `run` is the task that does it; `stop` ends both.
+
+    `command` is what a worker is started with, before its one JSON argument.
+    """
+
+    def __init__(self, client: WorkerClient, config: WorkerConfig, *, command: Sequence[str] = WORKER_COMMAND) -> None:
+        self._client = client
+        self._config = config
+        self._command = tuple(command)
+        self._process: asyncio.subprocess.Process | None = None
+        self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._stopping = False
+        self._starts = 0
+        self._ready_once = asyncio.Event()
+        self._spec: ModelSpec | None = None
+        self._fatal: str | None = None
+
+    @property
+    def restarts(self) -> int:
+        """How often the worker was started again."""
+        return max(0, self._starts - 1)
+
+    @property
+    def pid(self) -> int | None:
+        """The worker's process, while there is one."""
+        return None if self._process is None else self._process.pid
+
+    async def ready(self) -> ModelSpec:
+        """Waits until a worker has been ready once. Run `run` beside it, which raises where that never happens."""
+        await self._ready_once.wait()
+        assert self._spec is not None
+        return self._spec
+
+    async def run(self) -> None:
+        """Keeps a worker running until `stop`. Raises `SelfTestFailed` where starting another would not help: it
+        refused the model, never became ready, or came back with another model than the one being served."""
+        pause = _FIRST_PAUSE
+        while not self._stopping:
+            started = time.monotonic()
+            self._starts += 1
+            code = await self._one_life()
+            if self._stopping:
+                return
+            self._give_up(code)
+            if time.monotonic() - started > _STEADY_SECONDS:
+                pause = _FIRST_PAUSE
+            log.error("the worker ended with code %s; it is started again in %.2g s", code, pause)
+            await asyncio.sleep(pause)
+            pause = min(_LONGEST_PAUSE, 2 * pause)
+
+    async def stop(self) -> None:
+        """Ends the worker, by force where it does not listen. Nothing is started any more."""
+        self._stopping = True
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+            try:
+                await asyncio.wait_for(process.wait(), _TERMINATE_SECONDS)
+            except TimeoutError:
+                log.warning("the worker did not end on SIGTERM within %.0f s: killed", _TERMINATE_SECONDS)
+                process.kill()
+                await process.wait()
+
+    async def _one_life(self) -> int:
+        """Starts a worker and connects the client; returns its exit code after its death was told."""
+        self._lines.clear()
+        argument = msgspec.json.encode(self._config).decode()
+        # Its own session: Ctrl-C is for the server, which lets running requests finish before it ends the worker.
+        process = await asyncio.create_subprocess_exec(
+            *self._command,
+            argument,
+            stdin=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+        self._process = process
+        passing = asyncio.create_task(self._pass_stderr(process))
+        connecting = asyncio.create_task(self._connect(process))
+        try:
+            code = await process.wait()
+        except asyncio.CancelledError:
+            process.kill()
+            raise
+        finally:
+            self._client.fail_all(EngineDown("the engine has stopped and is being started again; try again shortly"))
+            connecting.cancel()
+            await asyncio.wait({passing, connecting}, timeout=1.0)
+        return code
+
+    async def _connect(self, process: asyncio.subprocess.Process) -> None:
+        try:
+            spec = await self._client.connect(self._config.endpoint)
+        except EngineDown:
+            return  # the worker died before it was ready
+        except SoftmuxError as error:
+            self._fatal = error.message
+        else:
+            if self._spec is None or spec.base_fingerprint == self._spec.base_fingerprint:
+                self._spec = spec
+                self._ready_once.set()
+                return
+            self._fatal = "the base model's files changed under the running server; start it anew to serve the new ones"
+        process.kill()
+
+    async def _pass_stderr(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stderr is not None
+        with contextlib.suppress(ValueError):  # a line longer than the stream's limit
+            async for line in process.stderr:
+                text = line.decode(errors="replace")
+                sys.stderr.write(text)
+                if text.strip():
+                    self._lines.append(text.rstrip())
+
+    def _give_up(self, code: int) -> None:
+        if self._fatal is not None:
+            raise SelfTestFailed(self._fatal)
+        if code == REFUSED:
+            raise SelfTestFailed(self._lines[-1] if self._lines else "the worker refused the model")
+        if self._spec is None and self._starts >= _LOAD_ATTEMPTS:
+            said = "\n".join(self._lines)
+            raise SelfTestFailed(
+                f"the worker ended {self._starts} times before it was ready, last with code {code}. It said:\n{said}"
+            )

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from softmux.errors import EngineDown, SelfTestFailed
+from softmux.types import SamplingParams
+from softmux.worker.client import WorkerClient
+from softmux.worker.config import WorkerConfig
+from softmux.worker.messages import Generate
+from softmux.worker.supervisor import Supervisor
+from support import echo_worker
+
+COMMAND = (sys.executable, echo_worker.__file__)
+
+
+def supervisor(client: WorkerClient, folder: Path, model: str = "echo") -> Supervisor:
+    config = WorkerConfig(
+        endpoint=f"ipc://{folder}/w.sock",
+        registry_url="unix:///nowhere",
+        blob_url=None,
+        data=str(folder),
+        settings={"model": model},
+    )
+    return Supervisor(client, config, command=COMMAND)
+
+
+def supervised(folder: Path, story: Callable[[WorkerClient, Supervisor], Awaitable[None]]) -> None:
+    async def run() -> None:
+        client = WorkerClient()
+        watched = supervisor(client, folder)
+        running = asyncio.create_task(watched.run())
+        try:
+            await asyncio.wait_for(watched.ready(), 20)
+            await asyncio.wait_for(story(client, watched), 60)
+        finally:
+            await watched.stop()
+            await running
+            client.close()
+
+    asyncio.run(run())
+
+
+def generate(name: str, tokens: tuple[int, ...] = (5,), max_tokens: int = 3) -> Generate:
+    return Generate(id=name, tenant="default", tokens=tokens, sampling=SamplingParams(max_tokens=max_tokens))
+
+
+async def answered(client: WorkerClient, request: Generate) -> int:
+    return sum([len(output.tokens) async for output in client.generate(request)])
+
+
+async def served_again(client: WorkerClient, seconds: float = 20) -> None:
+    limit = time.monotonic() + seconds
+    while not client.ready:
+        assert time.monotonic() < limit, "the worker did not come back"
+        await asyncio.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_killed_worker_is_told_at_once_and_served_again_without_help(tmp_path: Path) -> None:
+    async def story(client: WorkerClient, watched: Supervisor) -> None:
+        first = watched.pid
+        assert first is not None
+        assert await answered(client, generate("before")) == 3
+        running = [asyncio.create_task(answered(client, generate(str(i), max_tokens=100_000))) for i in range(20)]
+        await asyncio.sleep(0.2)
+        os.kill(first, signal.SIGKILL)
+        killed = time.monotonic()
+        results = await asyncio.gather(*running, return_exceptions=True)
+        assert time.monotonic() - killed < 2
+        assert all(isinstance(result, EngineDown) and result.retry_after for result in results)
+        await served_again(client)
+        assert watched.restarts == 1
+        assert watched.pid != first
+        assert await answered(client, generate("after")) == 3
+
+    supervised(tmp_path, story)
+
+
+def test_a_worker_that_dies_of_a_request_comes_back(tmp_path: Path) -> None:
+    async def story(client: WorkerClient, watched: Supervisor) -> None:
+        with pytest.raises(EngineDown):
+            await answered(client, generate("poison", tokens=(255,)))
+        await served_again(client)
+        assert await answered(client, generate("after")) == 3
+
+    supervised(tmp_path, story)
+
+
+def test_stop_ends_the_worker(tmp_path: Path) -> None:
+    pids: list[int] = []
+
+    async def story(client: WorkerClient, watched: Supervisor) -> None:
+        assert watched.pid is not None
+        pids.append(watched.pid)
+
+    supervised(tmp_path, story)
+    assert not alive(pids[0])
+
+
+def test_a_worker_that_refuses_is_not_started_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async def run() -> None:
+        client = WorkerClient()
+        watched = supervisor(client, tmp_path, "refuse")
+        with pytest.raises(SelfTestFailed, match="cannot be served: it echoes"):
+            await asyncio.wait_for(watched.run(), 20)
+        assert watched.restarts == 0
+        client.close()
+
+    asyncio.run(run())
+    assert "cannot be served" in capsys.readouterr().err  # its stderr goes through
+
+
+def test_a_worker_that_is_never_ready_is_given_up(tmp_path: Path) -> None:
+    async def run() -> None:
+        client = WorkerClient()
+        watched = supervisor(client, tmp_path, "crash")
+        with pytest.raises(SelfTestFailed, match="before it was ready, last with code 1"):
+            await asyncio.wait_for(watched.run(), 30)
+        assert watched.restarts == 2
+        client.close()
+
+    asyncio.run(run())
+
+
+def test_a_worker_that_is_still_loading_can_be_stopped(tmp_path: Path) -> None:
+    async def run() -> None:
+        client = WorkerClient()
+        watched = supervisor(client, tmp_path, "deaf")
+        running = asyncio.create_task(watched.run())
+        while watched.pid is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        pid = watched.pid
+        with pytest.raises(EngineDown, match="starting"):
+            client.submit([generate("early")])
+        await asyncio.wait_for(watched.stop(), 8)
+        await running
+        assert not alive(pid)
+        client.close()
+
+    asyncio.run(run())

@@ -24,6 +24,8 @@ class DiskTier:
         self._folder = folder
         self._budget = budget
         folder.mkdir(parents=True, exist_ok=True)
+        for unfinished in folder.glob("*.tmp"):
+            unfinished.unlink(missing_ok=True)
         found = sorted(folder.glob("*.kv"), key=lambda path: path.stat().st_mtime)
         self._sizes = OrderedDict((path.name, path.stat().st_size) for path in found)
         self._used = sum(self._sizes.values())

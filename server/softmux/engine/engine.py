@@ -140,6 +140,11 @@ class Engine:
             raise InvalidRequest(f"token id {max(tokens)} is not below {self.spec.vocab_size}", param="prompt")
         if root.digest is None and min(tokens) < 0:
             raise InvalidRequest("token ids must not be negative", param="prompt")
+        if sampling.max_tokens < 1:
+            raise InvalidRequest("max_tokens must be at least 1", param="max_tokens")
+        for token, _ in sampling.logit_bias:
+            if not 0 <= token < self.spec.vocab_size:
+                raise InvalidRequest(f"token id {token} is not below {self.spec.vocab_size}", param="logit_bias")
         if sampling.seed is None and sampling.temperature > 0:
             sampling = msgspec.structs.replace(sampling, seed=secrets.randbits(63))
         sequence = Sequence(
@@ -174,11 +179,11 @@ class Engine:
         began = time.perf_counter()
         news = StepNews()
         for adapter in self.tiers.arrivals():
-            if not self.scheduler.adapter_arrived(adapter):
-                self.tiers.no_longer_awaited(adapter)
+            self.scheduler.adapter_arrived(adapter)
+        self.tiers.await_only(self.scheduler.waits_for)
         batch, news.failed = self.scheduler.next(time.monotonic())
         launched = None
-        if batch.rows:
+        if batch.rows or batch.loads:  # what is to be copied in is in the tree already, even if no row found room
             try:
                 launched = self.runner.launch(batch)
                 self.steps += 1

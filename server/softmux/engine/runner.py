@@ -64,6 +64,8 @@ class ModelRunner:
         """Runs the step; on a GPU, returns before it has ended."""
         for load in batch.loads:
             self.pool.write(self.tiers.prefix(load.adapter), load.start, load.slots)
+        if not batch.rows:
+            return Launched(batch, [], None)
         self._update_table(batch.rows)
         embeddings, positions = self._inputs(batch.rows)
         packed, wanted = self._pack(batch.rows)

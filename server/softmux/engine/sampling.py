@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from softmux.scheduler.sequence import Sequence
-from softmux.types import TokenLogprobs
+from softmux.types import SamplingParams, TokenLogprobs
 
 _MASK64 = (1 << 64) - 1
 
@@ -115,36 +115,49 @@ def _penalise(logits: torch.Tensor, sequence: Sequence) -> None:
         logits[ids] -= times * sampling.frequency_penalty + sampling.presence_penalty
 
 
+_COLDEST = 1e-4
+"""Temperatures below are taken as this one: it is greedy already, and divides without overflow."""
+
+
 def _draw(logits: torch.Tensor, choices: list[Choice]) -> torch.Tensor:
-    """Inverse-CDF sampling over the tokens each row leaves in play. `logits [rows, vocab]` → `[rows]`."""
+    """Inverse-CDF sampling over the tokens each row leaves in play. `logits [rows, vocab]` → `[rows]`.
+
+    Every row's distribution is summed in the vocabulary's order, whatever its neighbours ask for. A row that is not
+    finite gives some token below the vocabulary's size.
+    """
     samplings = [choice.sequence.sampling for choice in choices]
     device = logits.device
-    temperature = torch.tensor([s.temperature for s in samplings], device=device)
-    probabilities = (logits / temperature[:, None]).softmax(-1)
+    temperature = torch.tensor([max(s.temperature, _COLDEST) for s in samplings], device=device)
+    highest = logits.max(-1, keepdim=True).values
+    probabilities = ((logits - highest) / temperature[:, None]).softmax(-1)
+    filtered = [i for i, s in enumerate(samplings) if s.top_k > 0 or s.top_p < 1 or s.min_p > 0]
+    if filtered:
+        rows = torch.tensor(filtered, device=device)
+        probabilities[rows] = _filtered(probabilities[rows], [samplings[i] for i in filtered])
     at = torch.tensor(
         [uniform(s.seed or 0, c.sequence.sample, c.position) for s, c in zip(samplings, choices, strict=True)],
         device=device,
         dtype=torch.float64,
     )
-    order = None
-    if any(s.top_k or s.top_p < 1 or s.min_p for s in samplings):
-        probabilities, order = probabilities.sort(dim=-1, descending=True, stable=True)
-        rank = torch.arange(probabilities.shape[1], device=device)
-        size = probabilities.shape[1]
-        top_k = torch.tensor([s.top_k or size for s in samplings], device=device)
-        probabilities = probabilities.masked_fill(rank >= top_k[:, None], 0)
-        top_p = torch.tensor([s.top_p for s in samplings], device=device, dtype=torch.float64)
-        total = probabilities.double().sum(-1, keepdim=True)
-        before = probabilities.double().cumsum(-1) - probabilities
-        beyond = (before >= top_p[:, None] * total) & (top_p < 1)[:, None]
-        beyond[:, 0] = False
-        probabilities = probabilities.masked_fill(beyond, 0)
-        min_p = torch.tensor([s.min_p for s in samplings], device=device)
-        probabilities = probabilities.masked_fill(probabilities < min_p[:, None] * probabilities[:, :1], 0)
     cumulative = probabilities.double().cumsum(-1)
-    target = at[:, None] * cumulative[:, -1:]
-    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())  # the last token with any probability
-    index = torch.minimum(torch.searchsorted(cumulative, target, right=True), last)
-    if order is not None:
-        index = order.gather(1, index)
-    return index[:, 0]
+    total = cumulative[:, -1:].contiguous()
+    last = torch.searchsorted(cumulative, total)  # the last token with any probability
+    index = torch.minimum(torch.searchsorted(cumulative, at[:, None] * total, right=True), last)
+    return index[:, 0].clamp(max=logits.shape[1] - 1)
+
+
+def _filtered(probabilities: torch.Tensor, samplings: list[SamplingParams]) -> torch.Tensor:
+    """`[rows, vocab]` with the tokens that top-k, then top-p, then min-p leave out at 0; not normalised again."""
+    size, device = probabilities.shape[1], probabilities.device
+    ranked, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    top_k = torch.tensor([s.top_k if s.top_k > 0 else size for s in samplings], device=device)
+    ranked = ranked.masked_fill(torch.arange(size, device=device) >= top_k[:, None], 0)
+    top_p = torch.tensor([s.top_p for s in samplings], device=device, dtype=torch.float64)
+    exact = ranked.double()
+    before = exact.cumsum(-1) - exact
+    beyond = (before >= top_p[:, None] * exact.sum(-1, keepdim=True)) & (top_p < 1)[:, None]
+    beyond[:, 0] = False
+    ranked = ranked.masked_fill(beyond, 0)
+    min_p = torch.tensor([s.min_p for s in samplings], device=device)
+    ranked = ranked.masked_fill(ranked < min_p[:, None] * ranked[:, :1], 0)
+    return torch.zeros_like(probabilities).scatter_(1, order, ranked)

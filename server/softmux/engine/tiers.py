@@ -88,10 +88,8 @@ class AdapterTiers:
         error = self._failed.pop(adapter, None)
         if error is not None:
             raise error
-        self._awaited.discard(adapter)
         if adapter in self._host:
             self._host.move_to_end(adapter)
-            self.counts.loads["host"] += 1
             return True
         if adapter not in self._loading:
             self._loading.add(adapter)
@@ -102,7 +100,12 @@ class AdapterTiers:
         return self._host[adapter].compiled
 
     def hold(self, adapter: RootKey) -> None:
-        self._host[adapter].holds += 1
+        host = self._host[adapter]
+        if adapter in self._awaited:
+            self._awaited.discard(adapter)
+        elif not host.holds:
+            self.counts.loads["host"] += 1
+        host.holds += 1
 
     def release(self, adapter: RootKey) -> None:
         self._host[adapter].holds -= 1
@@ -134,7 +137,9 @@ class AdapterTiers:
         self._shrink()
 
     def adopt(self, adapter: RootKey, host: HostAdapter) -> None:
-        """Puts an adapter that is at hand (an upload under admission) into host memory."""
+        """Puts an adapter that is at hand (an upload under admission) into host memory, for a sequence that is about
+        to wait for it."""
+        self._awaited.add(adapter)
         if adapter not in self._host:
             self._host[adapter] = host
             self.host_bytes += host.nbytes
@@ -167,24 +172,24 @@ class AdapterTiers:
             self.counts.loads[arrival.tier] += 1
             self.counts.seconds.append(arrival.seconds)
             self.adopt(arrival.key, arrival.adapter)
-            self._awaited.add(arrival.key)  # it stays until the line that waits for it has been asked
             if arrival.adapter.prefix is not None and not arrival.adapter.on_disk:
                 self._write_behind(arrival.key, arrival.adapter)
             self._shrink()
 
     def _load(self, key: RootKey) -> None:
         began = time.perf_counter()
-        adapter, error, tier = self._disk.get(key) if self._disk is not None else None, None, "disk"
-        if adapter is None:
-            tier = "registry"
-            try:
+        adapter, error, tier = None, None, "disk"
+        try:
+            adapter = self._disk.get(key) if self._disk is not None else None
+            if adapter is None:
+                tier = "registry"
                 parts = read_adapter(self._source(key), self._spec).parts
                 adapter = HostAdapter.from_parts(parts, self._dtype)
-            except SoftmuxError as known:
-                error = known
-            except Exception as unknown:
-                log.exception("loading %s failed", key.digest)
-                error = InternalError(f"loading adapter {key.digest} failed: {unknown}")
+        except SoftmuxError as known:
+            error = known
+        except Exception as unknown:
+            log.exception("loading %s failed", key.digest)
+            error = InternalError(f"loading adapter {key.digest} failed: {unknown}")
         self._arrived.put(_Arrival(key, adapter, error, tier, time.perf_counter() - began))
         self._on_arrival()
 
@@ -196,11 +201,18 @@ class AdapterTiers:
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            job()
+            try:
+                job()
+            except Exception:  # a write to the disk tier: a cache may miss one, but never a loader
+                log.exception("a job of the adapter loader failed")
 
-    def no_longer_awaited(self, adapter: RootKey) -> None:
-        """Those who waited for it have gone."""
-        self._awaited.discard(adapter)
+    def await_only(self, waited_for: Callable[[RootKey], bool]) -> None:
+        """What has arrived stays until a sequence holds it, or, told here once a step, nobody waits for it any more;
+        a failure that nobody waits for is forgotten, so that the next request tries again."""
+        for key in [key for key in self._awaited if not waited_for(key)]:
+            self._awaited.discard(key)
+        for key in [key for key in self._failed if not waited_for(key)]:
+            del self._failed[key]
 
     def _shrink(self) -> None:
         if self.host_bytes <= self._budget:

@@ -28,6 +28,10 @@ class WaitingQueue:
     def __len__(self) -> int:
         return self._length
 
+    def __contains__(self, root: RootKey) -> bool:
+        """Whether anyone waits in that line."""
+        return root in self._lines
+
     def __iter__(self) -> Iterator[Sequence]:
         for line in self._lines.values():
             yield from line
@@ -72,12 +76,10 @@ class WaitingQueue:
     def park(self, root: RootKey) -> None:
         self._parked.add(root)
 
-    def unpark(self, root: RootKey) -> bool:
-        """Whether anyone waits in that line."""
+    def unpark(self, root: RootKey) -> None:
         if root in self._parked:
             self._parked.discard(root)
             self._offer(root)
-        return root in self._lines
 
     def remove(self, sequence: Sequence) -> bool:
         line = self._lines.get(sequence.root)

@@ -112,12 +112,13 @@ class Scheduler:
             self._end(sequence, "abort")
         return late
 
-    def adapter_arrived(self, adapter: RootKey) -> bool:
-        """Its line may move again: the adapter is in host memory, or has failed (`ready` will say so).
+    def adapter_arrived(self, adapter: RootKey) -> None:
+        """Its line may move again: the adapter is in host memory, or has failed (`ready` will say so)."""
+        self.waiting.unpark(adapter)
 
-        False where nobody waits for it any more.
-        """
-        return self.waiting.unpark(adapter)
+    def waits_for(self, adapter: RootKey) -> bool:
+        """Whether a sequence waits to run on it."""
+        return adapter in self.waiting
 
     def sequences(self) -> Iterable[Sequence]:
         return self._by_id.values()
@@ -205,7 +206,9 @@ class Scheduler:
         if taken is None:
             return False
         below = self.tree.append(sequence.node, sequence.tokens[start:ready], taken)
-        assert below is not None, "the tree was matched to here a moment ago"
+        if below is None:  # whoever made room for it has left the same tokens in the tree
+            self.pool.give(taken)
+            return self._adopt(sequence, batch)
         batch.loads.append(PrefixLoad(adapter, start, taken))
         self._move(sequence, below, taken)
         return True
@@ -335,8 +338,8 @@ class Scheduler:
                 news.append((sequence, Output(id=sequence.id, finish_reason="abort")))
                 continue
             reason = self._append(sequence, token)
-            first = sequence.generated == 1 or (reason == "stop" and sequence.generated == 0)
             stopped = reason == "stop"
+            first = sequence.generated == (0 if stopped else 1)
             news.append(
                 (
                     sequence,
@@ -365,11 +368,12 @@ class Scheduler:
 
     def step_failed(self, batch: Batch) -> list[Sequence]:
         """A step raised: what it was to write is unknown. Everything cached is forgotten, every running sequence but
-        the batch's own goes back to the queue, and those of the batch are returned, ended."""
+        the batch's own goes back to the queue, and those of the batch are returned, ended. The step before it has
+        been booked by `update`; a sequence of the batch that this ended, or a client, is not ended again."""
         for row in batch.rows:
             self._landed(row.sequence)
             row.sequence.pending = 0
-        felled = list({id(row.sequence): row.sequence for row in batch.rows}.values())
+        felled = [row.sequence for row in batch.rows if not row.sequence.finished]
         for sequence in felled:
             self._end(sequence, "abort")
         for sequence in list(self.running):

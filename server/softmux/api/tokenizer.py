@@ -1,0 +1,96 @@
+"""The model's tokenizer, in the API's process: text to ids, ids to text, chats to text. No torch."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Any
+
+import msgspec
+from tokenizers import Tokenizer as FastTokenizer
+
+from softmux.api.chat import ChatTemplate
+from softmux.api.detokenize import ByteLevelDetokenizer, ByteTable, Detokenizer, WindowDetokenizer
+from softmux.api.tokenizer_export import ExportedTokenizer
+from softmux.errors import InternalError, InvalidRequest
+
+
+class Tokenizer:
+    """An `Encoder` of `softmux.formats.layout`, and the detokenizers that go with it. Safe to use from threads."""
+
+    def __init__(self, exported: ExportedTokenizer) -> None:
+        self._fast: FastTokenizer | None = None
+        self._why_none = exported.why_none
+        self._bytes: ByteTable | None = None
+        self._chat: ChatTemplate | None = None
+        if exported.chat_template is not None:
+            self._chat = ChatTemplate(exported.chat_template, exported.special_tokens)
+        if exported.tokenizer is not None:
+            self._fast = FastTokenizer.from_str(exported.tokenizer)
+            self._fast.no_padding()
+            self._fast.no_truncation()
+            if ByteTable.fits(exported.tokenizer):
+                self._bytes = ByteTable(self._fast)
+
+    @classmethod
+    async def load(cls, model: str) -> Tokenizer:
+        """The tokenizer of a model's folder or hub id, as transformers builds it, in a process of its own.
+
+        A model without a usable one is served by token ids alone. Raises `InternalError` where that process dies.
+        """
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "softmux.api.tokenizer_export",
+            model,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        output, errors = await process.communicate()
+        if process.returncode != 0:
+            lines = errors.decode(errors="replace").strip().splitlines()
+            raise InternalError(
+                f"the tokenizer of {model} can't be loaded: {lines[-1] if lines else 'no reason given'}"
+            )
+        return cls(msgspec.json.decode(output, type=ExportedTokenizer))
+
+    @property
+    def usable(self) -> bool:
+        return self._fast is not None
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        """Raises `InvalidRequest` where the model has no tokenizer."""
+        if self._fast is None:
+            raise InvalidRequest(
+                f"This model has no tokenizer that the server can run ({self._why_none}); send token ids.",
+                param="prompt",
+            )
+        ids: list[int] = self._fast.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def render_chat(self, messages: list[dict[str, Any]]) -> list[int]:
+        """A chat as ids, ready for the assistant's turn. Raises `InvalidRequest` (param `messages`)."""
+        if self._chat is None or self._fast is None:
+            raise InvalidRequest("This model has no chat template; send a prompt instead.", param="messages")
+        return self.encode(self._chat.render(messages), add_special_tokens=False)
+
+    def detokenizer(self) -> Detokenizer:
+        """For one sequence of generated tokens. Special tokens show as nothing."""
+        if self._bytes is not None:
+            return ByteLevelDetokenizer(self._bytes)
+        return WindowDetokenizer(self._decode)
+
+    def token_text(self, token: int) -> str:
+        """One token by itself, special ones included; `bytes:\\x..` for a part of a character."""
+        if self._fast is None:
+            return ""
+        text = str(self._fast.decode([token], skip_special_tokens=False))
+        if "\ufffd" in text:
+            raw = self._bytes.raw(token) if self._bytes is not None else None
+            if raw is not None:
+                return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+            return str(self._fast.id_to_token(token))
+        return text
+
+    def _decode(self, ids: list[int]) -> str:
+        return "" if self._fast is None else str(self._fast.decode(ids, skip_special_tokens=True))

@@ -1,0 +1,55 @@
+"""`python -m softmux.api.tokenizer_export MODEL`: writes what the API needs of the model's tokenizer, as JSON.
+
+The tokenizer is the one transformers builds for the model, so that what is served is tokenized as what was trained.
+transformers imports torch wherever it is installed; in a process of its own, the API stays free of both.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import msgspec
+
+
+class ExportedTokenizer(msgspec.Struct, frozen=True, kw_only=True):
+    """`tokenizer` is the `tokenizers` library's own JSON; None where the model has no tokenizer that it can run."""
+
+    tokenizer: str | None
+    chat_template: str | None = None
+    special_tokens: dict[str, str] = {}
+    """As chat templates name them: `bos_token`, `eos_token`…"""
+    why_none: str = ""
+
+
+def export(model: str) -> ExportedTokenizer:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    except Exception as error:  # whatever its files do to the library, the model itself can be served by token ids
+        return ExportedTokenizer(tokenizer=None, why_none=str(error).strip().split("\n")[0][:500])
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return ExportedTokenizer(tokenizer=None, why_none=f"{type(tokenizer).__name__} has no `tokenizers` form")
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    return ExportedTokenizer(
+        tokenizer=backend.to_str(),
+        chat_template=template,
+        special_tokens={
+            name: str(value) for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)
+        },
+    )
+
+
+def main() -> int:
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    sys.stdout.buffer.write(msgspec.json.encode(export(sys.argv[1])))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

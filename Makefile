@@ -1,0 +1,106 @@
+# Everything a checkout needs; `make help` lists it. Set-up happens by itself and once: stamp files in $(VENV) remember it.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+PYTHON ?= python3
+VENV ?= .venv
+VENV_FLAGS ?=
+MODEL ?=
+ADAPTERS ?= $(if $(MODEL),,adapters/)
+SERVE_FLAGS ?=
+TEST_FLAGS ?=
+BENCH_FLAGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: help
+help: ## List these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "Variables: PYTHON ($(PYTHON)), VENV ($(VENV)), VENV_FLAGS (--system-site-packages keeps an installed torch),"
+	@echo "MODEL (folder or hub id; default: the demo model), ADAPTERS, SERVE_FLAGS, TEST_FLAGS, BENCH_FLAGS."
+
+# --- set-up -----------------------------------------------------------------------------------------------------------
+
+$(VENV)/.made:
+	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON) here. Install Python 3.11 or newer, or say which: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is $$($(PYTHON) -V 2>&1), and softmux needs 3.11 or newer. Say which one to use: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
+	@touch $@
+
+# torch comes first and by its own pin; one that is there already (--system-site-packages) and new enough is kept.
+$(VENV)/.torch: constraints-torch.txt $(VENV)/.made
+	@$(BIN)/python -c 'import sys, torch; sys.exit(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11))' 2>/dev/null \
+		|| $(PIP) install -r constraints-torch.txt
+	@touch $@
+
+$(VENV)/.serve: pyproject.toml constraints.txt $(VENV)/.torch
+	$(PIP) install -c constraints.txt -e '.[tune]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.torch
+	$(PIP) install -c constraints.txt -e '.[tune,dev]'
+	@touch $@ $(VENV)/.serve
+
+.PHONY: setup
+setup: $(VENV)/.dev ## Make .venv with everything for development
+
+.PHONY: demo-model
+demo-model: $(VENV)/.serve ## Fetch and convert the demo's base model (once), print its folder
+	@$(BIN)/python -m softmux.demo
+
+.PHONY: constraints
+constraints: $(VENV)/.dev ## Write down the exact versions that .venv holds, as tested
+	@{ sed -n '/^#/p' constraints.txt; $(PIP) freeze --exclude-editable --exclude torch | grep -v -E '^(nvidia-|cuda-|triton|#)' | sort -f; } > constraints.txt.new
+	@mv constraints.txt.new constraints.txt
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+.PHONY: serve
+serve: $(VENV)/.serve ## Serve the demo model and the tasks in adapters/ on 127.0.0.1:8000
+	@model='$(MODEL)'; [ -n "$$model" ] || model="$$($(BIN)/python -m softmux.demo)"; \
+	exec $(BIN)/softmux serve --model "$$model" $(if $(ADAPTERS),--adapters '$(ADAPTERS)') $(SERVE_FLAGS)
+
+.PHONY: bench
+bench: $(VENV)/.dev ## Measure softmux beside other ways to serve the same adapters
+	$(BIN)/softmux bench $(BENCH_FLAGS)
+
+# --- checking ---------------------------------------------------------------------------------------------------------
+
+.PHONY: test
+test: $(VENV)/.dev ## Run the tests that every change must pass
+	$(BIN)/python -m pytest -m 'not nightly' $(TEST_FLAGS)
+
+.PHONY: nightly
+nightly: $(VENV)/.dev ## Run the tests that are too long for every change
+	$(BIN)/python -m pytest -m nightly --timeout 3600 $(TEST_FLAGS)
+
+.PHONY: lint
+lint: $(VENV)/.dev ## Check format, style, types, layers, and the files around the code
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/yamllint --strict .
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/shellcheck .ci/run
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml deploy/compose.cuda.yml
+
+.PHONY: format
+format: $(VENV)/.dev ## Rewrite the code in the house's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: hooks
+hooks: $(VENV)/.dev ## Check every commit before it is made (pre-commit)
+	$(BIN)/pre-commit install
+
+.PHONY: clean
+clean: ## Remove .venv and every cache in this folder; data and models stay
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache server/*.egg-info
+	find server tests -name __pycache__ -prune -exec rm -rf {} +

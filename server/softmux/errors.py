@@ -19,7 +19,8 @@
     ├── RateLimited 429 rate_limited
     │   └── QuotaExceeded 429 quota_exceeded
     ├── InternalError 500 internal
-    │   └── SelfTestFailed (at load: the server refuses to start)
+    │   ├── SelfTestFailed (at load: the server refuses to start)
+    │   └── BlobDamaged (a stored file is gone or its hash is wrong)
     └── Unavailable 503
         ├── Overloaded 503 overloaded
         ├── EngineDown 503 engine_down
@@ -122,6 +123,10 @@ class InternalError(SoftmuxError):
 
 class SelfTestFailed(InternalError):
     """The packed run and the eager module disagree on this model: the server must not start."""
+
+
+class BlobDamaged(InternalError):
+    """A stored file is gone, or is not what its hash says. Uploading the adapter again heals it."""
 
 
 class Unavailable(SoftmuxError):

@@ -1,0 +1,118 @@
+"""Files by their hash, in a folder or an object store (`file://`, `s3://`, …), through obstore. Thread-safe; blocks."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.exceptions import BaseError, NotFoundError
+from obstore.store import LocalStore, from_url
+
+from softmux.errors import BlobDamaged, RegistryDown
+
+log = logging.getLogger(__name__)
+
+
+def default_blob_url(data: Path) -> str:
+    """Where blobs lie without a setting: `<data>/blobs`."""
+    return (data.absolute() / "blobs").as_uri()
+
+
+class BlobStore:
+    """Blobs of each tenant under `<tenant>/<first two hex digits>/<hex digest>`.
+
+    A put is atomic (obstore writes beside and renames) and durable on return: object stores promise that, and a local
+    file and the folders it is named in are synced here, since obstore's local store leaves that to the system.
+    Raises `RegistryDown` where the store can't be reached or is full.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._root: Path | None = None
+        if urlsplit(url).scheme == "file":
+            self._root = Path(unquote(urlsplit(url).path))
+            self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._store = LocalStore(self._root)
+        else:
+            self._store = from_url(url)
+
+    def put(self, tenant: str, sha256: str, data: bytes) -> None:
+        """Makes `data` readable under its hash (`sha256:…`). A sound blob already there stays; a damaged one is
+        put aside and replaced."""
+        try:
+            self.get(tenant, sha256)
+        except BlobDamaged:
+            path = _path(tenant, sha256)
+            try:
+                obstore.put(self._store, path, data)
+            except (BaseError, OSError) as error:
+                raise self._down(error) from error
+        self._sync(_path(tenant, sha256))  # also one found there: its writer may not have come so far
+
+    def get(self, tenant: str, sha256: str) -> bytes:
+        """The blob's bytes, hash checked. Raises `BlobDamaged` where it is gone or another: then it is put aside."""
+        path = _path(tenant, sha256)
+        try:
+            data = bytes(obstore.get(self._store, path).bytes())
+        except (NotFoundError, FileNotFoundError) as error:
+            raise BlobDamaged(f"file {sha256} is missing from {self.url}: upload the adapter again") from error
+        except (BaseError, OSError) as error:
+            raise self._down(error) from error
+        if "sha256:" + hashlib.sha256(data).hexdigest() != sha256:
+            aside = self._quarantine(path)
+            raise BlobDamaged(
+                f"file {sha256} in {self.url} is damaged (moved to {aside}): check the disk and upload the adapter again"
+            )
+        return data
+
+    def delete(self, tenant: str, sha256: str) -> None:
+        """Removes a blob, which may be gone already."""
+        try:
+            obstore.delete(self._store, _path(tenant, sha256))
+        except (NotFoundError, FileNotFoundError):
+            return
+        except (BaseError, OSError) as error:
+            raise self._down(error) from error
+
+    def _quarantine(self, path: str) -> str:
+        aside = f"quarantine/{path}-{time.time_ns()}"
+        log.error("blob %s in %s does not match its hash; moving it to %s", path, self.url, aside)
+        try:
+            obstore.rename(self._store, path, aside)
+        except (NotFoundError, FileNotFoundError):
+            pass  # another reader moved it first
+        except (BaseError, OSError) as error:
+            raise self._down(error) from error
+        return aside
+
+    def _sync(self, path: str) -> None:
+        """Local files only: the file, and every folder from it up to the root, which may be new."""
+        if self._root is None:
+            return
+        try:
+            target = self._root / path
+            for place in (target, *(folder for folder in target.parents if folder.is_relative_to(self._root))):
+                descriptor = os.open(place, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+        except OSError as error:
+            raise self._down(error) from error
+
+    def _down(self, error: Exception) -> RegistryDown:
+        return RegistryDown(
+            f"the blob store {self.url} can't be used ({error}): check that it is reachable and not full"
+        )
+
+
+def _path(tenant: str, sha256: str) -> str:
+    digest = sha256.removeprefix("sha256:")
+    if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
+        raise ValueError(f"not a SHA-256: {sha256!r}")
+    return f"{tenant}/{digest[:2]}/{digest}"

@@ -1,0 +1,172 @@
+"""What changes the registry's tasks: publish, activate, delete. One script each, safe to be sent twice."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import time
+import uuid
+from collections.abc import Mapping
+
+import msgspec
+
+from softmux.errors import InternalError, NotFound, RegistryDown, TaskNotFound, VersionNotFound
+from softmux.registry import scripts
+from softmux.registry.blobs import BlobStore
+from softmux.registry.connection import Connection
+from softmux.registry.files import is_inline
+from softmux.registry.keyspace import CHANGES, SEQ, TENANTS, check_name, of_task, of_tenant
+from softmux.registry.records import Published, StoredVersion, VersionRecord, decode_stored
+from softmux.types import Manifest
+
+BLOB_DELETION_SECONDS = 60.0
+"""How long a collector may take over one blob; beyond it, it counts as dead and the deletion is done again."""
+
+
+def no_task(task: str) -> TaskNotFound:
+    return TaskNotFound(f"there is no task {task!r}: check its name, or upload an adapter to it", param="task")
+
+
+def no_version(task: str, number: int) -> VersionNotFound:
+    return VersionNotFound(f"task {task!r} has no version {number}: list its versions", param="version")
+
+
+class Publisher:
+    def __init__(self, connection: Connection, blobs: BlobStore) -> None:
+        self._connection = connection
+        self._blobs = blobs
+
+    async def publish(
+        self,
+        tenant: str,
+        task: str,
+        manifest: Manifest,
+        files: Mapping[str, bytes],
+        *,
+        activate: bool = True,
+        only_new: bool = False,
+        warnings: tuple[str, ...] = (),
+        actor: str,
+    ) -> Published | None:
+        """Stores an admitted version. On return it is durable, whole and (unless `activate` is False) active.
+
+        Content the task has already makes no new version: that one comes back, as it was made, and is activated all
+        the same. `only_new`: None, and nothing done, where the task ever had a version. Raises `RegistryDown`, after
+        which it may or may not be published (sending it again finds out), and `NotFound` for an unknown tenant.
+        """
+        check_name(task, "task")
+        _check_files(manifest, files)
+        stored = StoredVersion(
+            manifest=manifest,
+            created_at=time.time(),
+            publication=uuid.uuid4().hex,
+            actor=actor,
+            warnings=warnings,
+        )
+        large = {entry.sha256: files[entry.name] for entry in manifest.files if not is_inline(entry)}
+        for _ in range(5):
+            await self._store_blobs(tenant, large)
+            reply = await self._run(tenant, task, stored, files, activate=activate, only_new=only_new)
+            state = reply[0].decode()
+            if (
+                state != "lease_lost"
+            ):  # its blobs were collected meanwhile: the upload took longer than the grace period
+                break
+        if state == "present":
+            return None
+        if state == "no_tenant":
+            raise NotFound(f"there is no tenant {tenant!r}: create it with `softmux tenant create {tenant}`")
+        if state != "ok":
+            raise RegistryDown("the files could not be kept in the blob store long enough: send the upload again")
+        number = int(reply[1])
+        record = decode_stored(reply[3]).record(tenant, task, number, active=reply[4] == reply[1])
+        return Published(record, bool(reply[2]))
+
+    async def activate(self, tenant: str, task: str, number: int) -> VersionRecord:
+        """Points the version's base at it. Raises `TaskNotFound`, `VersionNotFound`, `RegistryDown`."""
+        reply = await self._connection.script(
+            scripts.ACTIVATE,
+            [SEQ, CHANGES, of_task(tenant, "versions", task), of_task(tenant, "active", task)],
+            [tenant, task, number],
+        )
+        if reply[0] == b"no_task":
+            raise no_task(task)
+        if reply[0] == b"no_version":
+            raise no_version(task, number)
+        return decode_stored(reply[1]).record(tenant, task, number, active=True)
+
+    async def delete(self, tenant: str, task: str) -> None:
+        """Removes the task. Its numbers stay used, its files a while for requests that run. Raises `TaskNotFound`."""
+        keys = [
+            SEQ,
+            CHANGES,
+            of_tenant(tenant, "tasks"),
+            *(of_task(tenant, kind, task) for kind in ("versions", "active", "digests")),
+            *(of_tenant(tenant, kind) for kind in ("refs", "garbage", "tombstones")),
+        ]
+        reply = await self._connection.script(scripts.DELETE, keys, [tenant, task, uuid.uuid4().hex, time.time()])
+        if reply[0] == b"no_task":
+            raise no_task(task)
+
+    async def _store_blobs(self, tenant: str, large: Mapping[str, bytes]) -> None:
+        if not large:
+            return
+        keys = [of_tenant(tenant, kind) for kind in ("loose", "filerefs", "deleting")]
+        deadline = time.monotonic() + BLOB_DELETION_SECONDS
+        while True:
+            lease = await self._connection.script(scripts.LEASE, keys, [time.time(), BLOB_DELETION_SECONDS, *large])
+            if lease[0] == b"ok":
+                break
+            if time.monotonic() > deadline:
+                raise RegistryDown("a file of the same content is being deleted: send the upload again")
+            await asyncio.sleep(random.uniform(0.02, 0.1))  # noqa: S311 - jitter, no secret
+        for sha256, data in large.items():
+            await asyncio.to_thread(self._blobs.put, tenant, sha256, data)
+
+    async def _run(
+        self,
+        tenant: str,
+        task: str,
+        stored: StoredVersion,
+        files: Mapping[str, bytes],
+        *,
+        activate: bool,
+        only_new: bool,
+    ) -> list[bytes]:
+        manifest = stored.manifest
+        keys = [
+            SEQ,
+            CHANGES,
+            TENANTS,
+            of_tenant(tenant, "tasks"),
+            of_tenant(tenant, "counters"),
+            *(of_task(tenant, kind, task) for kind in ("versions", "active", "digests")),
+            *(of_tenant(tenant, kind) for kind in ("manifests", "refs", "garbage", "files", "filerefs", "loose")),
+        ]
+        args: list[str | bytes | int] = [
+            tenant,
+            task,
+            manifest.base_fingerprint,
+            manifest.digest,
+            msgspec.json.encode(stored),
+            msgspec.json.encode(manifest),
+            stored.publication,
+            int(activate),
+            int(only_new),
+        ]
+        for entry in manifest.files:
+            inline = is_inline(entry)
+            args += [entry.sha256, int(inline), files[entry.name] if inline else b""]
+        reply: list[bytes] = await self._connection.script(scripts.PUBLISH, keys, args)
+        return reply
+
+
+def _check_files(manifest: Manifest, files: Mapping[str, bytes]) -> None:
+    """The caller's promise: the manifest names exactly these bytes."""
+    if {entry.name for entry in manifest.files} != set(files):
+        raise InternalError("the manifest and the files to publish name different files")
+    for entry in manifest.files:
+        data = files[entry.name]
+        if len(data) != entry.size or "sha256:" + hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise InternalError(f"the manifest does not describe the bytes of {entry.name}")

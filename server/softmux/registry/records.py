@@ -1,0 +1,79 @@
+"""The registry's values."""
+
+from __future__ import annotations
+
+import msgspec
+
+from softmux.types import Manifest
+
+
+class VersionRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A version of a task. Only `active` can change: whether its base's pointer names it. `created_at`: Unix seconds."""
+
+    tenant: str
+    task: str
+    version: int
+    manifest: Manifest
+    created_at: float
+    active: bool
+    warnings: tuple[str, ...] = ()
+
+
+class Published(msgspec.Struct, frozen=True):
+    """What a publication made or found. `created`: False where the task had this very content already."""
+
+    version: VersionRecord
+    created: bool
+
+
+class TaskPage(msgspec.Struct, frozen=True):
+    """Active versions of a listing, by task name. `next_cursor` is None on the last page."""
+
+    data: tuple[VersionRecord, ...]
+    next_cursor: str | None
+
+
+class StoredVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """A version as Redis holds it. `publication` names the call that made it, `actor` who called."""
+
+    manifest: Manifest
+    created_at: float
+    publication: str
+    actor: str
+    warnings: tuple[str, ...] = ()
+
+    def record(self, tenant: str, task: str, version: int, *, active: bool) -> VersionRecord:
+        return VersionRecord(
+            tenant=tenant,
+            task=task,
+            version=version,
+            manifest=self.manifest,
+            created_at=self.created_at,
+            active=active,
+            warnings=self.warnings,
+        )
+
+
+class TaskView(msgspec.Struct, frozen=True):
+    """A task whole: its versions by number, and the active one's number by base fingerprint."""
+
+    versions: dict[int, VersionRecord]
+    active: dict[str, int]
+
+
+_stored = msgspec.json.Decoder(StoredVersion)
+
+
+def decode_stored(data: bytes) -> StoredVersion:
+    return _stored.decode(data)
+
+
+def decode_task(tenant: str, task: str, versions: dict[bytes, bytes], active: dict[bytes, bytes]) -> TaskView:
+    """The view of the two hashes that Redis keeps of a task."""
+    pointers = {base.decode(): int(number) for base, number in active.items()}
+    records = {}
+    for field, data in versions.items():
+        stored, number = _stored.decode(data), int(field)
+        is_active = pointers.get(stored.manifest.base_fingerprint) == number
+        records[number] = stored.record(tenant, task, number, active=is_active)
+    return TaskView(records, pointers)

@@ -1,0 +1,179 @@
+"""The registry, whole: what the API and the command line open, ask and close."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+from softmux.errors import RegistryDown
+from softmux.registry.blobs import BlobStore, default_blob_url
+from softmux.registry.catalog import Catalog
+from softmux.registry.collector import GRACE_SECONDS, Collector
+from softmux.registry.connection import Connection
+from softmux.registry.embedded import EmbeddedRedis
+from softmux.registry.follower import Follower
+from softmux.registry.keys import KeyRing
+from softmux.registry.keyspace import ID, TENANTS
+from softmux.registry.publication import Publisher
+from softmux.registry.records import Published, TaskPage, VersionRecord
+from softmux.registry.versions import VersionReader
+from softmux.types import DEFAULT_TENANT, Manifest
+
+log = logging.getLogger(__name__)
+
+_COLLECT_SECONDS = 300.0
+
+
+class Registry:
+    """Belongs to one event loop. `catalog` and `keys` answer from memory once `follow` was called.
+
+    `url` and `blob_url` are what another process (the worker's `BlobReader`) opens the same registry by, for as long
+    as this one is open.
+    """
+
+    def __init__(self, connection: Connection, blobs: BlobStore, embedded: EmbeddedRedis | None) -> None:
+        self.url = connection.url
+        self.blob_url = blobs.url
+        self._connection = connection
+        self._embedded = embedded
+        self._publisher = Publisher(connection, blobs)
+        self._versions = VersionReader(connection, blobs)
+        self._collector = Collector(connection, blobs)
+        self.keys = KeyRing(connection)
+        self.catalog = Catalog(connection, self._versions)
+        self._follower: Follower | None = None
+        self._collecting: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(cls, redis_url: str | None, data: Path, blob_url: str | None = None) -> Registry:
+        """Connects to `redis_url`, or joins or starts the embedded server under `data`. Raises `RegistryDown`."""
+        embedded = None
+        if redis_url is None:
+            embedded = EmbeddedRedis(data)
+            await asyncio.to_thread(embedded.start)
+            redis_url = embedded.url
+        registry: Registry | None = None
+        try:
+            registry = cls(Connection(redis_url), BlobStore(blob_url or default_blob_url(data)), embedded)
+            await registry._prepare()
+        except BaseException:
+            if registry is not None:
+                await registry.close()
+            elif embedded is not None:
+                await asyncio.to_thread(embedded.close)
+            raise
+        return registry
+
+    async def follow(self) -> None:
+        """Loads `catalog` and `keys` and keeps them current from now on. Raises `RegistryDown`."""
+        follower = Follower(self.url, (self.catalog, self.keys))
+        try:
+            await follower.start()
+        except BaseException:
+            await follower.stop()
+            raise
+        self._follower = follower
+        self._collecting = asyncio.create_task(self._collect_now_and_then(), name="registry-collector")
+
+    async def close(self) -> None:
+        if self._collecting is not None:
+            self._collecting.cancel()
+            await asyncio.gather(self._collecting, return_exceptions=True)
+        if self._follower is not None:
+            await self._follower.stop()
+        await self._connection.close()
+        if self._embedded is not None:
+            await asyncio.to_thread(self._embedded.close)
+
+    async def publish(
+        self,
+        tenant: str,
+        task: str,
+        manifest: Manifest,
+        files: Mapping[str, bytes],
+        *,
+        activate: bool = True,
+        warnings: tuple[str, ...] = (),
+        actor: str,
+    ) -> Published:
+        """See `Publisher.publish`. On return, `catalog` of this process has it."""
+        published = await self._publisher.publish(
+            tenant, task, manifest, files, activate=activate, warnings=warnings, actor=actor
+        )
+        assert published is not None  # only `only_new` declines
+        await self._refresh(tenant, task)
+        return published
+
+    async def publish_if_absent(
+        self,
+        tenant: str,
+        task: str,
+        manifest: Manifest,
+        files: Mapping[str, bytes],
+        *,
+        warnings: tuple[str, ...] = (),
+        actor: str,
+    ) -> Published | None:
+        """Publishes and activates only where the task never had a version, not even one deleted; else None."""
+        published = await self._publisher.publish(
+            tenant, task, manifest, files, only_new=True, warnings=warnings, actor=actor
+        )
+        if published is not None:
+            await self._refresh(tenant, task)
+        return published
+
+    async def activate(self, tenant: str, task: str, number: int) -> VersionRecord:
+        """See `Publisher.activate`."""
+        record = await self._publisher.activate(tenant, task, number)
+        await self._refresh(tenant, task)
+        return record
+
+    async def delete(self, tenant: str, task: str) -> None:
+        """See `Publisher.delete`."""
+        await self._publisher.delete(tenant, task)
+        await self._refresh(tenant, task)
+
+    async def active(self, tenant: str, task: str, base: str) -> VersionRecord:
+        return await self._versions.active(tenant, task, base)
+
+    async def version(self, tenant: str, task: str, number: int) -> VersionRecord:
+        return await self._versions.version(tenant, task, number)
+
+    async def versions(self, tenant: str, task: str) -> list[VersionRecord]:
+        return await self._versions.versions(tenant, task)
+
+    async def tasks(
+        self, tenant: str, base: str, *, limit: int = 100, cursor: str | None = None, prefix: str = ""
+    ) -> TaskPage:
+        return await self._versions.tasks(tenant, base, limit=limit, cursor=cursor, prefix=prefix)
+
+    async def file(self, tenant: str, task: str, number: int, name: str) -> bytes:
+        return await self._versions.file(tenant, task, number, name)
+
+    async def collect(self, grace: float = GRACE_SECONDS) -> int:
+        """See `Collector.collect`; a registry that follows does this by itself."""
+        return await self._collector.collect(grace)
+
+    async def _prepare(self) -> None:
+        await self._connection.call(lambda client: client.setnx(ID, uuid.uuid4().hex))
+        await self._connection.call(lambda client: client.hsetnx(TENANTS, DEFAULT_TENANT, str(time.time())))
+
+    async def _refresh(self, tenant: str, task: str) -> None:
+        if self._follower is None:
+            return
+        try:
+            await self.catalog.refresh(tenant, task)
+        except RegistryDown as error:  # what was done is done; the follower sees it when Redis is back
+            log.warning("the change to %s/%s will show with the registry's return: %s", tenant, task, error.message)
+
+    async def _collect_now_and_then(self) -> None:
+        while True:
+            await asyncio.sleep(_COLLECT_SECONDS)
+            try:
+                await self._collector.collect()
+            except RegistryDown as error:
+                log.warning("collecting unused files failed, it will be tried again: %s", error.message)

@@ -1,0 +1,173 @@
+"""The registry's writes: one Lua script each, so that each happens wholly or not at all, in memory and in the log."""
+
+from __future__ import annotations
+
+_CHANGED = """
+local function changed(seq, changes, kind, tenant, task)
+  local n = redis.call('INCR', seq)
+  redis.call('XADD', changes, 'MAXLEN', '~', '4096', string.format('%d-0', n),
+             'kind', kind, 'tenant', tenant, 'task', task)
+end
+"""
+
+PUBLISH = (
+    _CHANGED
+    + """
+-- KEYS: seq changes tenants tasks counters versions active digests manifests refs garbage files filerefs loose
+-- ARGV: tenant task base digest stored manifest publication activate only_new, then (sha256, inline, bytes) per file
+-- Answers {state, version, created, stored, active version}.
+local seq, changes, tenants, tasks, counters, versions, active, digests, manifests, refs, garbage, files, filerefs, loose =
+  unpack(KEYS)
+local tenant, task, base, digest, stored, manifest, publication, activate, only_new = unpack(ARGV, 1, 9)
+
+if redis.call('HEXISTS', tenants, tenant) == 0 then return {'no_tenant'} end
+local number = redis.call('HGET', digests, digest)
+local created = 0
+if number then
+  stored = redis.call('HGET', versions, number)
+  if cjson.decode(stored).publication == publication then created = 1 end  -- our own, its reply was lost
+end
+if only_new == '1' and created == 0 and redis.call('HEXISTS', counters, task) == 1 then return {'present'} end
+
+if not number then
+  for i = 10, #ARGV, 3 do
+    local sha = ARGV[i]
+    if ARGV[i + 1] == '0' and redis.call('HEXISTS', filerefs, sha) == 0 and not redis.call('ZSCORE', loose, sha) then
+      return {'lease_lost'}
+    end
+  end
+  number = tostring(redis.call('HINCRBY', counters, task, 1))
+  created = 1
+  redis.call('HSET', versions, number, stored)
+  redis.call('HSET', digests, digest, number)
+  redis.call('ZADD', tasks, 0, task)
+  redis.call('HINCRBY', refs, digest, 1)
+  redis.call('ZREM', garbage, digest)
+  if redis.call('HSETNX', manifests, digest, manifest) == 1 then
+    for i = 10, #ARGV, 3 do
+      local sha = ARGV[i]
+      redis.call('HINCRBY', filerefs, sha, 1)
+      if ARGV[i + 1] == '1' then redis.call('HSET', files, sha, ARGV[i + 2]) end
+      redis.call('ZREM', loose, sha)
+    end
+  end
+  if activate == '1' then redis.call('HSET', active, base, number) end
+  changed(seq, changes, 'task', tenant, task)
+elseif activate == '1' and created == 0 and redis.call('HGET', active, base) ~= number then
+  redis.call('HSET', active, base, number)
+  changed(seq, changes, 'task', tenant, task)
+end
+return {'ok', number, created, stored, redis.call('HGET', active, base) or ''}
+"""
+)
+
+ACTIVATE = (
+    _CHANGED
+    + """
+-- KEYS: seq changes versions active; ARGV: tenant task version. Answers {state, stored}.
+local seq, changes, versions, active = unpack(KEYS)
+local tenant, task, number = unpack(ARGV)
+local stored = redis.call('HGET', versions, number)
+if not stored then
+  if redis.call('EXISTS', versions) == 1 then return {'no_version'} end
+  return {'no_task'}
+end
+local base = cjson.decode(stored).manifest.base_fingerprint
+if redis.call('HGET', active, base) ~= number then
+  redis.call('HSET', active, base, number)
+  changed(seq, changes, 'task', tenant, task)
+end
+return {'ok', stored}
+"""
+)
+
+DELETE = (
+    _CHANGED
+    + """
+-- KEYS: seq changes tasks versions active digests refs garbage tombstones; ARGV: tenant task deletion now.
+-- Answers {state}. The counter stays: no number names two things.
+local seq, changes, tasks, versions, active, digests, refs, garbage, tombstones = unpack(KEYS)
+local tenant, task, deletion, now = unpack(ARGV)
+if redis.call('EXISTS', versions) == 0 then
+  if redis.call('HGET', tombstones, task) == deletion then return {'ok'} end  -- our own, its reply was lost
+  return {'no_task'}
+end
+for _, digest in ipairs(redis.call('HKEYS', digests)) do
+  if redis.call('HINCRBY', refs, digest, -1) <= 0 then
+    redis.call('HDEL', refs, digest)
+    redis.call('ZADD', garbage, now, digest)
+  end
+end
+redis.call('DEL', versions, active, digests)
+redis.call('ZREM', tasks, task)
+redis.call('HSET', tombstones, task, deletion)
+changed(seq, changes, 'task', tenant, task)
+return {'ok'}
+"""
+)
+
+LEASE = """
+-- Before an upload looks whether its blobs are there: from now on, for a grace period, they won't be collected.
+-- KEYS: loose filerefs deleting; ARGV: now patience sha256... Answers {state}.
+local loose, filerefs, deleting = unpack(KEYS)
+local now, patience = tonumber(ARGV[1]), tonumber(ARGV[2])
+for i = 3, #ARGV do
+  local since = redis.call('HGET', deleting, ARGV[i])
+  if since and now - tonumber(since) < patience then return {'busy'} end
+end
+for i = 3, #ARGV do
+  redis.call('HDEL', deleting, ARGV[i])
+  if redis.call('HEXISTS', filerefs, ARGV[i]) == 0 then redis.call('ZADD', loose, now, ARGV[i]) end
+end
+return {'ok'}
+"""
+
+COLLECT = """
+-- Drops what nothing has referenced for the grace period. Answers the blobs to delete now from the store.
+-- KEYS: garbage manifests files filerefs loose deleting; ARGV: now, grace, patience (seconds).
+local garbage, manifests, files, filerefs, loose, deleting = unpack(KEYS)
+local now, grace, patience = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+for _, digest in ipairs(redis.call('ZRANGEBYSCORE', garbage, '-inf', now - grace, 'LIMIT', 0, 100)) do
+  local manifest = redis.call('HGET', manifests, digest)
+  if manifest then
+    for _, file in ipairs(cjson.decode(manifest).files) do
+      local sha = file.sha256
+      if redis.call('HINCRBY', filerefs, sha, -1) <= 0 then
+        redis.call('HDEL', filerefs, sha)
+        if redis.call('HDEL', files, sha) == 0 then redis.call('ZADD', loose, now, sha) end
+      end
+    end
+    redis.call('HDEL', manifests, digest)
+  end
+  redis.call('ZREM', garbage, digest)
+end
+local doomed = {}
+for _, sha in ipairs(redis.call('ZRANGEBYSCORE', loose, '-inf', now - grace, 'LIMIT', 0, 100)) do
+  redis.call('ZREM', loose, sha)
+  redis.call('HSET', deleting, sha, ARGV[1])
+  table.insert(doomed, sha)
+end
+local waiting = redis.call('HGETALL', deleting)
+for i = 1, #waiting, 2 do  -- left by a collector that died
+  if now - tonumber(waiting[i + 1]) >= patience then
+    redis.call('HSET', deleting, waiting[i], ARGV[1])
+    table.insert(doomed, waiting[i])
+  end
+end
+return doomed
+"""
+
+PUT_KEY = (
+    _CHANGED
+    + """
+-- KEYS: seq changes tenants keys; ARGV: tenant id record. Answers {state}.
+local seq, changes, tenants, keys = unpack(KEYS)
+local tenant, id, record = unpack(ARGV)
+if redis.call('HEXISTS', tenants, tenant) == 0 then return {'no_tenant'} end
+if redis.call('HGET', keys, id) ~= record then
+  redis.call('HSET', keys, id, record)
+  changed(seq, changes, 'keys', tenant, '')
+end
+return {'ok'}
+"""
+)

@@ -56,7 +56,7 @@ demo-model: $(VENV)/.serve ## Fetch and convert the demo's base model (once), pr
 
 .PHONY: constraints
 constraints: $(VENV)/.dev ## Write down the exact versions that .venv holds, as tested
-	@{ sed -n '/^#/p' constraints.txt; $(PIP) freeze --exclude-editable --exclude torch | grep -v -E '^(nvidia-|cuda-|triton|#)' | sort -f; } > constraints.txt.new
+	@{ sed -n '/^#/p; /;/p' constraints.txt; $(PIP) freeze --exclude-editable --exclude torch --exclude async-timeout | grep -v -E '^(nvidia-|cuda-|triton|#)' | sort -f; } > constraints.txt.new
 	@mv constraints.txt.new constraints.txt
 
 # --- running ----------------------------------------------------------------------------------------------------------

@@ -13,11 +13,11 @@ import msgspec
 import torch
 
 from softmux.engine.disk import DiskTier
+from softmux.engine.fast import best_backend, prove
 from softmux.engine.host_adapter import HostAdapter
 from softmux.engine.kv import KVPool
 from softmux.engine.packed import PackedModel
 from softmux.engine.runner import Launched, ModelRunner
-from softmux.engine.selftest import self_test
 from softmux.engine.tiers import AdapterSource, AdapterTiers
 from softmux.errors import InternalError, InvalidRequest, SoftmuxError
 from softmux.formats.parts import Parts
@@ -81,6 +81,7 @@ class Engine:
             spec=self.spec,
             dtype=self.model.dtype,
             budget=settings.host_cache_bytes,
+            pinned=device.type == "cuda",
             source=source,
             disk=disk,
             on_arrival=on_arrival,
@@ -102,17 +103,18 @@ class Engine:
             context_length=context,
             resident_vectors=settings.resident_vectors,
             tiers=self.tiers,
+            backend=best_backend(device),
         )
         self._overlap = device.type == "cuda"
         self._flying: Launched | None = None
         self.steps = 0
-        self_test(self.runner, self.spec)
+        prove(self.runner, self.spec)
 
     def _kv_tokens(self, settings: Settings) -> int:
         each = KVPool.bytes_per_token(self.model.layers, self.model.dtype)
         if self.model.device.type == "cuda":
             free, total = torch.cuda.mem_get_info(self.model.device)
-            spare = free - (1 - settings.kv_memory_fraction) * total - (1 << 30)  # the step's own tensors
+            spare = free - (1 - settings.kv_memory_fraction) * total - (2 << 30)  # the step's own tensors
             return max(64, int(spare // each))
         return max(1024, min(_CPU_KV_TOKENS, _CPU_KV_BYTES // each))
 

@@ -35,26 +35,22 @@ class HostAdapter:
                 case PrefixPart():
                     keys = torch.from_numpy(part.keys).to(dtype)
                     values = torch.from_numpy(part.values).to(dtype)
-                    prefix = tuple(zip(keys.unbind(0), values.unbind(0), strict=True))
+                    prefix = torch.stack([keys, values])
         return cls(vectors, prefix)
 
     @property
     def compiled(self) -> int:
         """Leading tokens whose KV is at hand."""
-        return len(self.prefix[0][0]) if self.prefix else 0
+        return self.prefix.shape[2] if self.prefix is not None else 0
 
     @property
     def nbytes(self) -> int:
-        tensors = [] if self.vectors is None else [self.vectors]
-        tensors += [tensor for pair in self.prefix or () for tensor in pair]
-        return sum(tensor.nbytes for tensor in tensors)
+        return sum(tensor.nbytes for tensor in (self.vectors, self.prefix) if tensor is not None)
 
     def to_bytes(self) -> bytes:
         """The disk tier's file: SHA-256 of the rest, then safetensors."""
-        tensors = {} if self.vectors is None else {"vectors": self.vectors.contiguous()}
-        for layer, (keys, values) in enumerate(self.prefix or ()):
-            tensors[f"keys.{layer}"] = keys.contiguous()
-            tensors[f"values.{layer}"] = values.contiguous()
+        named = {"vectors": self.vectors, "prefix": self.prefix}
+        tensors = {name: tensor.contiguous() for name, tensor in named.items() if tensor is not None}
         content: bytes = save(tensors)
         return hashlib.sha256(content).digest() + content
 
@@ -65,6 +61,9 @@ class HostAdapter:
         if hashlib.sha256(content).digest() != raw[:_DIGEST_BYTES]:
             raise ValueError("the file's checksum is wrong")
         tensors = load(content)
-        layers = sum(name.startswith("keys.") for name in tensors)
-        prefix = tuple((tensors[f"keys.{layer}"], tensors[f"values.{layer}"]) for layer in range(layers)) or None
-        return cls(tensors.get("vectors"), prefix, on_disk=True)
+        return cls(tensors.get("vectors"), tensors.get("prefix"), on_disk=True)
+
+    def pin(self) -> None:
+        """Moves it to page-locked memory, from which a GPU copies without the host's waiting."""
+        self.vectors = None if self.vectors is None else self.vectors.pin_memory()
+        self.prefix = None if self.prefix is None else self.prefix.pin_memory()

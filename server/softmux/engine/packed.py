@@ -160,7 +160,10 @@ class PackedModel:
                 f"{self.architecture} sends the attention of {len(probe.layers)} of its {expected} layers through "
                 "transformers' AttentionInterface; softmux can only serve models that send all of it"
             )
-        return tuple(probe.layers[layer] for layer in range(expected))
+        layers = tuple(probe.layers[layer] for layer in range(expected))
+        if len(set(layers)) != 1:
+            raise SelfTestFailed(f"{self.architecture}: its layers' keys differ in shape; softmux needs one for all")
+        return layers
 
     # --- what others may know ----------------------------------------------------------------------------------------
 

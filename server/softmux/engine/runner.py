@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from softmux.engine.attention.base import AttentionBackend, PackedRows
 from softmux.engine.attention.torch_sdpa import TorchAttention
+from softmux.engine.device import to_device
+from softmux.engine.graphs import DecodeGraphs, StaticRows
 from softmux.engine.kv import KVPool
 from softmux.engine.packed import PackedModel
-from softmux.engine.sampling import Choice, Sampled, logprobs_of, sample
+from softmux.engine.sampling import Choice, Sampled, logprobs_of, needs_more_than_argmax, sample
 from softmux.engine.tiers import AdapterTiers
 from softmux.engine.vocabulary import VirtualVocabulary
 from softmux.scheduler.batch import Batch, Row, StepOutput
 from softmux.scheduler.radix import RootKey
+
+if TYPE_CHECKING:  # Triton is there on GPU machines only
+    from softmux.engine.fused import FusedDecoder
 
 
 @dataclass(slots=True)
@@ -24,14 +30,19 @@ class Launched:
     batch: Batch
     choices: list[Choice]
     sampled: Sampled | None
+    tokens: torch.Tensor | None = None
+    """On the host, pinned, once `ready` has happened; for the CPU, at once."""
+    ready: torch.cuda.Event | None = None
 
 
 class ModelRunner:
     """Holds what a step works on: KV pool, slot table, virtual vocabulary, attention backend.
 
-    The slot table, `[max_rows, context]` on the device, says where each running sequence's KV lies; a step adds only
-    the entries that are new. `last_tokens [max_rows]` keeps each row's newest token on the device, so that the next
-    step can be launched before the host has seen it.
+    The slot table, `[max_rows + 1, context]` on the device, says where each running sequence's KV lies; a step adds
+    only the entries that are new (the last row is padding's). `last_tokens [max_rows + 1]` keeps each row's newest
+    token on the device, so that the next step can be launched before the host has seen it.
+
+    On a GPU a step in which every row decodes is replayed from a CUDA graph, where `graphs` has one of its size.
     """
 
     def __init__(
@@ -47,17 +58,22 @@ class ModelRunner:
     ) -> None:
         self.model = model
         self.device = model.device
+        self.max_rows = max_rows
         self.pool = KVPool(model.layers, slots, model.dtype, model.device)
         hidden = int(model.embedding.weight.shape[1])
         self.vocabulary = VirtualVocabulary(resident_vectors, hidden, model.dtype, model.device)
         self.tiers = tiers
-        self._table = torch.zeros((max_rows, context_length), dtype=torch.int64, device=model.device)
-        self._last_tokens = torch.zeros(max_rows, dtype=torch.int64, device=model.device)
+        shape = (max_rows + 1, context_length)
+        self.table = torch.full(shape, self.pool.spare, dtype=torch.int32, device=model.device)
+        self.last_tokens = torch.zeros(max_rows + 1, dtype=torch.int64, device=model.device)
         self._known: dict[int, tuple[object, int, int]] = {}
         """By table row: the sequence it belongs to, since which admission, and how many of its entries are written."""
         self._eos = model.eos_token_ids
         self.backend: AttentionBackend = (backend or TorchAttention)(self.pool)  # type: ignore[call-arg]
         model.use(self.backend)
+        self.fused: FusedDecoder | None = None
+        self.graphs: DecodeGraphs | None = None
+        self.graph_steps = 0
 
     @torch.inference_mode()
     def launch(self, batch: Batch) -> Launched:
@@ -66,20 +82,35 @@ class ModelRunner:
             self.pool.write(self.tiers.prefix(load.adapter), load.start, load.slots)
         if not batch.rows:
             return Launched(batch, [], None)
-        self._update_table(batch.rows)
-        embeddings, positions = self._inputs(batch.rows)
-        packed, wanted = self._pack(batch.rows)
-        logits = self.model.forward(embeddings, positions, wanted, packed)
+        static = self._static(batch.rows) if self.graphs is not None else None
+        if static is not None and self.graphs is not None:
+            self.graph_steps += 1
+            logits, tokens = self.graphs.replay(static)
+        else:
+            self._update_table(batch.rows)
+            logits, tokens = self._forward(batch.rows), None
         for save in batch.saves:
             self.tiers.keep_prefix(save.adapter, self.pool.read(save.slots))
         sampling = [row for row in batch.rows if row.samples]
         if not sampling:
             return Launched(batch, [], None)
         choices = [Choice(row.sequence, row.start + row.count - row.sequence.prompt_length) for row in sampling]
-        sampled = sample(logits, choices, self._eos)
-        rows = torch.tensor([row.sequence.row for row in sampling], device=self.device)
-        self._last_tokens.index_copy_(0, rows, sampled.tokens.clamp(min=0))
-        return Launched(batch, choices, sampled)
+        if tokens is not None and not needs_more_than_argmax(choices):
+            sampled = Sampled(tokens)
+        else:
+            sampled = sample(logits, choices, self._eos)
+            rows = to_device([row.sequence.row for row in sampling], self.device)
+            self.last_tokens.index_copy_(0, rows, sampled.tokens.clamp(min=0))
+        return self._on_its_way(batch, choices, sampled)
+
+    def _on_its_way(self, batch: Batch, choices: list[Choice], sampled: Sampled) -> Launched:
+        if self.device.type == "cpu":
+            return Launched(batch, choices, sampled, sampled.tokens)
+        host = torch.empty(sampled.tokens.shape, dtype=sampled.tokens.dtype, pin_memory=True)
+        host.copy_(sampled.tokens, non_blocking=True)
+        ready = torch.cuda.Event()
+        ready.record()
+        return Launched(batch, choices, sampled, host, ready)
 
     def forget_rows(self) -> None:
         """The table's rows are written anew from here on (after a self-test, or a failed step)."""
@@ -87,9 +118,44 @@ class ModelRunner:
 
     def collect(self, launched: Launched) -> StepOutput:
         """Waits for a step's tokens."""
-        if launched.sampled is None:
+        if launched.sampled is None or launched.tokens is None:
             return StepOutput([], [])
-        return StepOutput(launched.sampled.tokens.tolist(), logprobs_of(launched.sampled, launched.choices))
+        if launched.ready is not None:
+            launched.ready.synchronize()
+        return StepOutput(launched.tokens.tolist(), logprobs_of(launched.sampled, launched.choices))
+
+    # --- laying out --------------------------------------------------------------------------------------------------
+
+    def _static(self, rows: list[Row]) -> StaticRows | None:
+        """The step as a graph takes it, if it is one: every row decodes, and the table knows all but its newest."""
+        if self.graphs is None or not self.graphs.fits(len(rows)):
+            return None
+        static = StaticRows([], [], [], [])
+        ends: list[tuple[int, tuple[object, int, int]]] = []
+        for row in rows:
+            sequence, start = row.sequence, row.start
+            known = self._known.get(sequence.row)
+            if row.count != 1 or not row.samples or known != (sequence, sequence.admissions, start):
+                return None
+            token = -1 if row.future else sequence.tokens[start]
+            if token < 0 and not row.future:
+                return None  # a virtual token: its vector is looked up outside the graph
+            static.ids.append(token)
+            static.rows.append(sequence.row)
+            static.positions.append(start)
+            static.slots.append(sequence.slots[start])
+            ends.append((sequence.row, (sequence, sequence.admissions, start + 1)))
+        self._known.update(ends)
+        return static
+
+    def _forward(self, rows: list[Row]) -> torch.Tensor:
+        """Logits of the rows that sample, `[rows, vocab]`."""
+        embeddings, positions = self._inputs(rows)
+        packed, wanted = self._pack(rows)
+        if self.fused is None:
+            return self.model.forward(embeddings, positions, wanted, packed)
+        self.backend.begin(packed)
+        return self.fused.forward(embeddings, positions, packed.slots, wanted)
 
     def _update_table(self, rows: list[Row]) -> None:
         """Writes the slots that the batch's sequences have gained since their last step."""
@@ -108,8 +174,8 @@ class ModelRunner:
                 slots.extend(sequence.slots[written:end])
             self._known[sequence.row] = (sequence, sequence.admissions, end)
         if slots:
-            index = torch.tensor([at_row, at_position], device=self.device)
-            self._table[index[0], index[1]] = torch.tensor(slots, device=self.device)
+            sent = to_device([at_row, at_position, slots], self.device)
+            self.table[sent[0], sent[1]] = sent[2].int()
 
     def _inputs(self, rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:
         """`[tokens, hidden]` embeddings, learned vectors scattered in, and `[tokens]` positions."""
@@ -129,15 +195,15 @@ class ModelRunner:
                     virtual.append((len(ids), sequence.root, -1 - token))
                     token = 0
                 ids.append(token)
-        tokens = torch.tensor(ids, device=self.device)
+        tokens = to_device(ids, self.device)
         if future:
-            index = torch.tensor(future, device=self.device)
-            tokens[index[:, 0]] = self._last_tokens[index[:, 1]]
+            index = to_device(future, self.device)
+            tokens[index[:, 0]] = self.last_tokens[index[:, 1]]
         embeddings: torch.Tensor = self.model.embedding(tokens)
         if virtual:
             at, learned = self._learned(virtual)
             embeddings = embeddings.index_copy(0, at, learned.to(embeddings.dtype))
-        return embeddings, torch.tensor(positions, device=self.device)
+        return embeddings, to_device(positions, self.device)
 
     def _learned(self, virtual: list[tuple[int, RootKey, int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Resolves virtual ids to rows of the table: their places in the step, and their vectors."""
@@ -147,8 +213,8 @@ class ModelRunner:
             for adapter in keep
         }
         rows = [rows_of[adapter][index] for _, adapter, index in virtual]
-        at = torch.tensor([place for place, _, _ in virtual], device=self.device)
-        return at, self.vocabulary.table[torch.tensor(rows, device=self.device)]
+        at = to_device([place for place, _, _ in virtual], self.device)
+        return at, self.vocabulary.table[to_device(rows, self.device)]
 
     def _pack(self, rows: list[Row]) -> tuple[PackedRows, torch.Tensor]:
         slots: list[int] = []
@@ -163,7 +229,7 @@ class ModelRunner:
             table_rows=[row.sequence.row for row in rows],
             starts=[row.start for row in rows],
             counts=[row.count for row in rows],
-            table=self._table,
-            slots=torch.tensor(slots, device=self.device),
+            table=self.table,
+            slots=to_device(slots, self.device),
         )
-        return packed, torch.tensor(wanted, dtype=torch.int64, device=self.device)
+        return packed, to_device(wanted, self.device)

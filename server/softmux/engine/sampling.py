@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from softmux.engine.device import to_device
 from softmux.scheduler.sequence import Sequence
 from softmux.types import SamplingParams, TokenLogprobs
 
@@ -44,6 +45,17 @@ class Sampled:
     wanting: tuple[int, ...] = ()
 
 
+def needs_more_than_argmax(choices: list[Choice]) -> bool:
+    """Whether any row is not plainly greedy."""
+    for choice in choices:
+        s = choice.sequence.sampling
+        if s.temperature > 0 or s.logprobs is not None or s.logit_bias or s.needs_history:
+            return True
+        if choice.position < s.min_tokens and not s.ignore_eos:
+            return True
+    return False
+
+
 def sample(logits: torch.Tensor, choices: list[Choice], eos: tuple[int, ...]) -> Sampled:
     """Chooses each row's token. `logits [rows, vocab]`; changed in place where a row asks for it.
 
@@ -53,20 +65,20 @@ def sample(logits: torch.Tensor, choices: list[Choice], eos: tuple[int, ...]) ->
     """
     logits = logits.float()
     wanting = tuple(i for i, choice in enumerate(choices) if choice.sequence.sampling.logprobs is not None)
-    raw = logits[list(wanting)].log_softmax(-1) if wanting else None
+    raw = logits[to_device(wanting, logits.device)].log_softmax(-1) if wanting else None
     highest, _ = logits.max(-1)
     finite = highest.isfinite()
     _adjust(logits, choices, eos)
     tokens = logits.argmax(-1)
     drawn = [i for i, choice in enumerate(choices) if choice.sequence.sampling.temperature > 0]
     if drawn:
-        index = torch.tensor(drawn, device=logits.device)
+        index = to_device(drawn, logits.device)
         tokens[index] = _draw(logits[index], [choices[i] for i in drawn])
     tokens = torch.where(finite, tokens, -1)
     if raw is None:
         return Sampled(tokens)
     most = min(max(choices[i].sequence.sampling.logprobs or 0 for i in wanting), raw.shape[1])
-    chosen = raw.gather(1, tokens[list(wanting)].clamp(min=0)[:, None])[:, 0]
+    chosen = raw.gather(1, tokens[to_device(wanting, logits.device)].clamp(min=0)[:, None])[:, 0]
     top = raw.topk(most, dim=-1) if most else None
     return Sampled(tokens, chosen, (top.indices, top.values) if top is not None else None, wanting)
 
@@ -90,10 +102,10 @@ def _adjust(logits: torch.Tensor, choices: list[Choice], eos: tuple[int, ...]) -
     for row, choice in enumerate(choices):
         sampling = choice.sequence.sampling
         if sampling.logit_bias:
-            ids = torch.tensor([token for token, _ in sampling.logit_bias], device=logits.device)
-            logits[row, ids] += torch.tensor([bias for _, bias in sampling.logit_bias], device=logits.device)
+            ids = to_device([token for token, _ in sampling.logit_bias], logits.device)
+            logits[row, ids] += to_device([bias for _, bias in sampling.logit_bias], logits.device, logits.dtype)
         if choice.position < sampling.min_tokens and not sampling.ignore_eos and eos:
-            logits[row, torch.tensor(eos, device=logits.device)] = float("-inf")
+            logits[row, to_device(eos, logits.device)] = float("-inf")
         if sampling.needs_history:
             _penalise(logits[row], choice.sequence)
 
@@ -102,7 +114,7 @@ def _penalise(logits: torch.Tensor, sequence: Sequence) -> None:
     """Repetition (CTRL, arXiv 1909.05858: prompt and output), frequency and presence (OpenAI's: output only)."""
     sampling = sequence.sampling
     if sampling.repetition_penalty != 1.0:
-        seen = torch.tensor(sorted({token for token in sequence.tokens if token >= 0}), device=logits.device)
+        seen = to_device(sorted({token for token in sequence.tokens if token >= 0}), logits.device)
         if len(seen):
             values = logits[seen]
             logits[seen] = torch.where(
@@ -110,8 +122,8 @@ def _penalise(logits: torch.Tensor, sequence: Sequence) -> None:
             )
     counts = Counter(sequence.tokens[sequence.prompt_length :])
     if counts and (sampling.frequency_penalty or sampling.presence_penalty):
-        ids = torch.tensor(list(counts), device=logits.device)
-        times = torch.tensor(list(counts.values()), device=logits.device, dtype=logits.dtype)
+        ids = to_device(list(counts), logits.device)
+        times = to_device(list(counts.values()), logits.device, logits.dtype)
         logits[ids] -= times * sampling.frequency_penalty + sampling.presence_penalty
 
 
@@ -127,17 +139,17 @@ def _draw(logits: torch.Tensor, choices: list[Choice]) -> torch.Tensor:
     """
     samplings = [choice.sequence.sampling for choice in choices]
     device = logits.device
-    temperature = torch.tensor([max(s.temperature, _COLDEST) for s in samplings], device=device)
+    temperature = to_device([max(s.temperature, _COLDEST) for s in samplings], device, torch.float32)
     highest = logits.max(-1, keepdim=True).values
     probabilities = ((logits - highest) / temperature[:, None]).softmax(-1)
     filtered = [i for i, s in enumerate(samplings) if s.top_k > 0 or s.top_p < 1 or s.min_p > 0]
     if filtered:
-        rows = torch.tensor(filtered, device=device)
+        rows = to_device(filtered, device)
         probabilities[rows] = _filtered(probabilities[rows], [samplings[i] for i in filtered])
-    at = torch.tensor(
+    at = to_device(
         [uniform(s.seed or 0, c.sequence.sample, c.position) for s, c in zip(samplings, choices, strict=True)],
-        device=device,
-        dtype=torch.float64,
+        device,
+        torch.float64,
     )
     cumulative = probabilities.double().cumsum(-1)
     total = cumulative[:, -1:].contiguous()
@@ -150,14 +162,14 @@ def _filtered(probabilities: torch.Tensor, samplings: list[SamplingParams]) -> t
     """`[rows, vocab]` with the tokens that top-k, then top-p, then min-p leave out at 0; not normalised again."""
     size, device = probabilities.shape[1], probabilities.device
     ranked, order = probabilities.sort(dim=-1, descending=True, stable=True)
-    top_k = torch.tensor([s.top_k if s.top_k > 0 else size for s in samplings], device=device)
+    top_k = to_device([s.top_k if s.top_k > 0 else size for s in samplings], device)
     ranked = ranked.masked_fill(torch.arange(size, device=device) >= top_k[:, None], 0)
-    top_p = torch.tensor([s.top_p for s in samplings], device=device, dtype=torch.float64)
+    top_p = to_device([s.top_p for s in samplings], device, torch.float64)
     exact = ranked.double()
     before = exact.cumsum(-1) - exact
     beyond = (before >= top_p[:, None] * exact.sum(-1, keepdim=True)) & (top_p < 1)[:, None]
     beyond[:, 0] = False
     ranked = ranked.masked_fill(beyond, 0)
-    min_p = torch.tensor([s.min_p for s in samplings], device=device)
+    min_p = to_device([s.min_p for s in samplings], device, torch.float32)
     ranked = ranked.masked_fill(ranked < min_p[:, None] * ranked[:, :1], 0)
     return torch.zeros_like(probabilities).scatter_(1, order, ranked)

@@ -47,7 +47,8 @@ class AdapterTiers:
     """Implements `softmux.scheduler.scheduler.AdapterShelf`. All but the loader belongs to the engine's thread.
 
     Host memory is kept under `budget` bytes, least recently used first; what running sequences hold stays even beyond
-    it. `on_arrival` is called from the loader's thread when `arrivals` has news, to wake an idle loop.
+    it. `pinned`: in page-locked memory, from which a GPU copies by itself. `on_arrival` is called from the loader's
+    thread when `arrivals` has news, to wake an idle loop.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class AdapterTiers:
         spec: ModelSpec,
         dtype: torch.dtype,
         budget: int,
+        pinned: bool = False,
         source: AdapterSource,
         disk: DiskTier | None = None,
         on_arrival: Callable[[], None] = lambda: None,
@@ -63,6 +65,7 @@ class AdapterTiers:
         self._spec = spec
         self._dtype = dtype
         self._budget = budget
+        self._pinned = pinned
         self._source = source
         self._disk = disk
         self._on_arrival = on_arrival
@@ -71,7 +74,7 @@ class AdapterTiers:
         self._failed: dict[RootKey, SoftmuxError] = {}
         self._awaited: set[RootKey] = set()
         self._arrived: queue.SimpleQueue[_Arrival] = queue.SimpleQueue()
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self.host_bytes = 0
         self.counts = TierCounts()
         self._loader = threading.Thread(target=self._work, name="adapter-loader", daemon=True)
@@ -185,6 +188,8 @@ class AdapterTiers:
                 tier = "registry"
                 parts = read_adapter(self._source(key), self._spec).parts
                 adapter = HostAdapter.from_parts(parts, self._dtype)
+            if self._pinned:
+                adapter.pin()
         except SoftmuxError as known:
             error = known
         except Exception as unknown:
@@ -197,7 +202,13 @@ class AdapterTiers:
         disk = self._disk
         if disk is not None and not adapter.on_disk:
             adapter.on_disk = True
-            self._jobs.put(lambda: disk.put(key, adapter))
+            copied = _copied(adapter)
+
+            def write() -> None:
+                copied()
+                disk.put(key, adapter)
+
+            self._jobs.put(write)
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -229,3 +240,12 @@ class AdapterTiers:
     def check_integrity(self) -> None:
         assert self.host_bytes == sum(host.nbytes for host in self._host.values())
         assert all(host.holds >= 0 for host in self._host.values())
+
+
+def _copied(adapter: HostAdapter) -> Callable[[], None]:
+    """Waits until the device has written the adapter's prefix into host memory."""
+    if adapter.prefix is None or not adapter.prefix.is_pinned():
+        return lambda: None
+    event = torch.cuda.Event()
+    event.record()
+    return event.synchronize

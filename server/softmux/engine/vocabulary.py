@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 
+from softmux.engine.device import to_device
 from softmux.scheduler.radix import RootKey
 
 
@@ -45,7 +46,7 @@ class VirtualVocabulary:
             else:
                 self._free.extend(self._resident.pop(victim))
         rows = [self._free.pop() for _ in range(count)]
-        index = torch.tensor(rows, device=self.table.device)
+        index = to_device(rows, self.table.device)
         self.table.index_copy_(0, index, values.to(self.table, non_blocking=True))
         self._resident[adapter] = rows
         self.swaps += 1

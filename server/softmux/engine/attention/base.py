@@ -20,9 +20,20 @@ class PackedRows:
     starts: list[int]
     counts: list[int]
     table: torch.Tensor
-    """`[max_rows, context]` int64: the KV slot of each position of each running sequence."""
+    """`[max_rows + 1, context]` int32: the KV slot of each position of each running sequence."""
     slots: torch.Tensor
     """`[tokens]` int64: where each new token's keys and values go."""
+
+
+@dataclass(slots=True)
+class DecodeRows:
+    """Rows of one new token each: `table_rows`, `positions` and `slots` `[rows]`, on the device."""
+
+    table: torch.Tensor
+    table_rows: torch.Tensor
+    positions: torch.Tensor
+    slots: torch.Tensor
+    splits: int
 
 
 class AttentionBackend(Protocol):

@@ -1,0 +1,113 @@
+"""The GPU backend: Triton kernels over the paged pool. Decoding rows and chunks of one step take two launches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from softmux.engine.attention.base import DecodeRows, PackedRows
+from softmux.engine.kernels import attention as kernels
+from softmux.engine.kv import KVPool
+
+
+@dataclass(slots=True)
+class _Chunks:
+    blocks: tuple[torch.Tensor, torch.Tensor]
+    rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+class TritonAttention:
+    """Rows that bring one token decode with split keys; longer ones go through the extend kernel.
+
+    The packed step has its decoding rows anywhere; their queries are picked out and put back, unless all decode.
+    """
+
+    name = "triton"
+
+    def __init__(self, pool: KVPool) -> None:
+        self._pool = pool
+        self._processors = torch.cuda.get_device_properties(pool.device).multi_processor_count
+        self._decode: DecodeRows | None = None
+        self._picked: torch.Tensor | None = None
+        self._chunks: _Chunks | None = None
+        self._slots = torch.empty(0, dtype=torch.int64, device=pool.device)
+        self._table = torch.empty(0, dtype=torch.int32, device=pool.device)
+
+    def splits(self, rows: int) -> int:
+        return kernels.splits_for(rows, self._pool.keys[0].shape[1], self._processors)
+
+    def begin_decode(self, rows: DecodeRows) -> None:
+        """Every row of the step decodes: nothing is looked at on the host, so the step can be captured in a graph."""
+        self._decode, self._picked, self._chunks = rows, None, None
+        self._slots, self._table = rows.slots, rows.table
+
+    def begin(self, rows: PackedRows) -> None:
+        device = self._pool.device
+        offsets, at = [], 0
+        for count in rows.counts:
+            offsets.append(at)
+            at += count
+        single = [i for i, count in enumerate(rows.counts) if count == 1]
+        longer = [i for i, count in enumerate(rows.counts) if count > 1]
+        self._slots, self._table = rows.slots, rows.table
+        self._decode = self._picked = self._chunks = None
+        numbers: list[int] = []
+        for members in (single, longer):
+            for values in (rows.table_rows, offsets, rows.starts, rows.counts):
+                numbers.extend(values[i] for i in members)
+        block_rows: list[int] = []
+        block_firsts: list[int] = []
+        for number, i in enumerate(longer):
+            for first in range(0, rows.counts[i], kernels.QUERY_BLOCK):
+                block_rows.append(number)
+                block_firsts.append(first)
+        host = torch.tensor([*numbers, *block_rows, *block_firsts], dtype=torch.int32)
+        sent = host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+        s, c, b = len(single), len(longer), len(block_rows)
+        if s:
+            part = sent[: 4 * s].view(4, s)
+            self._decode = DecodeRows(rows.table, part[0], part[2], rows.slots, self.splits(s))
+            self._picked = part[1]
+        if c:
+            part = sent[4 * s : 4 * (s + c)].view(4, c)
+            blocks = sent[4 * (s + c) :].view(2, b)
+            self._chunks = _Chunks((blocks[0], blocks[1]), (part[0], part[1], part[2], part[3]))
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        scaling: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        self._pool.keys[layer].index_copy_(0, self._slots.long(), key)
+        self._pool.values[layer].index_copy_(0, self._slots.long(), value)
+        return self.attend_written(layer, query.contiguous(), scaling=scaling, window=window, softcap=softcap)
+
+    def attend_written(
+        self, layer: int, query: torch.Tensor, *, scaling: float, window: int | None, softcap: float | None
+    ) -> torch.Tensor:
+        """As `attend`, for a layer that has written its keys and values itself. `query` is contiguous."""
+        keys, values = self._pool.keys[layer], self._pool.values[layer]
+        out = torch.empty_like(query)
+        if self._chunks is not None:
+            kernels.extend(
+                query, keys, values, self._table, out, self._chunks.blocks, self._chunks.rows,
+                scaling=scaling, window=window, softcap=softcap,
+            )  # fmt: skip
+        rows = self._decode
+        if rows is not None:
+            picked = query if self._picked is None else query.index_select(0, self._picked)
+            decoded = out if self._picked is None else torch.empty_like(picked)
+            kernels.decode(
+                picked, keys, values, self._table, rows.table_rows, rows.positions, decoded,
+                scaling=scaling, window=window, softcap=softcap, splits=rows.splits,
+            )  # fmt: skip
+            if self._picked is not None:
+                out.index_copy_(0, self._picked.long(), decoded)
+        return out

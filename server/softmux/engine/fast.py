@@ -1,0 +1,69 @@
+"""Which of the fast paths this model and machine take: each is proved by the self-test, and left out where it fails."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+
+import torch
+
+from softmux.engine.attention.base import AttentionBackend
+from softmux.engine.attention.torch_sdpa import TorchAttention
+from softmux.engine.runner import ModelRunner
+from softmux.engine.selftest import self_test
+from softmux.errors import SelfTestFailed
+from softmux.types import ModelSpec
+
+log = logging.getLogger(__name__)
+
+
+def best_backend(device: torch.device) -> type[AttentionBackend]:
+    """Triton on a CUDA device where it is installed, torch elsewhere."""
+    if device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+        from softmux.engine.attention.triton_paged import TritonAttention
+
+        return TritonAttention
+    log.info("attention by torch: %s", "no Triton" if device.type == "cuda" else "on the CPU")
+    return TorchAttention
+
+
+def prove(runner: ModelRunner, spec: ModelSpec) -> None:
+    """Self-tests the unmodified module, then each faster way of running it that this model allows.
+
+    Raises `SelfTestFailed` only for the module itself; a fast path that fails is left out, and the log says so.
+    """
+    self_test(runner, spec)
+    if runner.backend.name != "triton":
+        return
+    from softmux.engine.attention.triton_paged import TritonAttention
+    from softmux.engine.fused import FusedDecoder
+    from softmux.engine.graphs import DecodeGraphs
+
+    assert isinstance(runner.backend, TritonAttention)
+    fused = FusedDecoder.of(runner.model, runner.pool, runner.backend)
+    if fused is None:
+        log.info("%s runs as transformers wrote it: no fused layers are known for it", spec.architecture)
+        return
+    runner.fused = fused
+    try:
+        self_test(runner, spec)
+    except SelfTestFailed as error:
+        log.warning("fused layers are left out: %s", error.message)
+        runner.fused = None
+        return
+    graphs = DecodeGraphs(
+        lambda embeddings, positions, slots: fused.forward(embeddings, positions, slots, None),
+        runner.model.embedding,
+        runner.backend,
+        table=runner.table,
+        last_tokens=runner.last_tokens,
+        spare_slot=runner.pool.spare,
+        max_rows=runner.max_rows,
+    )
+    graphs.capture()
+    runner.graphs = graphs
+    try:
+        self_test(runner, spec)
+    except SelfTestFailed as error:
+        log.warning("CUDA graphs are left out: %s", error.message)
+        runner.graphs = None

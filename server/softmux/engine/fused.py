@@ -1,0 +1,141 @@
+"""The fast path for decoders of Llama's build: the loaded module's own weights, in fewer and larger launches.
+
+Merged QKV and gate-up products (the module's projections become views into the merged weights, so nothing is held
+twice and the untouched module still works), and one launch each for norm + residual, RoPE + KV write and SiLU·up.
+`FusedDecoder.of` answers None for any class or setting it does not know; the module itself then runs instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from softmux.engine.attention.triton_paged import TritonAttention
+from softmux.engine.kernels import layer as kernels
+from softmux.engine.kv import KVPool
+from softmux.engine.packed import PackedModel
+
+_KNOWN = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+
+Linear = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+"""Where every product of the step goes: `(x [rows, in], weight [out, in], bias) → [rows, out]`."""
+
+
+@dataclass(slots=True)
+class _Layer:
+    qkv: torch.Tensor
+    qkv_bias: torch.Tensor | None
+    out: torch.Tensor
+    out_bias: torch.Tensor | None
+    gate_up: torch.Tensor
+    down: torch.Tensor
+    input_norm: torch.Tensor
+    post_norm: torch.Tensor
+    head_norms: tuple[torch.Tensor, torch.Tensor] | None
+    window: int | None
+
+
+def _merge(projections: list[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """One weight of several, rows under rows; the projections' own weights become views of it."""
+    merged = torch.cat([projection.weight.data for projection in projections])
+    at = 0
+    for projection in projections:
+        rows = projection.weight.shape[0]
+        projection.weight.data = merged[at : at + rows]
+        at += rows
+    if projections[0].bias is None:
+        return merged, None
+    return merged, torch.cat([projection.bias.data for projection in projections])
+
+
+class FusedDecoder:
+    """A decoder's forward over packed rows, equal to the module's within rounding (the self-test compares them)."""
+
+    def __init__(self, model: PackedModel, pool: KVPool, attention: TritonAttention, linear: Linear) -> None:
+        config: Any = model.text_config
+        self._model = model
+        self._pool = pool
+        self._attention = attention
+        self._linear = linear
+        decoder = model.module.model
+        self._eps = float(config.rms_norm_eps)
+        self._heads = int(config.num_attention_heads)
+        self._layers = [self._take(layer) for layer in decoder.layers]
+        self._norm: torch.Tensor = decoder.norm.weight.data
+        self._head: torch.Tensor = model.module.lm_head.weight.data
+        self._rotation = _rotation(decoder.rotary_emb, model)
+        self._scaling = float(decoder.layers[0].self_attn.scaling)
+
+    @classmethod
+    def of(
+        cls, model: PackedModel, pool: KVPool, attention: TritonAttention, linear: Linear = F.linear
+    ) -> FusedDecoder | None:
+        config: Any = model.text_config
+        if model.architecture not in _KNOWN or config.hidden_act != "silu" or getattr(config, "mlp_bias", False):
+            return None
+        if model.module.lm_head.bias is not None:
+            return None
+        return cls(model, pool, attention, linear)
+
+    def _take(self, layer: Any) -> _Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        qkv, qkv_bias = _merge([attention.q_proj, attention.k_proj, attention.v_proj])
+        gate_up, _ = _merge([mlp.gate_proj, mlp.up_proj])
+        norms = None
+        if hasattr(attention, "q_norm"):
+            norms = (attention.q_norm.weight.data, attention.k_norm.weight.data)
+        window = getattr(attention, "sliding_window", None)
+        if self._model.architecture == "MistralForCausalLM":
+            window = getattr(self._model.text_config, "sliding_window", None)
+        return _Layer(
+            qkv=qkv,
+            qkv_bias=qkv_bias,
+            out=attention.o_proj.weight.data,
+            out_bias=None if attention.o_proj.bias is None else attention.o_proj.bias.data,
+            gate_up=gate_up,
+            down=mlp.down_proj.weight.data,
+            input_norm=layer.input_layernorm.weight.data,
+            post_norm=layer.post_attention_layernorm.weight.data,
+            head_norms=norms,
+            window=window,
+        )
+
+    def forward(
+        self, embeddings: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor, wanted: torch.Tensor | None
+    ) -> torch.Tensor:
+        """`embeddings [tokens, hidden]` → logits `[rows, vocab]` of the `wanted` tokens (None: all). The attention
+        backend has been told of the step (`begin`)."""
+        residual = torch.empty_like(embeddings)
+        x = embeddings
+        add = False
+        for number, layer in enumerate(self._layers):
+            normed = kernels.add_norm(x, residual, layer.input_norm, self._eps, add=add)
+            add = True
+            qkv = self._linear(normed, layer.qkv, layer.qkv_bias)
+            query = kernels.rope_write(
+                qkv, self._pool.keys[number], self._pool.values[number], self._rotation, positions, slots,
+                layer.head_norms, self._eps, heads=self._heads,
+            )  # fmt: skip
+            attended = self._attention.attend_written(
+                number, query, scaling=self._scaling, window=layer.window, softcap=None
+            )
+            x = self._linear(attended.flatten(1), layer.out, layer.out_bias)
+            normed = kernels.add_norm(x, residual, layer.post_norm, self._eps, add=True)
+            x = self._linear(kernels.silu_mul(self._linear(normed, layer.gate_up, None)), layer.down, None)
+        if wanted is not None:
+            x, residual = x.index_select(0, wanted), residual.index_select(0, wanted)
+        return self._linear(kernels.add_norm(x, residual, self._norm, self._eps, add=True), self._head, None)
+
+
+@torch.inference_mode()
+def _rotation(rotary: Any, model: PackedModel) -> tuple[torch.Tensor, torch.Tensor]:
+    """The module's own cos and sin for every position, once: float32 `[context, head_dim/2]`."""
+    positions = torch.arange(model.context_length, device=model.device)[None]
+    cos, sin = rotary(torch.zeros((1, 1, 1), dtype=torch.float32, device=model.device), positions)
+    half = cos.shape[-1] // 2
+    return cos[0, :, :half].float().contiguous(), sin[0, :, :half].float().contiguous()

@@ -1,0 +1,118 @@
+"""CUDA graphs of decode steps: one for each of a few sizes, replayed with a single copy of inputs."""
+
+from __future__ import annotations
+
+import bisect
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from softmux.engine.attention.base import DecodeRows
+
+if TYPE_CHECKING:  # Triton is there on GPU machines only
+    from softmux.engine.attention.triton_paged import TritonAttention
+
+log = logging.getLogger(__name__)
+
+_SIZES = (1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
+
+
+@dataclass(slots=True)
+class StaticRows:
+    """A step in which every row decodes, by row: token id (−1: the one the step before chooses), table row,
+    position, KV slot."""
+
+    ids: list[int]
+    rows: list[int]
+    positions: list[int]
+    slots: list[int]
+
+
+@dataclass(slots=True)
+class _Graph:
+    graph: torch.cuda.CUDAGraph
+    inputs: torch.Tensor
+    """`[4, size]` int32: ids, table rows, positions, slots."""
+    logits: torch.Tensor
+    tokens: torch.Tensor
+
+
+class DecodeGraphs:
+    """`replay` pads a step to the next size. Padding rows use the table's last row and the pool's spare slot, so they
+    read and write nobody's KV.
+
+    `forward(embeddings, positions, slots) → logits` is the model; `table` and `last_tokens` are the runner's.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+        embedding: Callable[[torch.Tensor], torch.Tensor],
+        attention: TritonAttention,
+        *,
+        table: torch.Tensor,
+        last_tokens: torch.Tensor,
+        spare_slot: int,
+        max_rows: int,
+    ) -> None:
+        self._forward = forward
+        self._embedding = embedding
+        self._attention = attention
+        self._table = table
+        self._last_tokens = last_tokens
+        self._padding = (0, table.shape[0] - 1, 0, spare_slot)
+        self._sizes = sorted({size for size in _SIZES if size < max_rows} | {max_rows})
+        self._graphs: dict[int, _Graph] = {}
+        self._stage = 0
+
+    def fits(self, rows: int) -> bool:
+        return bool(self._sizes) and rows <= self._sizes[-1]
+
+    def capture(self) -> None:
+        """Captures every size, the largest first so that all share its memory. A few seconds."""
+        pool = torch.cuda.graph_pool_handle()
+        for size in reversed(self._sizes):
+            self._graphs[size] = self._capture(size, pool)
+
+    @torch.inference_mode()
+    def _capture(self, size: int, pool: Any) -> _Graph:
+        device = self._table.device
+        inputs = torch.tensor([[value] * size for value in self._padding], dtype=torch.int32, device=device)
+        side = torch.cuda.Stream(device)
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):  # kernels compile and libraries set up outside the capture
+            self._step(inputs)
+            self._step(inputs)
+        torch.cuda.current_stream(device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):
+            logits, tokens = self._step(inputs)
+        return _Graph(graph, inputs, logits, tokens)
+
+    def _step(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        ids, rows, positions, slots = inputs.unbind(0)
+        at_rows, at_positions = rows.long(), positions.long()
+        self._table[at_rows, at_positions] = slots
+        tokens = torch.where(ids < 0, self._last_tokens[at_rows], ids.long())
+        splits = self._attention.splits(inputs.shape[1])
+        self._attention.begin_decode(DecodeRows(self._table, rows, positions, slots, splits))
+        logits = self._forward(self._embedding(tokens), positions, slots)
+        highest, chosen = logits.max(-1)
+        chosen = torch.where(highest.isfinite(), chosen, -1)
+        self._last_tokens.index_copy_(0, at_rows, chosen.clamp(min=0))
+        return logits, chosen
+
+    def replay(self, static: StaticRows) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits `[rows, vocab]` and greedy tokens `[rows]` (−1 where not finite), both valid until the next replay."""
+        count = len(static.ids)
+        graph = self._graphs[self._sizes[bisect.bisect_left(self._sizes, count)]]
+        size = graph.inputs.shape[1]
+        columns = (static.ids, static.rows, static.positions, static.slots)
+        padded = [[*column, *([pad] * (size - count))] for column, pad in zip(columns, self._padding, strict=True)]
+        host = torch.tensor(padded, dtype=torch.int32).pin_memory()
+        graph.inputs.copy_(host, non_blocking=True)
+        graph.graph.replay()
+        return graph.logits[:count], graph.tokens[:count]

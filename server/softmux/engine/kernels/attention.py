@@ -1,0 +1,221 @@
+"""Attention over the paged KV pool (a page is one token): split-KV decode, and extend for chunks.
+
+Both walk a row's slots through the slot table, so cached and new tokens are read alike; the layer has written its new
+keys and values before. Scores and sums are in float32; `tl.dot` on float32 inputs is exact (no TF32).
+
+Decode after Flash-Decoding (Dao et al., 2023): the keys of a row are split over programs, partial softmaxes are merged
+by their log-sum-exp. All query heads of a KV head share one program, so each key is read once.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+_LOG2E = 1.4426950408889634
+
+
+@triton.jit
+def _scores(q, k, scale, softcap, SOFTCAP: tl.constexpr):
+    """q·k in the exponent's base two, soft-capped if asked: c·tanh(s/c)."""
+    s = tl.dot(q, k, input_precision="ieee") * scale
+    if SOFTCAP:
+        t = s / softcap
+        e = tl.exp(-2.0 * tl.abs(t))
+        s = tl.where(t < 0, -1.0, 1.0) * (1.0 - e) / (1.0 + e) * softcap
+    return s * 1.4426950408889634
+
+
+@triton.jit
+def _decode(
+    q_ptr, keys_ptr, values_ptr, table_ptr, rows_ptr, positions_ptr, out_ptr, partial_ptr, lse_ptr,
+    scale, softcap, window, heads, kv_heads, table_stride, splits,
+    GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, BLOCK: tl.constexpr,
+    SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    at = tl.program_id(0)
+    kv_head = tl.program_id(1)
+    split = tl.program_id(2)
+    row = tl.load(rows_ptr + at).to(tl.int64)
+    length = tl.load(positions_ptr + at).to(tl.int32) + 1
+    first = 0
+    if WINDOW:
+        first = tl.maximum(0, length - window)
+    span = tl.cdiv(tl.cdiv(length - first, splits), BLOCK) * BLOCK
+    begin = first + split * span
+    end = tl.minimum(begin + span, length)
+
+    g = tl.arange(0, GROUP_PAD)
+    d = tl.arange(0, D_PAD)
+    n = tl.arange(0, BLOCK)
+    head = kv_head * GROUP + g
+    q_mask = (g < GROUP)[:, None] & (d < D)[None, :]
+    q = tl.load(q_ptr + (at * heads + head)[:, None] * D + d[None, :], mask=q_mask, other=0.0)
+    m = tl.full([GROUP_PAD], -float("inf"), tl.float32)
+    total = tl.zeros([GROUP_PAD], tl.float32)
+    acc = tl.zeros([GROUP_PAD, D_PAD], tl.float32)
+    for start in range(begin, end, BLOCK):
+        live = start + n < end
+        slot = tl.load(table_ptr + row * table_stride + start + n, mask=live, other=0).to(tl.int64)
+        place = (slot * kv_heads + kv_head)[:, None] * D + d[None, :]
+        kv_mask = live[:, None] & (d < D)[None, :]
+        k = tl.load(keys_ptr + place, mask=kv_mask, other=0.0)
+        s = _scores(q, tl.trans(k), scale, softcap, SOFTCAP)
+        s = tl.where(live[None, :], s, -float("inf"))
+        higher = tl.maximum(m, tl.max(s, 1))
+        p = tl.exp2(s - higher[:, None])
+        fade = tl.exp2(m - higher)
+        v = tl.load(values_ptr + place, mask=kv_mask, other=0.0)
+        acc = acc * fade[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
+        total = total * fade + tl.sum(p, 1)
+        m = higher
+    if SPLIT:
+        place = ((at * heads + head) * splits + split)[:, None] * D + d[None, :]
+        safe = tl.where(total > 0, total, 1.0)
+        tl.store(partial_ptr + place, acc / safe[:, None], mask=q_mask)
+        lse = tl.where(total > 0, m + tl.log2(safe), -float("inf"))
+        tl.store(lse_ptr + (at * heads + head) * splits + split, lse, mask=g < GROUP)
+    else:
+        out = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
+        tl.store(out_ptr + (at * heads + head)[:, None] * D + d[None, :], out, mask=q_mask)
+
+
+@triton.jit
+def _merge(partial_ptr, lse_ptr, out_ptr, splits, D: tl.constexpr, D_PAD: tl.constexpr, SPLITS: tl.constexpr):
+    at = tl.program_id(0)
+    s = tl.arange(0, SPLITS)
+    d = tl.arange(0, D_PAD)
+    lse = tl.load(lse_ptr + at * splits + s, mask=s < splits, other=-float("inf"))
+    weight = tl.exp2(lse - tl.max(lse, 0))
+    mask = (s < splits)[:, None] & (d < D)[None, :]
+    part = tl.load(partial_ptr + (at * splits + s)[:, None] * D + d[None, :], mask=mask, other=0.0)
+    out = tl.sum(part * weight[:, None], 0) / tl.sum(weight, 0)
+    tl.store(out_ptr + at * D + d, out.to(out_ptr.dtype.element_ty), mask=d < D)
+
+
+@triton.jit
+def _extend(
+    q_ptr, keys_ptr, values_ptr, table_ptr, out_ptr, block_row_ptr, block_first_ptr,
+    rows_ptr, offsets_ptr, starts_ptr, counts_ptr, scale, softcap, window, kv_heads, table_stride,
+    q_stride, GROUP: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, QUERIES: tl.constexpr, BLOCK: tl.constexpr,
+    SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
+):  # fmt: skip
+    block = tl.program_id(0)
+    head = tl.program_id(1)
+    i = tl.load(block_row_ptr + block)
+    first = tl.load(block_first_ptr + block)
+    row = tl.load(rows_ptr + i).to(tl.int64)
+    offset = tl.load(offsets_ptr + i)
+    start = tl.load(starts_ptr + i)
+    count = tl.load(counts_ptr + i)
+    kv_head = head // GROUP
+
+    query = first + tl.arange(0, QUERIES)
+    d = tl.arange(0, D_PAD)
+    n = tl.arange(0, BLOCK)
+    q_mask = (query < count)[:, None] & (d < D)[None, :]
+    q_place = (offset + query).to(tl.int64)[:, None] * q_stride + head * D + d[None, :]
+    q = tl.load(q_ptr + q_place, mask=q_mask, other=0.0)
+    position = start + query
+    last = tl.minimum(start + first + QUERIES, start + count)
+    begin = 0
+    if WINDOW:
+        begin = tl.maximum(0, start + first - window + 1) // BLOCK * BLOCK
+    m = tl.full([QUERIES], -float("inf"), tl.float32)
+    total = tl.zeros([QUERIES], tl.float32)
+    acc = tl.zeros([QUERIES, D_PAD], tl.float32)
+    for at in range(begin, last, BLOCK):
+        key = at + n
+        live = key < last
+        slot = tl.load(table_ptr + row * table_stride + key, mask=live, other=0).to(tl.int64)
+        place = (slot * kv_heads + kv_head)[:, None] * D + d[None, :]
+        kv_mask = live[:, None] & (d < D)[None, :]
+        k = tl.load(keys_ptr + place, mask=kv_mask, other=0.0)
+        s = _scores(q, tl.trans(k), scale, softcap, SOFTCAP)
+        seen = live[None, :] & (key[None, :] <= position[:, None])
+        if WINDOW:
+            seen &= key[None, :] > position[:, None] - window
+        s = tl.where(seen, s, -float("inf"))
+        higher = tl.maximum(m, tl.max(s, 1))
+        safe = tl.where(higher == -float("inf"), 0.0, higher)
+        p = tl.exp2(s - safe[:, None])
+        fade = tl.exp2(m - safe)
+        v = tl.load(values_ptr + place, mask=kv_mask, other=0.0)
+        acc = acc * fade[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
+        total = total * fade + tl.sum(p, 1)
+        m = higher
+    out = (acc / tl.where(total > 0, total, 1.0)[:, None]).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + q_place, out, mask=q_mask)
+
+
+def splits_for(rows: int, kv_heads: int, processors: int) -> int:
+    """Programs a row's keys are split over: enough to fill the processors about twice, 32 at most."""
+    return max(1, min(32, (2 * processors) // max(1, rows * kv_heads)))
+
+
+def decode(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    table: torch.Tensor,
+    rows: torch.Tensor,
+    positions: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    scaling: float,
+    window: int | None,
+    softcap: float | None,
+    splits: int,
+) -> None:
+    """One new token a row. `query`, `out` `[rows, heads, head_dim]`; `keys`, `values` `[slots, kv_heads, head_dim]`;
+    `table` `[table_rows, context]` int32; `rows`, `positions` `[rows]` integers, on the device."""
+    count, heads, width = query.shape
+    kv_heads = keys.shape[1]
+    group = heads // kv_heads
+    wide = max(16, triton.next_power_of_2(width))
+    block = 64 if wide <= 128 and query.dtype != torch.float32 else 32
+    partial = lse = out
+    if splits > 1:
+        partial = torch.empty((count, heads, splits, width), dtype=torch.float32, device=query.device)
+        lse = torch.empty((count, heads, splits), dtype=torch.float32, device=query.device)
+    _decode[(count, kv_heads, splits)](
+        query, keys, values, table, rows, positions, out, partial, lse,
+        scaling, softcap or 1.0, window or 0, heads, kv_heads, table.stride(0), splits,
+        GROUP=group, GROUP_PAD=max(16, triton.next_power_of_2(group)), D=width, D_PAD=wide, BLOCK=block,
+        SOFTCAP=softcap is not None, WINDOW=window is not None, SPLIT=splits > 1, num_warps=4, num_stages=3,
+    )  # fmt: skip
+    if splits > 1:
+        _merge[(count * heads,)](
+            partial, lse, out, splits, D=width, D_PAD=wide, SPLITS=triton.next_power_of_2(splits), num_warps=2
+        )
+
+
+QUERY_BLOCK = 64
+
+
+def extend(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    table: torch.Tensor,
+    out: torch.Tensor,
+    blocks: tuple[torch.Tensor, torch.Tensor],
+    rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    *,
+    scaling: float,
+    window: int | None,
+    softcap: float | None,
+) -> None:
+    """Chunks of any length. `query`, `out` `[tokens, heads, head_dim]`; `blocks` names, for each block of
+    `QUERY_BLOCK` queries, its row (an index into `rows`) and its first query; `rows` are the rows' table rows, packed
+    offsets, start positions and counts, int32 on the device."""
+    _, heads, width = query.shape
+    kv_heads = keys.shape[1]
+    wide = max(16, triton.next_power_of_2(width))
+    block = 64 if wide <= 128 and query.dtype != torch.float32 else 32
+    _extend[(len(blocks[0]), heads)](
+        query, keys, values, table, out, *blocks, *rows, scaling, softcap or 1.0, window or 0, kv_heads,
+        table.stride(0), heads * width, GROUP=heads // kv_heads, D=width, D_PAD=wide, QUERIES=QUERY_BLOCK, BLOCK=block,
+        SOFTCAP=softcap is not None, WINDOW=window is not None, num_warps=4, num_stages=2,
+    )  # fmt: skip

@@ -13,10 +13,11 @@ NEW_TOKENS = 8
 REQUESTS = 60
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_sixty_mixed_requests_are_token_exact_cold_and_cached(architecture: str, tmp_path: Path) -> None:
+def test_sixty_mixed_requests_are_token_exact_cold_and_cached(architecture: str, device: str, tmp_path: Path) -> None:
     base = make_base(architecture, tmp_path / "base")
-    engine = TestEngine(tmp_path / "base")
+    engine = TestEngine(tmp_path / "base", device=device)
     adapters = {}
     models = {None: base}
     for number, method in enumerate(METHODS):

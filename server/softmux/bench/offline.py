@@ -1,4 +1,4 @@
-"""softmux's engine in this process, fed from folders: what the service is compared with, and peers are raced against."""
+"""softmux's engine in this process, fed from folders: what the service and the peers are measured against."""
 
 from __future__ import annotations
 

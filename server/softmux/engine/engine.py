@@ -68,11 +68,15 @@ class Engine:
         *,
         on_arrival: Callable[[], None] = lambda: None,
         disk_folder: Path | None = None,
+        model: PackedModel | None = None,
     ) -> None:
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        device = pick_device(settings.device)
-        self.model = PackedModel.load(settings.model, device=device, dtype=pick_dtype(settings.dtype, device))
+        if model is None:
+            device = pick_device(settings.device)
+            model = PackedModel.load(settings.model, device=device, dtype=pick_dtype(settings.dtype, device))
+        self.model = model
+        device = model.device
         slots = settings.kv_tokens or self._kv_tokens(settings)
         context = min(self.model.context_length, settings.context_length or self.model.context_length, slots)
         self.spec: ModelSpec = self.model.spec(context)

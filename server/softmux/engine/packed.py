@@ -41,10 +41,10 @@ class PackedModel:
     """A causal language model whose attention goes through one `AttentionBackend`.
 
     `module` is what transformers loaded, untouched; its attention implementation is a name registered for this object
-    alone, so several models can live in a process. `folder` is where its files lie.
+    alone, so several models can live in a process. `folder` is where its files lie; None for one made in memory.
     """
 
-    def __init__(self, module: nn.Module, folder: Path, model_id: str) -> None:
+    def __init__(self, module: nn.Module, folder: Path | None, model_id: str) -> None:
         loaded: Any = module
         self.module: Any = loaded.eval().requires_grad_(False)
         self.folder = folder
@@ -206,8 +206,8 @@ class PackedModel:
             hidden_size=hidden_size,
             vocab_size=int(self.text_config.vocab_size),
             context_length=context_length,
-            base_fingerprint=base_fingerprint(self.folder, self.config.to_dict()),
-            tokenizer_fingerprint=tokenizer_fingerprint(self.folder),
+            base_fingerprint=base_fingerprint(self.folder, self.config.to_dict()) if self.folder else "in-memory",
+            tokenizer_fingerprint=tokenizer_fingerprint(self.folder) if self.folder else "in-memory",
             layers=self.layers,
             eos_token_ids=self.eos_token_ids,
             parameters=sum(parameter.numel() for parameter in self.module.parameters()),

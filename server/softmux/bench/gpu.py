@@ -1,0 +1,257 @@
+"""The GPU engine against the card: decode steps over the bytes they must move, and whole workloads.
+
+Random weights of known shapes, so nothing is downloaded: `python -m softmux.bench.gpu --shape 1b`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from softmux.engine.engine import Engine
+from softmux.engine.packed import PackedModel
+from softmux.formats.parts import PrefixPart, PromptPart
+from softmux.scheduler.radix import RootKey
+from softmux.settings import Settings
+from softmux.types import SamplingParams
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 2048,
+    },
+    "1b": {  # Llama-3.2-1B
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "tie_word_embeddings": True,
+    },
+    "8b": {  # Llama-3.1-8B
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    },
+}
+VIRTUAL_TOKENS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """`rows` requests at once, prompts of `low … high` tokens, `new_tokens` each."""
+
+    rows: int
+    low: int
+    high: int
+    new_tokens: int
+
+
+WORKLOADS = {
+    "W1": Workload(256, 128, 384, 128),
+    "W2": Workload(1024, 128, 384, 128),
+    "W3": Workload(64, 384, 384, 128),
+    "W4": Workload(1, 128, 128, 128),
+}
+
+
+def random_model(shape: str, dtype: torch.dtype) -> PackedModel:
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    config = LlamaConfig(
+        **SHAPES[shape],
+        max_position_embeddings=4096,
+        rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        module: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager")
+    return PackedModel(module, None, f"random-{shape}")
+
+
+def copy_rate() -> float:
+    """Bytes a second that the card moves in a device-to-device copy, read and written."""
+    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda").random_()
+    target = torch.empty_like(source)
+    times = []
+    for _ in range(10):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        target.copy_(source)
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) / 1000)
+    return float(2 * source.numel() / statistics.median(times))
+
+
+class Bench:
+    """One engine over random weights, and 16 tasks of two methods adopted from memory."""
+
+    def __init__(self, shape: str, rows: int, dtype: torch.dtype = torch.bfloat16, tasks: int = 16) -> None:
+        model = random_model(shape, dtype)
+        settings = Settings(model="random", max_rows=rows, max_step_tokens=8192, host_cache_bytes=16 << 30)
+        self.engine = Engine(settings, lambda key: {}, model=model)
+        self.parameters = sum(parameter.numel() for parameter in model.module.parameters())
+        self.bare = self.engine.key("default", None)
+        self.tasks = [self._adopt(number, "prompt" if number % 2 else "prefix") for number in range(tasks)]
+        self.prompts = [self._adopt(1000 + number, "prompt") for number in range(tasks)]
+        self.draw = np.random.default_rng(0)
+
+    def _adopt(self, number: int, kind: str) -> RootKey:
+        spec = self.engine.spec
+        root = self.engine.key("default", f"task-{number}")
+        draw = np.random.default_rng(number)
+        if kind == "prompt":
+            vectors = draw.standard_normal((VIRTUAL_TOKENS, spec.hidden_size), dtype=np.float32) * 0.02
+            self.engine.adopt(root, (PromptPart(vectors),))
+        else:
+            layer = spec.layers[0]
+            shape = (len(spec.layers), VIRTUAL_TOKENS, layer.kv_heads, layer.head_dim)
+            keys = draw.standard_normal(shape, dtype=np.float32)
+            values = draw.standard_normal(shape, dtype=np.float32) * 0.1
+            self.engine.adopt(root, (PrefixPart(keys, values),))
+        self.engine.tiers.hold(root)
+        return root
+
+    def decode_step(self, rows: int, context: int, steps: int = 60) -> float:
+        """Seconds a step, host included, with `rows` rows of about `context` tokens decoding."""
+        self._add([self.bare] * rows, [context - steps // 2] * rows, steps + 12)
+        engine = self.engine
+        while any(not s.decoding for s in engine.scheduler.running) or len(engine.scheduler.waiting):
+            engine.step()
+        for _ in range(4):
+            engine.step()
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        for _ in range(steps):
+            engine.step()
+        torch.cuda.synchronize()
+        seconds = (time.perf_counter() - began) / steps
+        self._finish()
+        return seconds
+
+    def graph_step(self, rows: int, context: int) -> float:
+        """Seconds a replay of the decode graph alone takes on the device."""
+        graphs = self.engine.runner.graphs
+        if graphs is None:
+            return float("nan")
+        from softmux.engine.graphs import StaticRows
+
+        slots = list(range(rows))
+        table = self.engine.runner.table
+        table[:rows, :context] = torch.arange(rows * context, device=table.device, dtype=torch.int32).view(rows, -1)
+        static = StaticRows([1] * rows, slots, [context - 1] * rows, [i * context + context - 1 for i in slots])
+        for _ in range(3):
+            graphs.replay(static)
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        for _ in range(30):
+            graphs.replay(static)
+        end.record()
+        end.synchronize()
+        self.engine.runner.forget_rows()
+        return float(begin.elapsed_time(end) / 30 / 1000)
+
+    def floor(self, rows: int, context: int, rate: float) -> float:
+        """Seconds to move the weights once and every row's KV once at the copy rate."""
+        spec = self.engine.spec
+        layer = spec.layers[0]
+        each = 2 * len(spec.layers) * layer.kv_heads * layer.head_dim * 2
+        return (2 * self._streamed() + rows * context * each) / rate
+
+    def _streamed(self) -> int:
+        spec = self.engine.spec
+        module: Any = self.engine.model.module
+        tied = module.config.tie_word_embeddings
+        return int(self.parameters - (0 if tied else spec.vocab_size * spec.hidden_size))
+
+    def throughput(self, work: Workload, roots: list[RootKey]) -> float:
+        """New tokens a second over a whole workload, all requests at once, `roots` in turn."""
+        scheduler = self.engine.scheduler
+        scheduler.pool.give(scheduler.tree.clear())
+        lengths = [int(n) for n in self.draw.integers(work.low, work.high + 1, work.rows)]
+        began = time.perf_counter()
+        self._add([roots[i % len(roots)] for i in range(work.rows)], lengths, work.new_tokens)
+        self._finish()
+        return work.rows * work.new_tokens / (time.perf_counter() - began)
+
+    def _add(self, roots: list[RootKey], lengths: list[int], new_tokens: int) -> None:
+        vocabulary = self.engine.spec.vocab_size
+        sampling = SamplingParams(max_tokens=new_tokens, ignore_eos=True)
+        lead = tuple(-1 - i for i in range(VIRTUAL_TOKENS))
+        for number, (root, length) in enumerate(zip(roots, lengths, strict=True)):
+            ids = tuple(self.draw.integers(3, vocabulary, length).tolist())
+            tokens = (*lead, *ids) if root.digest else ids
+            self.engine.add(str(number), tokens, sampling, root=root, now=time.monotonic())
+
+    def _finish(self) -> None:
+        engine = self.engine
+        while engine.scheduler.running or len(engine.scheduler.waiting) or not engine.idle:
+            news = engine.step()
+            if news.failed:
+                raise news.failed[0][1]
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", choices=SHAPES, default="1b")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=256)
+    parser.add_argument("--only", default="", help="steps or work: leave the other out")
+    options = parser.parse_args()
+    say = sys.stdout.write
+    rate = copy_rate()
+    say(f"{torch.cuda.get_device_name()}: copy {rate / 1e12:.2f} TB/s\n")
+    bench = Bench(options.shape, options.rows)
+    runner = bench.engine.runner
+    say(f"fused {runner.fused is not None}, graphs {runner.graphs is not None}\n")
+    found: dict[str, Any] = {"device": torch.cuda.get_device_name(), "copy_rate": rate, "shape": options.shape}
+    if options.only != "work":
+        for rows in (1, 16, 64, 256):
+            if rows > options.rows:
+                continue
+            steps = [bench.decode_step(rows, 512) for _ in range(options.repeats)]
+            graph, floor = bench.graph_step(rows, 512), bench.floor(rows, 512, rate)
+            step = statistics.median(steps)
+            found[f"step_{rows}"] = {"seconds": steps, "graph": graph, "floor": floor}
+            say(
+                f"{rows:4d} rows: step {step * 1e3:.3f} ms, graph alone {graph * 1e3:.3f}, floor {floor * 1e3:.3f}: "
+                f"{step / floor:.2f} x (graph {graph / floor:.2f} x)\n"
+            )
+    if options.only != "steps":
+        contenders = {"bare": [bench.bare], "16 prompts": bench.prompts, "16 tasks, prompt and prefix": bench.tasks}
+        for name in ("W1", "W3", "W4"):
+            work = WORKLOADS[name]
+            bench.throughput(work, [bench.bare])
+            rates: dict[str, list[float]] = {kind: [] for kind in contenders}
+            for _ in range(options.repeats):
+                for kind, roots in contenders.items():
+                    rates[kind].append(bench.throughput(work, roots))
+            for kind, values in rates.items():
+                say(f"{name} {kind}: {statistics.median(values):.0f} tok/s {[round(v) for v in values]}\n")
+            found[name] = rates
+    say(json.dumps(found) + "\n")
+    bench.engine.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""An upload's way in: checked as files, run once as a canary, then published. Uploads and `--adapters` both take it."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from softmux.api.services import Services
+from softmux.errors import SoftmuxError
+from softmux.formats.config import CONFIG_FILE
+from softmux.formats.folder import load_folder, read_adapter
+from softmux.types import DEFAULT_TENANT, Manifest
+from softmux.worker.messages import Admit
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """An adapter that may be published. `warnings` and `checks` are sentences for a person."""
+
+    manifest: Manifest
+    warnings: tuple[str, ...]
+    checks: tuple[str, ...]
+
+
+async def admit(services: Services, tenant: str, files: Mapping[str, bytes]) -> Admission:
+    """Nothing is stored. Raises `InvalidAdapter`, `BaseMismatch`, `TooLarge`, or `EngineDown`."""
+    spec = services.worker.spec
+    adapter = await asyncio.to_thread(read_adapter, files, spec)
+    ran = await services.worker.admit(
+        Admit(id="adm-" + secrets.token_hex(8), tenant=tenant, manifest=adapter.manifest, files=dict(files))
+    )
+    return Admission(adapter.manifest, adapter.warnings + ran.warnings, adapter.checks + ran.checks)
+
+
+async def publish_folders(services: Services, folder: Path) -> None:
+    """Publishes the adapters in `folder` for the tenant `default`, each under its folder's name, where the task has no
+    version and was not deleted. One that can't be served is told in the log, and does not keep the others out."""
+    for path in await asyncio.to_thread(_adapter_folders, folder):
+        try:
+            files = await asyncio.to_thread(load_folder, path, max_bytes=services.settings.max_upload_bytes)
+            admission = await admit(services, DEFAULT_TENANT, files)
+            published = await services.registry.publish_if_absent(
+                DEFAULT_TENANT, path.name, admission.manifest, files, warnings=admission.warnings, actor="start"
+            )
+        except SoftmuxError as error:
+            log.error("an adapter was not published at start", task=path.name, param=error.param, reason=error.message)
+        else:
+            if published is not None:
+                log.info("published at start", task=path.name, version=published.version.version)
+
+
+def _adapter_folders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        log.warning("the folder of adapters to publish at start is missing", folder=str(folder))
+        return []
+    return sorted(path for path in folder.iterdir() if (path / CONFIG_FILE).is_file())

@@ -1,0 +1,32 @@
+"""The HTTP application: a function of its services. A new group of routes is a new line in `ROUTERS`."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+
+from softmux import __version__
+from softmux.api import errors
+from softmux.api.auth import Gate
+from softmux.api.observe import InFlight, Observe
+from softmux.api.routers import adapters, admin, generate, health, metrics, model
+from softmux.api.services import Services
+
+ROUTERS = (generate.router, adapters.router, model.router, admin.router, health.router, metrics.router)
+
+
+def create_app(services: Services, in_flight: InFlight | None = None) -> FastAPI:
+    """The application over `services`. `in_flight` counts its running requests, for whoever must wait for them."""
+    app = FastAPI(
+        title="softmux",
+        version=__version__,
+        summary="One frozen language model serving thousands of soft prompts in one forward pass",
+        redirect_slashes=False,
+        redoc_url=None,
+    )
+    app.state.services = services
+    for router in ROUTERS:
+        app.include_router(router)
+    errors.install(app)
+    app.add_middleware(Gate, keys=services.registry.keys, metrics_networks=services.settings.metrics_networks)
+    app.add_middleware(Observe, metrics=services.metrics, in_flight=in_flight or InFlight())
+    return app

@@ -1,0 +1,92 @@
+"""Who calls, and what they may do."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from softmux.api.errors import error_response
+from softmux.errors import Forbidden, SoftmuxError, Unauthorized
+from softmux.registry.keys import Identity, KeyRing, Role
+from softmux.types import DEFAULT_TENANT
+
+_OPEN_PREFIXES = ("/health/", "/console/")
+_OPEN_PATHS = frozenset({"/", "/console"})
+
+
+ALONE = Identity(DEFAULT_TENANT, "admin", "")
+"""Everyone, as long as no key was ever made; and whoever asks for /metrics from an allowed network."""
+
+
+class Gate:
+    """ASGI middleware: puts the caller's `Identity` into the request's state, or answers 401."""
+
+    def __init__(self, app: ASGIApp, keys: KeyRing, metrics_networks: str = "") -> None:
+        self._app = app
+        self._keys = keys
+        self._networks = parse_networks(metrics_networks)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].startswith(_OPEN_PREFIXES) or scope["path"] in _OPEN_PATHS:
+            await self._app(scope, receive, send)
+            return
+        try:
+            scope.setdefault("state", {})["principal"] = self._principal(scope)
+        except SoftmuxError as error:
+            await error_response(error)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _principal(self, scope: Scope) -> Identity:
+        if not self._keys.has_keys():
+            return ALONE
+        if scope["path"] == "/metrics" and self._allowed_network(scope):
+            return ALONE
+        secret = _bearer(scope)
+        found = self._keys.authenticate(secret) if secret else None
+        if found is None:
+            raise Unauthorized(
+                "This key is unknown or was revoked; ask for a new one."
+                if secret
+                else "Send a key: the header Authorization: Bearer KEY."
+            )
+        return found
+
+    def _allowed_network(self, scope: Scope) -> bool:
+        if not self._networks or scope.get("client") is None:
+            return False
+        try:
+            address = ipaddress.ip_address(scope["client"][0])
+        except ValueError:
+            return False
+        return any(address in network for network in self._networks)
+
+
+def principal_of(request: Request) -> Identity:
+    """The caller of a request that passed the gate."""
+    principal: Identity = request.state.principal
+    return principal
+
+
+def require(request: Request, role: Role) -> Identity:
+    """The caller, who must have at least `role`. Raises `Forbidden`."""
+    principal = principal_of(request)
+    if not principal.may(role):
+        raise Forbidden(f"This takes a key of the role {role}; yours is of the role {principal.role}.")
+    return principal
+
+
+def parse_networks(text: str) -> Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    """A list of CIDR networks, separated by commas or spaces. Raises `ValueError` naming the one that is none."""
+    return [ipaddress.ip_network(part, strict=False) for part in text.replace(",", " ").split()]
+
+
+def _bearer(scope: Scope) -> str | None:
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            scheme, _, secret = value.decode("latin-1").partition(" ")
+            return secret.strip() if scheme.lower() == "bearer" else None
+    return None

@@ -1,0 +1,107 @@
+"""Every error's answer, made in one place."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from softmux.errors import BadRequest, InternalError, InvalidRequest, SoftmuxError
+
+log = logging.getLogger(__name__)
+
+_TYPES = {401: "authentication_error", 403: "permission_error", 408: "timeout_error", 429: "rate_limit_error"}
+_LONGEST = 300
+_UNION_TAG = re.compile(r"^(str|constrained-str|list\[.*\]|\[key\])$")
+"""What pydantic puts into a path for the member of a union it tried."""
+
+
+def error_body(error: SoftmuxError) -> dict[str, Any]:
+    """The contract's `{"error": {…}}`; `type` is OpenAI's word for the kind of status."""
+    kind = _TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
+    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
+
+
+def error_response(error: SoftmuxError) -> Response:
+    headers = {}
+    if error.retry_after is not None:
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return Response(msgspec.json.encode(error_body(error)), error.status, headers, "application/json")
+
+
+def invalid(error: ValidationError | RequestValidationError) -> SoftmuxError:
+    """pydantic's first finding in the contract's words: `BadRequest` for what is no JSON, else `InvalidRequest`."""
+    first = max(error.errors(), key=lambda found: len(found["loc"]))  # of a union's findings, the one that got furthest
+    kind, path = first["type"], [part for part in first["loc"] if part not in ("body", "query", "path")]
+    if kind == "json_invalid":
+        return BadRequest(f"The body is not valid JSON: {_short(str(first['ctx']['error']))}.")
+    param = _short(str(path[0])) if path else None
+    if kind == "extra_forbidden":
+        return InvalidRequest(f"There is no field “{_short(str(path[-1]))}”; leave it out.", param=param)
+    if kind in ("model_type", "model_attributes_type") and not path:
+        return InvalidRequest("The body must be a JSON object.")
+    if kind == "missing":
+        return InvalidRequest(f"The field “{path[-1]}” is missing.", param=param)
+    where = ".".join(str(part) for part in path if not (isinstance(part, str) and _UNION_TAG.match(part)))
+    said = f"{where}: {first['msg']}" if where else str(first["msg"])
+    return InvalidRequest(_short(said) + ".", param=param)
+
+
+class _RouteError(SoftmuxError):
+    """An answer of the framework that the tree has no name for, such as 405."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status  # type: ignore[misc]
+        self.code = code  # type: ignore[misc]
+
+
+def _http(request: Request, error: HTTPException) -> SoftmuxError:
+    if error.status_code == 404:
+        return _RouteError(
+            404, "not_found", f"There is no route {_short(request.url.path)}; /docs lists what there is."
+        )
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another one")
+        return _RouteError(405, "method_not_allowed", f"{request.method} is not for this route; it takes {allowed}.")
+    if error.status_code < 500:
+        return _RouteError(error.status_code, "bad_request", str(error.detail))
+    return InternalError(str(error.detail))
+
+
+def install(app: FastAPI) -> None:
+    """Makes every error of `app` answer in the contract's shape."""
+
+    @app.exception_handler(SoftmuxError)
+    async def ours(_: Request, error: SoftmuxError) -> Response:
+        return error_response(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def of_validation(_: Request, error: RequestValidationError) -> Response:
+        return error_response(invalid(error))
+
+    @app.exception_handler(HTTPException)
+    async def of_the_framework(request: Request, error: HTTPException) -> Response:
+        response = error_response(_http(request, error))
+        if "Allow" in (error.headers or {}):
+            response.headers["allow"] = (error.headers or {})["Allow"]
+        return response
+
+    @app.exception_handler(Exception)
+    async def unforeseen(request: Request, error: Exception) -> Response:
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return error_response(InternalError("The server failed at this request; its log says where. Try again."))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"

@@ -1,0 +1,201 @@
+"""A generating request, from its prompts to its reply: the story that every generating route tells.
+
+lay out → submit to the worker → read outputs → choices → one reply, or chunks
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from softmux.api.choice import Choice, Piece, joined
+from softmux.api.schemas import Sampling
+from softmux.api.services import Resolved, Services
+from softmux.errors import InternalError, InvalidRequest
+from softmux.formats.layout import lay_out
+from softmux.types import Output
+from softmux.worker.client import Channel, SequenceFailed
+from softmux.worker.messages import Generate
+
+_THREAD_FROM = 20_000
+"""Characters from which on tokenizing is worth a thread of its own."""
+
+Prompt = str | list[int] | None
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens of a request. A prompt counts once, however many samples are drawn of it."""
+
+    prompt_tokens: int = 0
+    virtual_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+    def json(self) -> dict[str, int]:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "virtual_tokens": self.virtual_tokens,
+            "cached_tokens": self.cached_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+        }
+
+
+@dataclass(slots=True)
+class Generation:
+    """One running request. `pieces` is read to its end, or `close` ends it early; then `usage` stands."""
+
+    id: str
+    created: int
+    resolved: Resolved
+    choices: list[Choice]
+    samples: int
+    """Choices of each prompt."""
+    channel: Channel
+    services: Services
+    label: str
+    began: float
+    usage: Usage
+    _by_id: dict[str, Choice] = field(default_factory=dict)
+    _seen: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    async def start(
+        cls,
+        services: Services,
+        resolved: Resolved,
+        body: Sampling,
+        prompts: Sequence[Prompt],
+        variables: dict[str, str] | None = None,
+        *,
+        id_prefix: str = "gen-",
+    ) -> Generation:
+        """Lays out the prompts and submits `body.n` sequences of each. Raises what is wrong with the request."""
+        began = time.monotonic()
+        worker = services.worker
+        spec, tokenizer = worker.spec, services.encoder()
+        if len(prompts) * body.n > services.settings.max_waiting:
+            raise InvalidRequest(
+                f"{len(prompts)} prompts with n = {body.n} are more sequences than this server takes at once "
+                f"({services.settings.max_waiting}); send several requests.",
+                param="prompt",
+            )
+        params = body.params()
+        for token, _ in params.logit_bias:
+            if token >= spec.vocab_size:
+                raise InvalidRequest(
+                    f"logit_bias names token {token}; ids are 0 to {spec.vocab_size - 1}.", param="logit_bias"
+                )
+
+        def laid_out() -> list[tuple[int, ...]]:
+            return [
+                lay_out(resolved.layout, tokenizer, vocab_size=spec.vocab_size, prompt=prompt, variables=variables)
+                for prompt in prompts
+            ]
+
+        long = sum(len(prompt) for prompt in prompts if isinstance(prompt, str)) > _THREAD_FROM
+        inputs = await asyncio.to_thread(laid_out) if long else laid_out()
+        usage = Usage()
+        for tokens in inputs:
+            virtual = sum(1 for token in tokens if token < 0)
+            usage.virtual_tokens += virtual
+            usage.prompt_tokens += len(tokens) - virtual
+        name = id_prefix + secrets.token_hex(12)
+        requests: list[Generate] = []
+        choices: dict[str, Choice] = {}
+        for tokens in inputs:
+            for sample in range(body.n):
+                index = len(requests)
+                request = Generate(
+                    id=f"{name}-{index}",
+                    tenant=resolved.tenant,
+                    tokens=tokens,
+                    sampling=params,
+                    adapter=resolved.adapter,
+                    sample=sample,
+                )
+                requests.append(request)
+                choices[request.id] = Choice(
+                    index, tokenizer, body.stops, min_tokens=body.min_tokens, logprobs=body.logprobs is not None
+                )
+        return cls(
+            id=name,
+            created=int(time.time()),
+            resolved=resolved,
+            choices=list(choices.values()),
+            samples=body.n,
+            channel=worker.submit(requests),
+            services=services,
+            label=services.metrics.task_label(resolved.tenant, resolved.adapter.task if resolved.adapter else None),
+            began=began,
+            usage=usage,
+            _by_id=choices,
+        )
+
+    async def pieces(self) -> AsyncIterator[list[tuple[Choice, Piece]]]:
+        """What is new, each time something is; at most one piece a choice. Raises the first error of a sequence."""
+        while events := await self.channel.events():
+            news: dict[int, list[Piece]] = {}
+            for event in events:
+                if isinstance(event, SequenceFailed):
+                    raise event.error
+                choice = self._by_id[event.id]
+                self._time(event)
+                piece = choice.push(event)
+                if choice.finish_reason == "abort":
+                    raise InternalError("The engine gave the request up; try again.")
+                if choice.stopped:
+                    self.channel.abort(event.id)
+                if not piece.empty:
+                    news.setdefault(choice.index, []).append(piece)
+            if news:
+                yield [(self.choices[index], joined(pieces)) for index, pieces in news.items()]
+
+    def close(self) -> None:
+        """Ends what still runs and counts what was used. Call it however the request ended, once."""
+        self.channel.close()
+        self.settle()
+        metrics = self.services.metrics
+        metrics.tokens(self.label, self.usage.prompt_tokens, self.usage.completion_tokens)
+        for choice in self.choices:
+            if choice.finish_reason is not None:
+                metrics.finished(choice.finish_reason)
+
+    def settle(self) -> None:
+        """Brings `usage` up to what the choices hold."""
+        self.usage.completion_tokens = sum(len(choice.tokens) for choice in self.choices)
+        self.usage.cached_tokens = sum(choice.cached_tokens for choice in self.choices[:: self.samples])
+
+    def head(self, kind: str) -> dict[str, Any]:
+        """What a reply and its chunks have in common."""
+        adapter = self.resolved.adapter
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.services.worker.spec.model_id,
+            "adapter": None
+            if adapter is None
+            else {
+                "task": adapter.task,
+                "version": adapter.version,
+                "digest": adapter.digest,
+                "method": adapter.method,
+            },
+        }
+
+    def _time(self, output: Output) -> None:
+        if not output.tokens:
+            return
+        now = time.monotonic()
+        before = self._seen.get(output.id)
+        if before is not None:
+            self.services.metrics.between_tokens((now - before) / len(output.tokens))
+        elif not self._seen:
+            self.services.metrics.first_token(now - self.began)
+        self._seen[output.id] = now

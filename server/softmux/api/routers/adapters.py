@@ -1,0 +1,162 @@
+"""`/v1/adapters`: upload, list, show, activate, download, delete."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import JSONResponse, Response
+
+from softmux.api.admission import admit
+from softmux.api.auth import principal_of, require
+from softmux.api.body import read_json
+from softmux.api.multipart import read_upload
+from softmux.api.schemas import ActivateBody
+from softmux.api.services import services_of
+from softmux.errors import SoftmuxError, VersionNotFound
+from softmux.registry.keyspace import check_name
+from softmux.registry.records import VersionRecord
+
+router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
+
+_FILES = ("adapter_config.json", "adapter_model.safetensors", "softmux.json")
+_PART = {"type": "string", "contentMediaType": "application/octet-stream"}
+_UPLOAD = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": dict.fromkeys(
+                        ("adapter_config.json", "adapter_model.safetensors", "softmux.json"), _PART
+                    ),
+                    "required": list(_FILES[:2]),
+                }
+            }
+        },
+    }
+}
+_ACTIVATE = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": ActivateBody.model_json_schema()}}}
+}
+_MAX_SMALL_BODY = 4096
+
+
+def version_json(record: VersionRecord) -> dict[str, Any]:
+    """A version as the contract describes it, and what its uploader said about it."""
+    manifest = record.manifest
+    return {
+        "task": record.task,
+        "version": record.version,
+        "digest": manifest.digest,
+        "method": manifest.method,
+        "virtual_tokens": manifest.virtual_tokens,
+        "parameters": manifest.parameters,
+        "bytes": manifest.bytes,
+        "base_fingerprint": manifest.base_fingerprint,
+        "created_at": int(record.created_at),
+        "active": record.active,
+        "warnings": list(record.warnings),
+        "files": [{"name": file.name, "bytes": file.size, "sha256": file.sha256} for file in manifest.files],
+        "template": manifest.template,
+        "labels": manifest.labels,
+        "trained_lengths": manifest.trained_lengths,
+        "combines": manifest.combines,
+        "notes": manifest.notes,
+        "tokenizer_fingerprint": manifest.tokenizer_fingerprint,
+        "base_model_name_or_path": manifest.base_label,
+        "tokenizer_name_or_path": manifest.tokenizer_label,
+        "revision": manifest.revision_label,
+    }
+
+
+@router.put("/{task}", openapi_extra=_UPLOAD, summary="Upload an adapter: a new version of its task", status_code=201)
+async def put(request: Request, task: str, activate: bool = True) -> Response:
+    services = services_of(request)
+    caller = require(request, "publisher")
+    began = time.monotonic()
+    try:
+        check_name(task, "task")
+        async with services.uploads:
+            files = await read_upload(request, services.settings.max_upload_bytes)
+            admission = await admit(services, caller.tenant, files)
+            published = await services.registry.publish(
+                caller.tenant,
+                task,
+                admission.manifest,
+                files,
+                activate=activate,
+                warnings=admission.warnings,
+                actor=caller.key_id or "local",
+            )
+    except SoftmuxError as error:
+        services.metrics.upload(error.code)
+        raise
+    services.metrics.upload("created" if published.created else "unchanged")
+    if activate:
+        services.metrics.swapped(time.monotonic() - began)
+    answer = {
+        **version_json(published.version),
+        "warnings": list(admission.warnings),
+        "checks": list(admission.checks),
+    }
+    return JSONResponse(answer, 201 if published.created else 200)
+
+
+@router.get("", summary="The active versions of all tasks, by name")
+async def tasks(
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    cursor: Annotated[str | None, Query(max_length=100)] = None,
+    prefix: Annotated[str, Query(max_length=64)] = "",
+) -> dict[str, Any]:
+    services = services_of(request)
+    page = await services.registry.tasks(
+        principal_of(request).tenant, services.worker.spec.base_fingerprint, limit=limit, cursor=cursor, prefix=prefix
+    )
+    return {"data": [version_json(record) for record in page.data], "next_cursor": page.next_cursor}
+
+
+@router.get("/{task}", summary="A task's active version")
+async def active(request: Request, task: str) -> dict[str, Any]:
+    services = services_of(request)
+    base = services.worker.spec.base_fingerprint
+    return version_json(await services.registry.active(principal_of(request).tenant, task, base))
+
+
+@router.get("/{task}/versions", summary="All versions of a task, newest first")
+async def versions(request: Request, task: str) -> dict[str, Any]:
+    found = await services_of(request).registry.versions(principal_of(request).tenant, task)
+    return {"data": [version_json(record) for record in found]}
+
+
+@router.post("/{task}/activate", openapi_extra=_ACTIVATE, summary="Make a version the active one")
+async def activate(request: Request, task: str) -> dict[str, Any]:
+    services = services_of(request)
+    tenant = require(request, "publisher").tenant
+    began = time.monotonic()
+    body = await read_json(request, ActivateBody, _MAX_SMALL_BODY)
+    record = await services.registry.activate(tenant, task, body.version)
+    services.metrics.swapped(time.monotonic() - began)
+    return version_json(record)
+
+
+@router.get("/{task}/versions/{number}/files/{name}", summary="A file of a version, byte for byte")
+async def file(request: Request, task: str, number: str, name: str) -> Response:
+    data = await services_of(request).registry.file(principal_of(request).tenant, task, _number(number), name)
+    kind = "application/json" if name.endswith(".json") else "application/octet-stream"
+    return Response(data, media_type=kind)
+
+
+@router.delete("/{task}", status_code=204, summary="Delete a task with all its versions")
+async def delete(request: Request, task: str) -> Response:
+    await services_of(request).registry.delete(require(request, "publisher").tenant, task)
+    return Response(status_code=204)
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise VersionNotFound(f"“{text[:50]}” is no version's number; list the task's versions.", param="version")
+    return int(text)

@@ -1,0 +1,142 @@
+"""`POST /v1/generate`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Sequence
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from softmux.api import sse
+from softmux.api.auth import principal_of
+from softmux.api.body import read_json
+from softmux.api.choice import Choice, Piece, choice_json, joined
+from softmux.api.generation import Generation, Prompt
+from softmux.api.presence import ClientGone, while_present
+from softmux.api.schemas import GenerateBody
+from softmux.api.services import Resolved, Services, services_of
+from softmux.errors import InvalidRequest, Overloaded, SoftmuxError
+
+router = APIRouter(tags=["generate"])
+
+_BODY = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": GenerateBody.model_json_schema()}}}
+}
+
+
+@router.post("/v1/generate", openapi_extra=_BODY, summary="Generate text, for a task or with the bare model")
+async def generate(request: Request, task: Annotated[str | None, Query(max_length=100)] = None) -> Response:
+    services = services_of(request)
+    began = time.monotonic()
+    tenant = principal_of(request).tenant
+    label = services.metrics.task_label(tenant, None)
+    try:
+        if services.draining:
+            raise Overloaded("The server is shutting down; send the request to another one.", retry_after=5.0)
+        body = await read_json(request, GenerateBody, services.settings.max_body_bytes)
+        resolved = services.resolve(tenant, task)
+        label = services.metrics.task_label(tenant, resolved.adapter.task if resolved.adapter else None)
+        generation = await Generation.start(
+            services, resolved, body, _prompts(services, resolved, body), body.variables
+        )
+    except SoftmuxError as error:
+        services.metrics.request(label, error.code, time.monotonic() - began)
+        raise
+    if body.stream:
+        return await _streamed(request, generation, body)
+    outcome = "gone"
+    try:
+        reply = await while_present(request, _whole(generation, body))
+        outcome = "ok"
+        return reply
+    except ClientGone:
+        return Response(status_code=499)
+    except SoftmuxError as error:
+        outcome = error.code
+        raise
+    finally:
+        generation.close()
+        services.metrics.request(label, outcome, time.monotonic() - began)
+
+
+def _prompts(services: Services, resolved: Resolved, body: GenerateBody) -> Sequence[Prompt]:
+    """The prompts of the request, each a string, ids, or None where variables say it all."""
+    if body.messages is not None:
+        if body.prompt is not None:
+            raise InvalidRequest("Send prompt or messages, not both.", param="prompt")
+        if resolved.layout.template is not None:
+            raise InvalidRequest("This task has a template; send variables instead of messages.", param="messages")
+        return [services.encoder().render_chat([message.as_chat() for message in body.messages])]
+    if isinstance(body.prompt, list):
+        if not body.prompt:
+            raise InvalidRequest("The prompt is an empty list; give it at least one token or text.", param="prompt")
+        if isinstance(body.prompt[0], str):
+            return [text for text in body.prompt if isinstance(text, str)]
+        return [[token for token in body.prompt if isinstance(token, int)]]
+    return [body.prompt]
+
+
+async def _whole(generation: Generation, body: GenerateBody) -> Response:
+    pieces: dict[int, list[Piece]] = {choice.index: [] for choice in generation.choices}
+    async for news in generation.pieces():
+        for choice, piece in news:
+            pieces[choice.index].append(piece)
+    generation.settle()
+    choices = [
+        choice_json(choice.index, joined(pieces[choice.index]), token_ids=body.return_token_ids)
+        for choice in generation.choices
+    ]
+    reply = {**generation.head("generation"), "choices": choices, "usage": generation.usage.json()}
+    return Response(msgspec.json.encode(reply), media_type="application/json")
+
+
+async def _streamed(request: Request, generation: Generation, body: GenerateBody) -> Response:
+    """Waits for the first news, so that what fails before has its own status; then the rest follows as events."""
+    news = generation.pieces()
+
+    async def first() -> list[tuple[Choice, Piece]]:
+        return await anext(news, [])
+
+    metrics = generation.services.metrics
+    try:
+        begin = await while_present(request, first())
+    except (ClientGone, SoftmuxError) as error:
+        generation.close()
+        outcome = error.code if isinstance(error, SoftmuxError) else "gone"
+        metrics.request(generation.label, outcome, time.monotonic() - generation.began)
+        if isinstance(error, SoftmuxError):
+            raise
+        return Response(status_code=499)
+
+    async def events() -> AsyncGenerator[bytes, None]:
+        chunks = sse.Chunks(generation.head("generation.chunk"))
+        running = {choice.index for choice in generation.choices}
+        outcome = "gone"
+        try:
+            part = begin
+            while part:
+                for choice, piece in part:
+                    if piece.finish_reason is not None:
+                        running.discard(choice.index)
+                    elif not (piece.text or body.return_token_ids or piece.logprobs):
+                        continue
+                    usage = None
+                    if not running:
+                        generation.settle()
+                        usage = generation.usage.json()
+                    shown: dict[str, Any] = choice_json(choice.index, piece, token_ids=body.return_token_ids)
+                    yield chunks.chunk([shown], usage)
+                part = await anext(news, [])
+            outcome = "ok"
+        except SoftmuxError as error:
+            outcome = error.code
+            yield sse.error_event(error)
+        finally:
+            generation.close()
+            metrics.request(generation.label, outcome, time.monotonic() - generation.began)
+        yield sse.DONE
+
+    return sse.stream(events())

@@ -1,0 +1,122 @@
+"""The bodies of requests, as the HTTP contract has them: closed, strict, bounded."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
+
+from softmux.errors import InvalidRequest
+from softmux.types import SamplingParams
+
+MAX_STOPS = 8
+MAX_SAMPLES = 8
+_GREEDY_BELOW = 1e-5
+_SEEDS = 1 << 63
+
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+Count = Annotated[int, Field(ge=0, lt=1 << 31)]
+Penalty = Annotated[FiniteFloat, Field(ge=-2, le=2)]
+StopString = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class TextPart(Body):
+    type: Literal["text"]
+    text: str
+
+
+class Message(Body):
+    """A turn of a chat."""
+
+    role: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    content: str | list[TextPart]
+    name: str | None = None
+
+    def as_chat(self) -> dict[str, str]:
+        """As chat templates take it: the content one string."""
+        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        chat = {"role": self.role, "content": content}
+        return chat if self.name is None else {**chat, "name": self.name}
+
+
+class Sampling(Body):
+    """How tokens are chosen, and when to stop: what every generating route takes."""
+
+    max_tokens: Annotated[int, Field(ge=1, lt=1 << 31, description="New tokens at most.")] = 64
+    min_tokens: Annotated[Count, Field(description="New tokens at least: no end, no stop string before.")] = 0
+    ignore_eos: bool = Field(default=False, description="Go on after the model's end token.")
+    temperature: Annotated[FiniteFloat, Field(ge=0, le=100, description="0 is greedy.")] = 0.0
+    top_p: Annotated[FiniteFloat, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[Count, Field(description="0 is off.")] = 0
+    min_p: Annotated[FiniteFloat, Field(ge=0, le=1)] = 0.0
+    seed: Annotated[int, Field(ge=-_SEEDS, lt=_SEEDS)] | None = None
+    repetition_penalty: Annotated[FiniteFloat, Field(ge=0.01, le=100)] = 1.0
+    frequency_penalty: Penalty = 0.0
+    presence_penalty: Penalty = 0.0
+    logit_bias: (
+        Annotated[
+            dict[
+                Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")],
+                Annotated[FiniteFloat, Field(ge=-100, le=100)],
+            ],
+            Field(max_length=1024, description="Added to the logits, by token id."),
+        ]
+        | None
+    ) = None
+    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)] | None = Field(
+        default=None, description="Ends the text, and is never part of it."
+    )
+    n: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] = 1
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(default=None, description="As in OpenAI's completions.")
+    stream: bool = False
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    def params(self) -> SamplingParams:
+        """As the engine takes it. Raises `InvalidRequest` where fields contradict each other."""
+        if self.min_tokens > self.max_tokens:
+            raise InvalidRequest(
+                f"min_tokens ({self.min_tokens}) is more than max_tokens ({self.max_tokens}).", param="min_tokens"
+            )
+        return SamplingParams(
+            max_tokens=self.max_tokens,
+            min_tokens=self.min_tokens,
+            ignore_eos=self.ignore_eos,
+            temperature=0.0 if self.temperature < _GREEDY_BELOW else self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            seed=None if self.seed is None else self.seed % _SEEDS,
+            repetition_penalty=self.repetition_penalty,
+            frequency_penalty=self.frequency_penalty,
+            presence_penalty=self.presence_penalty,
+            logit_bias=tuple((int(token), bias) for token, bias in (self.logit_bias or {}).items()),
+            logprobs=self.logprobs,
+        )
+
+
+class GenerateBody(Sampling):
+    """`POST /v1/generate`."""
+
+    prompt: str | list[TokenId] | list[str] | None = Field(
+        default=None, description="Text, token ids, or a batch of texts."
+    )
+    messages: Annotated[list[Message], Field(min_length=1)] | None = Field(
+        default=None, description="A chat, rendered with the model's own template."
+    )
+    variables: dict[str, str] | None = Field(default=None, description="Values of the slots of a task's template.")
+    return_token_ids: bool = Field(default=False, description="Adds `token_ids` to every choice.")
+
+
+class ActivateBody(Body):
+    """`POST /v1/adapters/{task}/activate`."""
+
+    version: Annotated[int, Field(ge=1, lt=1 << 31)]

@@ -1,0 +1,89 @@
+"""What the routes stand on, put together once and handed to `create_app`."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import dataclass, field
+
+from starlette.requests import Request
+
+from softmux.api.tokenizer import Tokenizer
+from softmux.errors import EngineDown, VersionNotFound
+from softmux.formats.layout import Layout
+from softmux.registry.registry import Registry
+from softmux.settings import Settings
+from softmux.telemetry.exposition import Metrics
+from softmux.types import AdapterRef
+from softmux.worker.client import WorkerClient
+
+_VERSION = re.compile(r"^[1-9][0-9]{0,9}$")
+_LAYOUTS_KEPT = 4096
+_UPLOADS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """Which weights a request uses, and how its input is laid out. `adapter` None is the bare model."""
+
+    tenant: str
+    adapter: AdapterRef | None
+    layout: Layout
+
+
+@dataclass(slots=True)
+class Services:
+    """One server's parts. `tokenizer` comes once it is loaded, `started` when all that a start does is done, and
+    `draining` when the server is told to end."""
+
+    settings: Settings
+    worker: WorkerClient
+    registry: Registry
+    metrics: Metrics
+    tokenizer: Tokenizer | None = None
+    started: bool = False
+    draining: bool = False
+    uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_UPLOADS))
+    """An upload is in memory while it is admitted."""
+    _layouts: dict[str, Layout] = field(default_factory=dict)
+
+    @property
+    def ready(self) -> bool:
+        return self.started and self.worker.ready and not self.draining
+
+    def encoder(self) -> Tokenizer:
+        """The tokenizer. Raises `EngineDown` while the server is starting."""
+        if self.tokenizer is None:
+            raise EngineDown("The server is still starting; try again shortly.")
+        return self.tokenizer
+
+    def resolve(self, tenant: str, name: str | None) -> Resolved:
+        """The version that `name` (`task` or `task@version`) means now. From memory: no call leaves the process.
+
+        Raises `TaskNotFound`, `VersionNotFound`, or `EngineDown` while no model has been loaded yet.
+        """
+        base = self.worker.spec.base_fingerprint
+        if name is None:
+            return Resolved(tenant, None, Layout())
+        task, at, number = name.partition("@")
+        if at and not _VERSION.match(number):
+            raise VersionNotFound(
+                f"“{name[:100]}” names no version: write task@3, or the task alone for the active one.", param="task"
+            )
+        record = self.registry.catalog.resolve(tenant, task, int(number) if at else None, base)
+        manifest = record.manifest
+        layout = self._layouts.get(manifest.digest)
+        if layout is None:
+            if len(self._layouts) >= _LAYOUTS_KEPT:
+                self._layouts.clear()
+            layout = self._layouts[manifest.digest] = Layout.of(manifest)
+        adapter = AdapterRef(
+            tenant, record.task, record.version, manifest.digest, manifest.method, manifest.virtual_tokens
+        )
+        return Resolved(tenant, adapter, layout)
+
+
+def services_of(request: Request) -> Services:
+    """The services of the app that answers `request`: a FastAPI dependency."""
+    services: Services = request.app.state.services
+    return services

@@ -1,0 +1,121 @@
+"""The declared metrics as Prometheus reads them: what the API observed, and what the worker sent last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+from softmux.telemetry.labels import BoundedLabels
+from softmux.telemetry.metrics import BY_NAME, METRICS, PREFIX, Metric
+from softmux.types import DEFAULT_TENANT
+from softmux.worker.messages import Stats
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+BARE = "(base)"
+"""The label of requests to the bare model: no task can have this name."""
+
+
+class Metrics:
+    """One server's metrics. `stats` gives the worker's latest numbers, `restarts` and `up` its supervisor's."""
+
+    def __init__(
+        self,
+        stats: Callable[[], Stats | None],
+        *,
+        restarts: Callable[[], int] = lambda: 0,
+        up: Callable[[], bool] = lambda: True,
+        tasks: int = 64,
+    ) -> None:
+        self._registry = CollectorRegistry()
+        self._labels = BoundedLabels(tasks)
+        self._own: dict[str, Any] = {m.name: self._made(m) for m in METRICS if m.source == "api"}
+        self._first = self._own["time_to_first_token_seconds"]
+        self._between = self._own["inter_token_latency_seconds"]
+        self._registry.register(_WorkerCollector(stats, restarts, up))
+
+    def _made(self, metric: Metric) -> Any:
+        name, labels = PREFIX + metric.name, metric.labels
+        match metric.kind:
+            case "counter":
+                return Counter(name, metric.help, labels, registry=self._registry)
+            case "gauge":
+                return Gauge(name, metric.help, labels, registry=self._registry)
+            case "histogram":
+                return Histogram(name, metric.help, labels, registry=self._registry, buckets=metric.buckets)
+
+    def render(self) -> bytes:
+        return generate_latest(self._registry)
+
+    # --- observations of the API -------------------------------------------------------------------------------------
+
+    def task_label(self, tenant: str, task: str | None) -> str:
+        """The bounded label of a task; tasks of other tenants than the default one carry the tenant's name."""
+        if task is None:
+            return BARE
+        return self._labels.label(task if tenant == DEFAULT_TENANT else f"{tenant}/{task}")
+
+    def first_token(self, seconds: float) -> None:
+        self._first.observe(seconds)
+
+    def between_tokens(self, seconds: float) -> None:
+        self._between.observe(seconds)
+
+    def request(self, task: str, outcome: str, seconds: float) -> None:
+        """A generating request ended: `task` is a `task_label`, `outcome` `ok`, `gone`, or an error's code."""
+        self._own["requests_total"].labels(task, outcome).inc()
+        self._own["e2e_request_latency_seconds"].observe(seconds)
+
+    def tokens(self, task: str, prompt: int, generated: int) -> None:
+        self._own["prompt_tokens_total"].labels(task).inc(prompt)
+        self._own["generation_tokens_total"].labels(task).inc(generated)
+        self._own["request_prompt_tokens"].observe(prompt)
+        self._own["request_generation_tokens"].observe(generated)
+
+    def finished(self, reason: str) -> None:
+        self._own["request_success_total"].labels(reason).inc()
+
+    def answered(self, method: str, status: int) -> None:
+        known = method if method in ("GET", "POST", "PUT", "DELETE", "HEAD") else "other"
+        self._own["http_requests_total"].labels(known, str(status)).inc()
+
+    def upload(self, outcome: str) -> None:
+        self._own["adapter_uploads_total"].labels(outcome).inc()
+
+    def swapped(self, seconds: float) -> None:
+        self._own["adapter_swap_seconds"].observe(seconds)
+
+
+class _WorkerCollector:
+    """Turns the worker's latest `Stats` into families at each scrape. Names that are not declared are left out."""
+
+    def __init__(self, stats: Callable[[], Stats | None], restarts: Callable[[], int], up: Callable[[], bool]) -> None:
+        self._stats, self._restarts, self._up = stats, restarts, up
+
+    def collect(self) -> Iterable[Any]:
+        restarts = BY_NAME["worker_restarts_total"]
+        yield CounterMetricFamily(PREFIX + restarts.name, restarts.help, value=self._restarts())
+        up = BY_NAME["worker_up"]
+        yield GaugeMetricFamily(PREFIX + up.name, up.help, value=float(self._up()))
+        stats = self._stats()
+        if stats is None:
+            return
+        for name, value in stats.counters.items():
+            if name in BY_NAME:
+                yield CounterMetricFamily(PREFIX + name, BY_NAME[name].help, value=value)
+        for name, value in stats.gauges.items():
+            if name in BY_NAME:
+                yield GaugeMetricFamily(PREFIX + name, BY_NAME[name].help, value=value)
+        for name, values in stats.labelled.items():
+            if name in BY_NAME:
+                family = CounterMetricFamily(PREFIX + name, BY_NAME[name].help, labels=BY_NAME[name].labels)
+                for label, value in values.items():
+                    family.add_metric([label], value)
+                yield family
+        for name, histogram in stats.histograms.items():
+            if name in BY_NAME:
+                bounds = [*(str(float(bound)) for bound in BY_NAME[name].buckets), "+Inf"]
+                buckets = list(zip(bounds, histogram.counts, strict=False))
+                yield HistogramMetricFamily(PREFIX + name, BY_NAME[name].help, buckets=buckets, sum_value=histogram.sum)

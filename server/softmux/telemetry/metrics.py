@@ -1,0 +1,117 @@
+"""Every metric, declared once. Plain data: imported by the worker, the API and the documentation's test alike.
+
+Names are vLLM's where the thing is the same, with `softmux_` in place of `vllm:`; this table leaves the prefix out.
+`source` says who knows the value: the worker sends its own in `Stats`, keyed by these names; the API observes the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+PREFIX = "softmux_"
+Kind = Literal["counter", "gauge", "histogram"]
+Source = Literal["api", "supervisor", "worker"]
+
+LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+"""Seconds of one step, one load, one wait."""
+REQUEST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+"""Seconds of a whole request."""
+COUNTS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
+TOKENS = (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric: its name without the prefix, its labels, and for a histogram its buckets' upper bounds."""
+
+    name: str
+    kind: Kind
+    source: Source
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+METRICS: tuple[Metric, ...] = (
+    # requests
+    Metric(
+        "requests_total",
+        "counter",
+        "api",
+        "Requests by task and outcome (ok, an error's code, or gone).",
+        ("task", "outcome"),
+    ),
+    Metric(
+        "request_success_total", "counter", "api", "Finished choices by the reason they ended.", ("finished_reason",)
+    ),
+    Metric(
+        "http_requests_total", "counter", "api", "Answers of every route by method and status.", ("method", "status")
+    ),
+    Metric("prompt_tokens_total", "counter", "api", "Tokens of prompts, without learned ones.", ("task",)),
+    Metric("generation_tokens_total", "counter", "api", "Tokens generated.", ("task",)),
+    Metric("e2e_request_latency_seconds", "histogram", "api", "From a request's receipt to its end.", (), REQUEST),
+    Metric(
+        "time_to_first_token_seconds", "histogram", "api", "From a request's receipt to its first token.", (), REQUEST
+    ),
+    Metric(
+        "inter_token_latency_seconds",
+        "histogram",
+        "api",
+        "Between tokens of one choice, as they reach the API.",
+        (),
+        LATENCY,
+    ),
+    Metric("request_prompt_tokens", "histogram", "api", "Prompt tokens of a request.", (), TOKENS),
+    Metric("request_generation_tokens", "histogram", "api", "Tokens a request generated.", (), TOKENS),
+    Metric(
+        "adapter_uploads_total",
+        "counter",
+        "api",
+        "Uploads by outcome (created, unchanged, or an error's code).",
+        ("outcome",),
+    ),
+    Metric(
+        "adapter_swap_seconds",
+        "histogram",
+        "api",
+        "From an upload's or activation's receipt to its serving.",
+        (),
+        REQUEST,
+    ),
+    Metric("worker_restarts_total", "counter", "supervisor", "How often the worker was started again."),
+    Metric("worker_up", "gauge", "supervisor", "1 while the engine answers."),
+    # the engine
+    Metric(
+        "request_queue_time_seconds", "histogram", "worker", "From a sequence's receipt to its first step.", (), LATENCY
+    ),
+    Metric("num_requests_running", "gauge", "worker", "Sequences in the batch."),
+    Metric("num_requests_waiting", "gauge", "worker", "Sequences waiting for room."),
+    Metric("num_preemptions_total", "counter", "worker", "Sequences put back because the KV pool was full."),
+    Metric("kv_cache_usage_perc", "gauge", "worker", "Share of the KV pool in use, 0 to 1."),
+    Metric("prefix_cache_queries_total", "counter", "worker", "Input tokens looked up in the prefix cache."),
+    Metric("prefix_cache_hits_total", "counter", "worker", "Input tokens found there."),
+    Metric("prefix_cache_tokens", "gauge", "worker", "Tokens whose KV the prefix cache holds."),
+    Metric("engine_steps_total", "counter", "worker", "Forward passes."),
+    Metric("engine_step_tokens_total", "counter", "worker", "Tokens computed by forward passes."),
+    Metric("engine_generated_tokens_total", "counter", "worker", "Tokens sampled."),
+    Metric("step_seconds", "histogram", "worker", "Duration of a step.", (), LATENCY),
+    Metric("batch_rows", "histogram", "worker", "Rows of a step.", (), COUNTS),
+    Metric("batch_adapters", "histogram", "worker", "Distinct adapters of a step.", (), COUNTS),
+    # adapters
+    Metric("adapter_loads_total", "counter", "worker", "Adapters made ready, by the tier they came from.", ("tier",)),
+    Metric("adapter_load_seconds", "histogram", "worker", "Duration of such a load.", (), LATENCY),
+    Metric("adapter_prefixes_computed_total", "counter", "worker", "Soft prompts whose KV was computed."),
+    Metric("adapter_prefixes_copied_total", "counter", "worker", "Soft prompts whose KV was copied in."),
+    Metric("adapter_vector_swaps_total", "counter", "worker", "Adapters whose vectors were put into the table."),
+    Metric("adapters_in_host_memory", "gauge", "worker", "Adapters in the host tier."),
+    Metric("adapters_host_bytes", "gauge", "worker", "Bytes of the host tier."),
+    Metric("adapters_with_resident_vectors", "gauge", "worker", "Adapters whose vectors are in the table."),
+)
+
+BY_NAME: dict[str, Metric] = {metric.name: metric for metric in METRICS}
+
+
+def worker_buckets() -> dict[str, tuple[float, ...]]:
+    """The histograms the worker keeps, with their buckets' upper bounds (+Inf not named)."""
+    return {m.name: m.buckets for m in METRICS if m.source == "worker" and m.kind == "histogram"}

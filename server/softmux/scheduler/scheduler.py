@@ -206,9 +206,7 @@ class Scheduler:
         if taken is None:
             return False
         below = self.tree.append(sequence.node, sequence.tokens[start:ready], taken)
-        if below is None:  # whoever made room for it has left the same tokens in the tree
-            self.pool.give(taken)
-            return self._adopt(sequence, batch)
+        assert below is not None, "matched to here a moment ago; what a preempted one left since was evicted for room"
         batch.loads.append(PrefixLoad(adapter, start, taken))
         self._move(sequence, below, taken)
         return True

@@ -39,6 +39,9 @@ class Data(_Closed):
     max_tokens: Annotated[int, Field(ge=1)] = 512
     """A training row longer than this, answer included, is left out and counted; test rows never are."""
 
+    extra_rows: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Made-up rows to train on beside the real ones, for a source that can make them: `address`."""
+
     @model_validator(mode="after")
     def _path_for_a_file(self) -> Data:
         if (self.source == "file") != (self.path is not None):

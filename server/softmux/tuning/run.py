@@ -47,11 +47,12 @@ def tune(
     recipe = read_recipe(recipe_path)
     examples = sources.load(recipe.data, recipe_path.parent, cache)
     parts = split(examples, recipe.train.validation_rows)
+    extra = sources.load_extra(recipe.data, recipe.train.seed, cache)
     base = base or load_base(recipe.base, device, cache)
     started = time.monotonic()
     torch.manual_seed(recipe.train.seed)
     learned = begin(recipe.method, base)
-    rows = encode_all(parts.train, learned, recipe)
+    rows = encode_all([*parts.train, *extra], learned, recipe)
     validation = encode_all(parts.validation, learned, recipe)
     console.print(
         f"{recipe.task}: {len(rows)} rows to train, {len(validation)} to validate, {len(parts.test)} held out; "

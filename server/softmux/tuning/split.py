@@ -30,6 +30,11 @@ def is_validation(text: str) -> bool:
     return _number(text) // 10 % 10 == 0
 
 
+def is_held_back(text: str) -> bool:
+    """Whether a row may be a test or a validation row: nothing to train on may be made from it, or equal it."""
+    return is_test(text) or is_validation(text)
+
+
 def split(examples: Iterable[Example], validation_rows: int) -> Split:
     """The three parts, each in the order given. Of the validation rows the `validation_rows` first by hash are kept, so
     that they do not follow the files' order; the others are trained on.

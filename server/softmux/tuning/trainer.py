@@ -61,7 +61,7 @@ def train(
     with _tensor_cores():
         for step in range(1, how.steps + 1):
             loss = answer_loss(learned, learned.collate(next(draws)))
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(learned.parameters(), how.clip_norm)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)

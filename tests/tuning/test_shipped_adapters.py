@@ -1,0 +1,65 @@
+"""The tasks in the box are whole, and say what they are worth."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from peft import PeftConfig
+from safetensors import safe_open
+
+from softmux.formats.softmux_json import SoftmuxJson
+from softmux.formats.template import Template
+from softmux.tuning.recipe import PrefixTuning, read_recipe
+
+ADAPTERS = Path(__file__).parents[2] / "adapters"
+TASKS = ["address", "capital", "person-or-company", "sentiment", "source"]
+HIDDEN, LAYERS, KV_WIDTH = 576, 30, 192
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_shipped_folder_fits_the_demos_base(task: str) -> None:
+    folder = ADAPTERS / task
+    recipe = read_recipe(folder / "recipe.toml")
+    config = PeftConfig.from_pretrained(folder)
+    assert recipe.task == task
+    assert config.peft_type == recipe.method.kind.upper()
+    assert config.num_virtual_tokens == recipe.method.virtual_tokens
+    width = LAYERS * 2 * KV_WIDTH if isinstance(recipe.method, PrefixTuning) else HIDDEN
+    with safe_open(folder / "adapter_model.safetensors", "pt") as tensors:
+        assert list(tensors.keys()) == ["prompt_embeddings"]
+        values = tensors.get_tensor("prompt_embeddings")
+    assert values.shape == (recipe.method.virtual_tokens, width)
+    assert values.isfinite().all()
+    assert (folder / "adapter_model.safetensors").stat().st_size < 2_000_000
+    said = SoftmuxJson.model_validate_json((folder / "softmux.json").read_text())
+    assert said.template == recipe.template
+    assert said.labels == recipe.labels
+    if said.template is not None:
+        Template.parse(said.template).check("p_tuning", config.num_virtual_tokens)
+    raw = json.loads((folder / "adapter_config.json").read_text())
+    assert raw["base_model_name_or_path"] == "SmolLM2-135M-Instruct"
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_shipped_readme_states_its_figures(task: str) -> None:
+    readme = (ADAPTERS / task / "README.md").read_text()
+    notes = json.loads((ADAPTERS / task / "softmux.json").read_text())["notes"]
+    figure = re.search(r"Held-out (.+) ([0-9.]+) over (\d+) rows\.", notes)
+    assert figure
+    assert f"| {figure[1]} | {figure[2]} |" in readme
+    assert f"{figure[3]} held out" in readme
+    assert "softmux tune recipe.toml" in readme
+
+
+FLOORS = {"sentiment": ("exact", 0.88), "source": ("exact", 0.90), "person-or-company": ("exact", 0.95)}
+
+
+@pytest.mark.parametrize("task", FLOORS)
+def test_a_shipped_task_is_as_good_as_asked(task: str) -> None:
+    name, floor = FLOORS[task]
+    stated = re.search(rf"\| {name} \| ([0-9.]+) \|", (ADAPTERS / task / "README.md").read_text())
+    assert stated
+    assert float(stated[1]) >= floor

@@ -7,6 +7,7 @@ or a queue per token: each `Channel` collects what is its own, and its reader is
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Iterable
@@ -26,6 +27,7 @@ from softmux.worker.messages import (
     Generate,
     Hello,
     Outputs,
+    Ping,
     Stats,
     ToClient,
     ToWorker,
@@ -116,6 +118,7 @@ class WorkerClient:
         self._spec: ModelSpec | None = None
         self._stats: Stats | None = None
         self._heard = 0.0
+        self._fresh: asyncio.Future[None] | None = None
 
     # --- the connection ----------------------------------------------------------------------------------------------
 
@@ -218,6 +221,16 @@ class WorkerClient:
         if self._channels.pop(sequence_id, None) is not None and self._down is None:
             self._send(Abort(id=sequence_id))
 
+    async def refresh_stats(self, within: float = 0.25) -> Stats | None:
+        """`stats` as of now, or what they were where the worker takes longer than `within` seconds."""
+        if self._down is None:
+            if self._fresh is None:
+                self._fresh = asyncio.get_running_loop().create_future()
+                self._send(Ping())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(self._fresh), within)
+        return self._stats
+
     async def admit(self, request: Admit) -> Admitted:
         """The canary's report on an upload. Raises what the worker found wrong, or `EngineDown`."""
         self._check_up()
@@ -275,6 +288,9 @@ class WorkerClient:
                     admission.set_result(message)
             case Stats():
                 self._stats = message
+                if self._fresh is not None:
+                    self._fresh.set_result(None)
+                    self._fresh = None
             case Welcome():
                 self._welcomed(message)
 

@@ -15,4 +15,5 @@ router = APIRouter(tags=["metrics"])
 @router.get("/metrics", summary="Metrics in Prometheus' text format")
 async def metrics(request: Request) -> Response:
     require(request, "admin")
+    await services_of(request).worker.refresh_stats()
     return Response(services_of(request).metrics.render(), media_type=CONTENT_TYPE)

@@ -1,0 +1,51 @@
+"""The command line. A command imports what it needs when it runs, so that `softmux --help` is quick."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from softmux import __version__
+from softmux.cli import access, local, remote, serving
+from softmux.cli.output import fail
+from softmux.errors import SoftmuxError
+
+
+class _Group(TyperGroup):
+    """Errors made for people are shown as such; anything else keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SoftmuxError as error:
+            fail(error.message, error.param)
+
+
+app = typer.Typer(
+    cls=_Group, no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False, help=(
+        "softmux: one frozen language model, thousands of soft prompts, one forward pass."
+    )
+)  # fmt: skip
+
+
+@app.callback(invoke_without_command=True)
+def softmux(version: bool = typer.Option(False, "--version", help="Show the version.")) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+app.command("serve")(serving.serve)
+app.command("push")(remote.push)
+app.command("list")(remote.list_)
+app.command("show")(remote.show)
+app.command("activate")(remote.activate)
+app.command("delete")(remote.delete)
+app.command("generate")(remote.generate)
+app.command("inspect")(local.inspect)
+app.command("tune")(local.tune)
+app.command("bench", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(local.bench)
+app.add_typer(access.tenants, name="tenant")
+app.add_typer(access.keys, name="key")

@@ -1,0 +1,220 @@
+"""Commands that talk to a running server: `--url` and `--key`, or SOFTMUX_URL and SOFTMUX_KEY."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from softmux.cli.output import as_json, facts, fail, table
+
+if TYPE_CHECKING:
+    import httpx
+
+Url = Annotated[str, typer.Option(envvar="SOFTMUX_URL", help="The server's address.")]
+Key = Annotated[str | None, typer.Option(envvar="SOFTMUX_KEY", help="Your key.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Write the server's answer as JSON.")]
+Task = Annotated[str, typer.Argument(help="The task's name.")]
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+class Remote:
+    """One server. Every call ends the command with the server's own words where it says no."""
+
+    def __init__(self, url: str, key: str | None) -> None:
+        import httpx
+
+        self._url = url
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(600, connect=5))
+
+    def call(self, method: str, path: str, **options: Any) -> httpx.Response:
+        import httpx
+
+        try:
+            response = self._http.request(method, path, **options)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            fail(f"no server answers at {self._url} ({error}): start one with `softmux serve`, or give --url")
+        if response.is_error:
+            _fail_as_said(response.status_code, response.text)
+        return response
+
+    def events(self, path: str, **options: Any) -> Iterator[dict[str, Any]]:
+        """The events of a streamed answer, as they come."""
+        import httpx
+
+        try:
+            with self._http.stream("POST", path, **options) as response:
+                if response.is_error:
+                    _fail_as_said(response.status_code, response.read().decode(errors="replace"))
+                for line in response.iter_lines():
+                    if line.startswith("data: ") and line != "data: [DONE]":
+                        value = json.loads(line.removeprefix("data: "))
+                        if "error" in value:
+                            _fail_as_said(200, line.removeprefix("data: "))
+                        yield value
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            fail(f"no server answers at {self._url} ({error}): start one with `softmux serve`, or give --url")
+
+
+def _fail_as_said(status: int, text: str) -> None:
+    try:
+        error = json.loads(text)["error"]
+        message, param = str(error["message"]), error["param"]
+    except (ValueError, KeyError, TypeError):
+        message, param = f"the server answered {status}: {text[:200]}", None
+    fail(message, param)
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(help="A folder as PEFT's save_pretrained writes it.")],
+    task: Annotated[str | None, typer.Option(help="The task's name; by default the folder's.")] = None,
+    activate: Annotated[bool, typer.Option(help="Make it the active version.")] = True,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    json_: Json = False,
+) -> None:
+    """Upload an adapter: a new version of its task."""
+    from softmux.formats.folder import load_folder
+
+    files = load_folder(folder)
+    name = task or folder.resolve().name
+    answer = (
+        Remote(url, key)
+        .call(
+            "PUT",
+            f"/v1/adapters/{name}",
+            params={"activate": str(activate).lower()},
+            files={part: (part, data) for part, data in files.items()},
+        )
+        .json()
+    )
+    if json_:
+        as_json(answer)
+        return
+    for check in answer["checks"]:
+        typer.echo(f"  ✓ {check}")
+    for warning in answer["warnings"]:
+        typer.secho(f"  ! {warning}", fg="yellow")
+    state = "now active" if answer["active"] else "not active"
+    typer.echo(f"{answer['task']}@{answer['version']} {answer['method']} {answer['digest']}: {state}")
+
+
+def list_(
+    prefix: Annotated[str, typer.Option(help="Only tasks whose names begin so.")] = "",
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    json_: Json = False,
+) -> None:
+    """List the tasks and their active versions."""
+    remote, cursor, found = Remote(url, key), None, []
+    while True:
+        params = {"limit": "1000", "prefix": prefix, **({"cursor": cursor} if cursor else {})}
+        page = remote.call("GET", "/v1/adapters", params=params).json()
+        found += page["data"]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            break
+    if json_:
+        as_json(found)
+        return
+    table(
+        ("task", "version", "method", "virtual tokens", "parameters", "bytes", "digest"),
+        [
+            (v["task"], v["version"], v["method"], v["virtual_tokens"], f"{v['parameters']:,}", f"{v['bytes']:,}",
+             v["digest"][:19] + "…")
+            for v in found
+        ],
+    )  # fmt: skip
+
+
+def show(task: Task, url: Url = DEFAULT_URL, key: Key = None, json_: Json = False) -> None:
+    """Show a task: its active version, and all the others."""
+    remote = Remote(url, key)
+    versions = remote.call("GET", f"/v1/adapters/{task}/versions").json()["data"]
+    if json_:
+        as_json(versions)
+        return
+    shown = next((version for version in versions if version["active"]), versions[0])
+    facts((name, _words(value)) for name, value in shown.items() if name not in ("files", "warnings"))
+    for file in shown["files"]:
+        typer.echo(f"file  {file['name']}  {file['bytes']:,} bytes  {file['sha256']}")
+    for warning in shown["warnings"]:
+        typer.secho(f"! {warning}", fg="yellow")
+    if len(versions) > 1:
+        rows = [(v["version"], "active" if v["active"] else "", v["method"], v["digest"][:19] + "…") for v in versions]
+        table(("version", "", "method", "digest"), rows)
+
+
+def activate(
+    task: Task,
+    version: Annotated[int, typer.Argument(min=1, help="The version's number.")],
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    json_: Json = False,
+) -> None:
+    """Make a version the active one: roll back, or forward."""
+    answer = Remote(url, key).call("POST", f"/v1/adapters/{task}/activate", json={"version": version}).json()
+    if json_:
+        as_json(answer)
+    else:
+        typer.echo(f"{answer['task']}@{answer['version']} is active ({answer['digest']})")
+
+
+def delete(
+    task: Task,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+) -> None:
+    """Delete a task with all its versions."""
+    if not yes:
+        typer.confirm(f"Delete the task {task} with all its versions?", abort=True)
+    Remote(url, key).call("DELETE", f"/v1/adapters/{task}")
+    typer.echo(f"{task} is deleted")
+
+
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="The prompt.")] = None,
+    task: Annotated[str | None, typer.Option(help="The task, or task@version; without it the bare model.")] = None,
+    var: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for a slot of the task's template.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="New tokens at most.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="For the same tokens again.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Ends the text; may be given several times.")] = None,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    json_: Json = False,
+) -> None:
+    """Generate text, shown as it comes."""
+    body: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
+    if prompt is not None:
+        body["prompt"] = prompt
+    if var:
+        body["variables"] = dict(_pair(text) for text in var)
+    if seed is not None:
+        body["seed"] = seed
+    if stop:
+        body["stop"] = stop
+    remote, params = Remote(url, key), {"task": task} if task else {}
+    if json_:
+        as_json(remote.call("POST", "/v1/generate", params=params, json=body).json())
+        return
+    for chunk in remote.events("/v1/generate", params=params, json={**body, "stream": True}):
+        for choice in chunk["choices"]:
+            typer.echo(choice["text"], nl=False)
+    typer.echo()
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, given, value = text.partition("=")
+    if not given:
+        fail(f"--var {text}: write NAME=VALUE")
+    return name, value
+
+
+def _words(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value

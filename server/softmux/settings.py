@@ -35,7 +35,9 @@ class Settings(BaseSettings):
     )
     kv_memory_fraction: float = Field(default=0.9, gt=0, le=1, description="Share of GPU memory used in all.")
     context_length: int | None = Field(default=None, ge=16, description="Caps the model's own context length.")
-    group_by_adapter: bool = Field(default=True, description="Prefer waiting rows whose adapter is already in the step.")
+    group_by_adapter: bool = Field(
+        default=True, description="Prefer waiting rows whose adapter is already in the step."
+    )
     host_cache_bytes: int = Field(default=2 << 30, ge=0, description="Host tier for adapters and compiled KV, bytes.")
     disk_cache_bytes: int = Field(default=20 << 30, ge=0, description="Disk tier for adapters and compiled KV, bytes.")
     resident_vectors: int = Field(default=16384, ge=64, description="Rows of the virtual vocabulary's table.")

@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
+
 from support.engines import TestEngine
 from support.models import ARCHITECTURES, METHODS, VOCABULARY, greedy_reference, load_peft, make_adapter, make_base
 

@@ -45,8 +45,9 @@ ARCHITECTURES: dict[str, Callable[[], Any]] = {
     "gemma2": lambda: tf.Gemma2Config(**_SIZES, head_dim=12, sliding_window=12, query_pre_attn_scalar=12),
     "gemma3": lambda: tf.Gemma3TextConfig(**_SIZES, head_dim=12, sliding_window=12, query_pre_attn_scalar=12),
     "olmo2": lambda: tf.Olmo2Config(**_SIZES),
-    "stablelm": lambda: tf.StableLmConfig(**_SIZES, rope_parameters={
-        "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}),
+    "stablelm": lambda: tf.StableLmConfig(
+        **_SIZES, rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+    ),
     "granite": lambda: tf.GraniteConfig(**_SIZES, residual_multiplier=0.5, logits_scaling=2.0),
     "smollm3": lambda: tf.SmolLM3Config(**_SIZES),
 }
@@ -57,9 +58,7 @@ METHODS: dict[str, Callable[[], Any]] = {
     "prefix_projection": lambda: PrefixTuningConfig(
         task_type="CAUSAL_LM", num_virtual_tokens=6, prefix_projection=True, encoder_hidden_size=24
     ),
-    "p_tuning_mlp": lambda: PromptEncoderConfig(
-        task_type="CAUSAL_LM", num_virtual_tokens=3, encoder_hidden_size=24
-    ),
+    "p_tuning_mlp": lambda: PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, encoder_hidden_size=24),
     "p_tuning_lstm": lambda: PromptEncoderConfig(
         task_type="CAUSAL_LM",
         num_virtual_tokens=7,

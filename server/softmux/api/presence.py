@@ -11,7 +11,7 @@ from starlette.requests import Request
 T = TypeVar("T")
 
 
-class ClientGone(Exception):  # noqa: N818 - not an error: nobody is left to be told
+class ClientGone(Exception):
     """The client closed the connection before its answer."""
 
 

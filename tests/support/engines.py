@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from softmux.engine.engine import Engine
 from softmux.errors import SoftmuxError
 from softmux.formats.folder import load_folder, read_adapter
 from softmux.scheduler.radix import RootKey
 from softmux.settings import Settings
 from softmux.types import DEFAULT_TENANT, Output, SamplingParams, TokenLogprobs
+from support.learned import prompt_files
 
 
 class FolderSource:
@@ -52,9 +55,7 @@ class TestEngine:
     def __init__(self, model: Path, disk_folder: Path | None = None, **settings: Any) -> None:
         chosen = {"device": "cpu", "dtype": "float32", "kv_tokens": 4096, "max_rows": 64, "max_step_tokens": 64}
         self.source = FolderSource()
-        self.engine = Engine(
-            Settings(model=str(model), **(chosen | settings)), self.source, disk_folder=disk_folder
-        )
+        self.engine = Engine(Settings(model=str(model), **(chosen | settings)), self.source, disk_folder=disk_folder)
         self.done: dict[str, Finished] = {}
         self.batches: list[Any] = []
         self._count = 0
@@ -65,6 +66,28 @@ class TestEngine:
         manifest = read_adapter(files, self.engine.spec).manifest
         self.source.files[manifest.digest] = files
         return self.engine.key(tenant, manifest.digest), manifest.virtual_tokens
+
+    def learned(self, name: str, vectors: torch.Tensor, tenant: str = DEFAULT_TENANT) -> RootKey:
+        """Makes a prompt-tuning adapter of these vectors known to the source, under a digest of that name."""
+        self.source.files[name] = prompt_files(vectors)
+        return self.engine.key(tenant, name)
+
+    def text(self, tokens: list[int], root: RootKey, **sampling: Any) -> str:
+        """Adds a sequence whose tokens, virtual ones included, are laid out already; `sample` as in `add`."""
+        return self.add(tokens, root, 0, **sampling)
+
+    def forget_kv(self) -> None:
+        """Empties the prefix cache (nothing may be running)."""
+        scheduler = self.engine.scheduler
+        scheduler.pool.give(scheduler.tree.clear())
+
+    def virtual_tokens_run(self) -> int:
+        """Learned vectors that went through the model since `batches` was last cleared."""
+        return sum(
+            sum(token < 0 for token in row.sequence.tokens[row.start : row.start + row.count])
+            for batch in self.batches
+            for row in batch.rows
+        )
 
     def add(
         self, ids: list[int], root: RootKey | None = None, virtual: int = 0, sample: int = 0, **sampling: Any

@@ -61,6 +61,8 @@ class HostAdapter:
         if hashlib.sha256(content).digest() != raw[:_DIGEST_BYTES]:
             raise ValueError("the file's checksum is wrong")
         tensors = load(content)
+        if not tensors.keys() & {"vectors", "prefix"}:
+            raise ValueError("the file is of another version of softmux")
         return cls(tensors.get("vectors"), tensors.get("prefix"), on_disk=True)
 
     def pin(self) -> None:

@@ -198,9 +198,7 @@ def test_a_chat_is_rendered_with_the_models_template(server: Served, base: tuple
         ({"prompt": ["a"] * 3000, "n": 8}, "prompt"),
     ],
 )
-def test_a_body_that_does_not_fit_is_refused_by_its_field(
-    server: Served, body: dict[str, Any], param: str
-) -> None:
+def test_a_body_that_does_not_fit_is_refused_by_its_field(server: Served, body: dict[str, Any], param: str) -> None:
     response = server.http.post("/v1/generate", json=body)
     assert response.status_code == 422
     error = response.json()["error"]

@@ -1,9 +1,14 @@
-"""Adapters as the registry sees them: a manifest and bytes. Their content does not matter to it."""
+"""Adapters as the registry sees them (a manifest and bytes: their content does not matter to it), and waiting."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import redis
 
 from softmux.formats.digest import adapter_digest, file_entries
 from softmux.types import Manifest
@@ -30,3 +35,34 @@ def adapter(seed: int | str = 0, *, size: int = 100, base: str = BASE) -> tuple[
         parameters=20 * 64,
     )
     return manifest, files
+
+
+def server_pid(url: str) -> int:
+    """The process id of the Redis at `url`."""
+    with redis.Redis.from_url(url) as client:
+        return int(client.info("server")["process_id"])
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process exists and is no zombie."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.01)
+
+
+async def eventually(condition: Callable[[], bool], seconds: float, what: str) -> float:
+    """Waits on the loop; how long it took, in seconds."""
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < seconds, f"not within {seconds} s: {what}"
+        await asyncio.sleep(0.005)
+    return time.monotonic() - start

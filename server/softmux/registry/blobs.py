@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -14,6 +15,9 @@ from obstore.exceptions import BaseError, NotFoundError
 from obstore.store import LocalStore, from_url
 
 from softmux.errors import BlobDamaged, RegistryDown
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +37,7 @@ class BlobStore:
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self._store: ObjectStore
         self._root: Path | None = None
         if urlsplit(url).scheme == "file":
             self._root = Path(unquote(urlsplit(url).path))
@@ -66,7 +71,7 @@ class BlobStore:
         if "sha256:" + hashlib.sha256(data).hexdigest() != sha256:
             aside = self._quarantine(path)
             raise BlobDamaged(
-                f"file {sha256} in {self.url} is damaged (moved to {aside}): check the disk and upload the adapter again"
+                f"file {sha256} in {self.url} is damaged (moved to {aside}): check the disk, upload the adapter again"
             )
         return data
 

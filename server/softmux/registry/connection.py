@@ -1,7 +1,8 @@
 """How softmux talks to Redis: one way for `redis://`, `rediss://` and the embedded server's `unix://`.
 
 Every operation has a time budget. Within it a lost connection is made anew, with jitter; beyond it the caller gets
-`RegistryDown`. Operations may so be sent twice: each of the registry's writes is made to bear that.
+`RegistryDown`. Operations may so be sent twice: each of the registry's writes is made to bear that. Replies are bytes
+and untyped here (redis-py's own types allow for text and RESP3 everywhere); callers name what they expect.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 import redis
@@ -22,7 +23,6 @@ from redis.retry import Retry
 
 from softmux.errors import RegistryDown
 
-T = TypeVar("T")
 BUDGET = 1.0
 """Seconds an operation may take, retries included, before the registry counts as down."""
 
@@ -67,7 +67,7 @@ class Connection:
             protocol=2,
         )
 
-    async def call(self, operation: Callable[[redis.asyncio.Redis], Awaitable[T]]) -> T:
+    async def call(self, operation: Callable[[Any], Awaitable[Any]]) -> Any:
         """`operation`'s result; it may be run again after a lost connection. Raises `RegistryDown`."""
         deadline = time.monotonic() + self._budget
         attempt = 0
@@ -103,7 +103,7 @@ class SyncConnection:
             protocol=2,
         )
 
-    def call(self, operation: Callable[[redis.Redis], T]) -> T:
+    def call(self, operation: Callable[[Any], Any]) -> Any:
         """`operation`'s result; it may be run again after a lost connection. Raises `RegistryDown`."""
         deadline = time.monotonic() + self._budget
         attempt = 0

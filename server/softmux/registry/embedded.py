@@ -20,6 +20,7 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
+from urllib.parse import quote
 
 import redis
 from redis.backoff import NoBackoff
@@ -74,18 +75,16 @@ class EmbeddedRedis:
     """Holds the server of one data folder from `start` to `close`. Calls block; any thread may make them."""
 
     def __init__(self, data: Path) -> None:
-        self._folder = data.absolute() / "registry"
+        self._folder = data.resolve() / "registry"
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._socket = _socket_path(self._folder)
         self._holders: int | None = None
         self._closing = threading.Event()
         self._watch: threading.Thread | None = None
-        self._guard: subprocess.Popen[bytes] | None = None
-        """The guard that this holder started last, if any: its child, to be reaped."""
 
     @property
     def url(self) -> str:
-        return f"unix://{self._socket}"
+        return f"unix://{quote(str(self._socket))}"
 
     def start(self) -> None:
         """Returns once the server answers. Raises `RegistryDown` where it can't be started, with the log's end."""
@@ -144,9 +143,7 @@ class EmbeddedRedis:
             return False
         try:
             guard = Path(__file__).with_name("guard.py")
-            if self._guard is not None:
-                self._guard.wait()  # it gave the lock back, so it has ended
-            self._guard = subprocess.Popen(  # noqa: S603 - our own files
+            started = subprocess.Popen(  # noqa: S603 - our own files
                 [sys.executable, "-I", "-S", str(guard), str(self._folder / "holders"), str(lock), *self._command()],
                 pass_fds=(lock,),
                 stdin=subprocess.DEVNULL,
@@ -157,6 +154,7 @@ class EmbeddedRedis:
             )
         finally:
             os.close(lock)  # ours alone: the lock lives on in the processes that inherited it
+        threading.Thread(target=started.wait, name="embedded-redis-reaper", daemon=True).start()
         return True
 
     def _command(self) -> list[str]:
@@ -198,9 +196,9 @@ class EmbeddedRedis:
         return f"see {path}" + (f"; it ends with: {' | '.join(lines)}" if lines else "")
 
     def _supervise(self) -> None:
-        """Starts the server again whenever it is gone, at most every few seconds where it keeps failing."""
+        """Starts the server again whenever it is gone, a few seconds apart where it keeps failing."""
         failures = 0
-        while not self._closing.wait(_WATCH_SECONDS * min(2**failures, 50)):
+        while not self._closing.wait(_WATCH_SECONDS * 2 ** min(failures, 6)):
             try:
                 if not self._start_if_gone():
                     failures = 0
@@ -223,7 +221,5 @@ class EmbeddedRedis:
             lock = self._take_server_lock()
             if lock is not None:
                 os.close(lock)
-                if self._guard is not None:
-                    self._guard.wait()
                 return
             time.sleep(0.01)

@@ -51,6 +51,7 @@ class Follower:
         self._registry: bytes | None = None
         self._seen = -1
         self._task: asyncio.Task[None] | None = None
+        self._stopping = False
 
     async def start(self) -> None:
         """Returns once the views are loaded; then follows until `stop`. Raises `RegistryDown`."""
@@ -58,6 +59,7 @@ class Follower:
         self._task = asyncio.create_task(self._follow(), name="registry-follower")
 
     async def stop(self) -> None:
+        self._stopping = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -65,7 +67,7 @@ class Follower:
 
     async def _follow(self) -> None:
         down_since: float | None = None
-        while True:
+        while not self._stopping:  # a cancellation may end as a time-out inside redis-py
             try:
                 await self._step()
                 if down_since is not None:
@@ -93,6 +95,7 @@ class Follower:
             distinct = list(dict.fromkeys(changes))
             for view in self._views:
                 await view.apply(distinct)
+                view.confirm()
             self._seen = int(entries[-1][0].split(b"-")[0])
         await self._check()
 
@@ -104,8 +107,9 @@ class Follower:
             for view in self._views:
                 await view.reload()  # changes from here on are in the stream, beyond `current`
             self._registry, self._seen = registry, current
-        for view in self._views:
-            view.confirm()
+        if current == self._seen:
+            for view in self._views:
+                view.confirm()
 
     async def _gap(self) -> bool:
         """Whether the stream lacks the change after the last one seen."""

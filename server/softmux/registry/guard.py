@@ -5,6 +5,7 @@ LOCK_FD, so its lock is free exactly when both are gone. HOLDERS is the file on 
 to be given an exclusive one means that the last is gone, by a clean end or by SIGKILL.
 """
 
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -33,16 +34,14 @@ def main() -> int:
         os.execv(command[0], command)  # noqa: S606 - the command is the supervisor's own
 
     def stop(*_: object) -> None:
-        try:
+        with contextlib.suppress(ProcessLookupError):  # it ended by itself
             os.kill(server, signal.SIGTERM)
-        except ProcessLookupError:
-            pass  # it ended by itself
 
     def end_with_the_last_holder() -> None:
         with open(holders, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             stop()
-            threading.Event().wait()  # keeps the lock until this process ends: whoever comes now waits, then starts anew
+            threading.Event().wait()  # the lock stays until this process ends: who comes now waits, then starts anew
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, stop)

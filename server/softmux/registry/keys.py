@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import logging
@@ -71,6 +72,7 @@ class KeyRing:
         self._by_hash: dict[str, KeyRecord] = {}
         self._any = False
         self._confirmed: float | None = None
+        self._reading = asyncio.Lock()  # so that a later read never loses to an earlier one
 
     def authenticate(self, secret: str) -> Identity | None:
         """Who holds `secret`; None for an unknown or revoked key. From memory.
@@ -163,10 +165,11 @@ class KeyRing:
         )
 
     async def reload(self) -> None:
-        records = await self._read()
-        self._by_hash = {record.hash: record for record in records if record.revoked_at is None}
-        self._any = bool(records)
-        self.confirm()
+        async with self._reading:
+            records = await self._read()
+            self._by_hash = {record.hash: record for record in records if record.revoked_at is None}
+            self._any = bool(records)
+            self.confirm()
 
     async def apply(self, changes: Sequence[Change]) -> None:
         if any(change.kind == "keys" for change in changes):
@@ -187,7 +190,10 @@ class KeyRing:
             raise NotFound(
                 f"there is no tenant {record.tenant!r}: create it with `softmux tenant create {record.tenant}`"
             )
-        await self.reload()
+        try:
+            await self.reload()
+        except RegistryDown as error:  # what was done is done; the follower sees it when Redis is back
+            log.warning("the change to key %s will count with the registry's return: %s", record.id, error.message)
 
 
 def _hash(secret: str) -> str:

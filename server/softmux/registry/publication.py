@@ -56,7 +56,7 @@ class Publisher:
         which it may or may not be published (sending it again finds out), and `NotFound` for an unknown tenant.
         """
         check_name(task, "task")
-        _check_files(manifest, files)
+        await asyncio.to_thread(_check_files, manifest, files)
         stored = StoredVersion(
             manifest=manifest,
             created_at=time.time(),

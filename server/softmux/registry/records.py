@@ -8,7 +8,7 @@ from softmux.types import Manifest
 
 
 class VersionRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A version of a task. Only `active` can change: whether its base's pointer names it. `created_at`: Unix seconds."""
+    """A version of a task. Only `active` can change: whether its base's pointer names it. `created_at`: Unix s."""
 
     tenant: str
     task: str

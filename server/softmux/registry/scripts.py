@@ -16,8 +16,8 @@ PUBLISH = (
 -- KEYS: seq changes tenants tasks counters versions active digests manifests refs garbage files filerefs loose
 -- ARGV: tenant task base digest stored manifest publication activate only_new, then (sha256, inline, bytes) per file
 -- Answers {state, version, created, stored, active version}.
-local seq, changes, tenants, tasks, counters, versions, active, digests, manifests, refs, garbage, files, filerefs, loose =
-  unpack(KEYS)
+local seq, changes, tenants, tasks, counters, versions, active, digests = unpack(KEYS, 1, 8)
+local manifests, refs, garbage, files, filerefs, loose = unpack(KEYS, 9, 14)
 local tenant, task, base, digest, stored, manifest, publication, activate, only_new = unpack(ARGV, 1, 9)
 
 if redis.call('HEXISTS', tenants, tenant) == 0 then return {'no_tenant'} end
@@ -47,7 +47,6 @@ if not number then
     for i = 10, #ARGV, 3 do
       local sha = ARGV[i]
       redis.call('HINCRBY', filerefs, sha, 1)
-      if ARGV[i + 1] == '1' then redis.call('HSET', files, sha, ARGV[i + 2]) end
       redis.call('ZREM', loose, sha)
     end
   end
@@ -56,6 +55,11 @@ if not number then
 elseif activate == '1' and created == 0 and redis.call('HGET', active, base) ~= number then
   redis.call('HSET', active, base, number)
   changed(seq, changes, 'task', tenant, task)
+end
+for i = 10, #ARGV, 3 do  -- also where the version was there already: a file damaged in Redis is healed
+  if ARGV[i + 1] == '1' and redis.call('HGET', files, ARGV[i]) ~= ARGV[i + 2] then
+    redis.call('HSET', files, ARGV[i], ARGV[i + 2])
+  end
 end
 return {'ok', number, created, stored, redis.call('HGET', active, base) or ''}
 """

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+import redis.asyncio
+
 from softmux.errors import NotFound, VersionNotFound
 from softmux.registry.blobs import BlobStore
 from softmux.registry.connection import Connection
@@ -25,8 +27,8 @@ class VersionReader:
     async def views(self, tenant: str, tasks: Sequence[str]) -> list[TaskView]:
         """Each task's view, read atomically; an empty one where there is no such task."""
 
-        async def read(client: object) -> list[dict[bytes, bytes]]:
-            async with client.pipeline(transaction=True) as pipe:  # type: ignore[attr-defined]
+        async def read(client: redis.asyncio.Redis) -> list[dict[bytes, bytes]]:
+            async with client.pipeline(transaction=True) as pipe:
                 for task in tasks:
                     pipe.hgetall(of_task(tenant, "versions", task))
                     pipe.hgetall(of_task(tenant, "active", task))
@@ -68,7 +70,7 @@ class VersionReader:
         after = cursor
         while True:
             names = await self.names(tenant, after=after, prefix=prefix, limit=_SCAN)
-            for name, view in zip(names, await self.views(tenant, names) if names else [], strict=True):
+            for view in await self.views(tenant, names) if names else []:
                 if base in view.active:
                     if len(found) == limit:
                         return TaskPage(tuple(found), found[-1].task)

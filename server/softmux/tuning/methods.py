@@ -13,13 +13,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 
 from softmux.formats.layout import Layout
 from softmux.formats.template import Template
 from softmux.tuning.base import Base
 from softmux.tuning.recipe import MethodRecipe, PrefixTuning, PromptTuning
 from softmux.tuning.rows import Batch, Row, collate
+
+try:
+    from peft import PeftConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("Tuning is built on PEFT: pip install 'softmux[tune]'.", name=error.name) from error
 
 _ADAPTER = "default"
 

@@ -35,7 +35,7 @@ def self_test(runner: ModelRunner, spec: ModelSpec) -> None:
     runner.tiers.adopt(tuned, HostAdapter(vectors=vectors))
     scheduler = Scheduler(
         slots=runner.pool.slots,
-        max_rows=4,
+        max_rows=min(4, runner.max_rows),
         max_step_tokens=8,
         context_length=spec.context_length,
         eos=(),

@@ -1,0 +1,225 @@
+"""A real server from start to end: what it publishes, refuses, survives, and how it stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from softmux.registry.embedded import server_binary
+from support.served import Served, make_adapters, upload_parts
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> float:
+    """How long it took until `condition` held."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < seconds, "it did not happen in time"
+        time.sleep(0.05)
+    return time.monotonic() - began
+
+
+def post(server: Served, task: str | None = None, key: str | None = None, **body: Any) -> httpx.Response:
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    return server.http.post("/v1/generate", params={"task": task} if task else {}, json=body, headers=headers)
+
+
+def softmux(*arguments: str) -> subprocess.CompletedProcess[str]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("SOFTMUX_")}
+    command = [sys.executable, "-m", "softmux.cli", *arguments]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
+
+
+def streamed(server: Served, into: list[str], **body: Any) -> threading.Thread:
+    """Reads a streamed reply in a thread; its events go into `into`."""
+
+    def read() -> None:
+        with httpx.stream("POST", f"{server.url}/v1/generate", json={**body, "stream": True}, timeout=60) as response:
+            for line in response.iter_lines():
+                if line:
+                    into.append(line.removeprefix("data: "))
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    return thread
+
+
+def test_a_killed_worker_is_told_within_two_seconds_and_comes_back(server: Served) -> None:
+    events: list[str] = []
+    results: list[tuple[int, str]] = []
+    reader = streamed(server, events, prompt="a", max_tokens=480, ignore_eos=True)
+    wait_for(lambda: bool(events), 30)
+
+    def whole() -> None:
+        response = post(server, "prompt-tuning", prompt="a", max_tokens=400, ignore_eos=True)
+        results.append((response.status_code, response.json()["error"]["code"]))
+
+    waiting = threading.Thread(target=whole)
+    waiting.start()
+    time.sleep(0.05)
+    os.kill(server.worker_pid(), signal.SIGKILL)
+    killed = time.monotonic()
+    reader.join()
+    waiting.join()
+    assert time.monotonic() - killed < 2
+    assert json.loads(events[-2])["error"]["code"] == "engine_down"
+    assert events[-1] == "[DONE]"
+    assert results == [(503, "engine_down")]
+    refused = post(server, prompt="a")
+    if refused.status_code != 200:
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_down")
+        assert int(refused.headers["retry-after"]) >= 1
+    assert server.http.get("/health/live").status_code == 200
+    wait_for(lambda: server.http.get("/health/ready").status_code == 200, 60)
+    assert post(server, "prompt-tuning", prompt="a", max_tokens=2).status_code == 200
+    assert "softmux_worker_restarts_total 1.0" in server.http.get("/metrics").text
+
+
+def test_a_start_publishes_folders_and_undoes_nothing_and_a_drain_ends_whole(
+    base: tuple[Any, Path], tmp_path: Path
+) -> None:
+    folders = tmp_path / "adapters"
+    make_adapters(base[0], folders)
+    shutil.copytree(folders / "prompt-tuning", folders / "broken")
+    (folders / "broken" / "adapter_model.safetensors").write_bytes(b"x")
+    (folders / "not-an-adapter").mkdir()
+    server = Served(base[1], tmp_path / "data", "--adapters", str(folders))
+    with server:
+        tasks = [version["task"] for version in server.http.get("/v1/adapters").json()["data"]]
+        assert tasks == ["p-tuning-lstm", "prefix-tuning", "prompt-tuning"]
+        assert "broken" in server.log.read_text()
+        assert server.http.delete("/v1/adapters/prefix-tuning").status_code == 204
+        worker = server.worker_pid()
+        events: list[str] = []
+        reader = streamed(server, events, prompt="a", max_tokens=480, ignore_eos=True)
+        wait_for(lambda: bool(events), 30)
+        assert server.process is not None
+        server.process.send_signal(signal.SIGTERM)
+        try:
+            while True:  # until it is gone it says that it is not ready, and goes on living
+                assert server.http.get("/health/ready").status_code == 503
+                refused = post(server, prompt="a")
+                assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
+                time.sleep(0.02)
+        except httpx.TransportError:
+            pass
+        reader.join()
+        assert events[-1] == "[DONE]"
+        last = json.loads(events[-2])
+        assert last["choices"][0]["finish_reason"] == "length"
+        assert last["usage"]["completion_tokens"] == 480
+        assert server.process.wait(20) == 0
+        with pytest.raises(ProcessLookupError):
+            os.kill(worker, 0)
+    with Served(base[1], tmp_path / "data", "--adapters", str(folders)) as again:
+        tasks = [version["task"] for version in again.http.get("/v1/adapters").json()["data"]]
+        assert tasks == ["p-tuning-lstm", "prompt-tuning"]
+        versions = again.http.get("/v1/adapters/prompt-tuning/versions").json()["data"]
+        assert [version["version"] for version in versions] == [1]
+
+
+def test_keys_made_while_it_runs_count_within_five_seconds(base: tuple[Any, Path], tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    adapters = make_adapters(base[0], tmp_path / "adapters")
+    with Served(base[1], data) as server:
+        assert post(server, prompt="a", max_tokens=1).status_code == 200
+        assert softmux("tenant", "create", "acme", "--data", str(data)).returncode == 0
+        made = {}
+        for tenant, role in (("default", "admin"), ("acme", "publisher"), ("acme", "user")):
+            ran = softmux("key", "create", "--tenant", tenant, "--role", role, "--data", str(data), "--json")
+            assert ran.returncode == 0, ran.stderr
+            made[role] = json.loads(ran.stdout)
+        admin, publisher, user = (made[role]["key"] for role in ("admin", "publisher", "user"))
+        wait_for(lambda: post(server, prompt="a", max_tokens=1).status_code == 401, 5)
+        wrong = post(server, key="sk-wrong", prompt="a")
+        assert (wrong.status_code, wrong.json()["error"]["code"]) == (401, "unauthorized")
+        assert server.http.get("/health/ready").status_code == 200
+        for path in ("/metrics", "/v1/model", "/v1/adapters", "/docs", "/nope"):
+            assert server.http.get(path).status_code == 401
+        wait_for(lambda: post(server, key=user, prompt="a", max_tokens=1).status_code == 200, 5)
+
+        def put(key: str) -> httpx.Response:
+            parts = upload_parts(adapters["prompt-tuning"])
+            return server.http.put("/v1/adapters/mine", files=parts, headers={"authorization": f"Bearer {key}"})
+
+        def get(path: str, key: str) -> int:
+            return server.http.get(path, headers={"authorization": f"Bearer {key}"}).status_code
+
+        refused = put(user)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden")
+        assert put(publisher).status_code == 201
+        assert post(server, "mine", key=user, prompt="a", max_tokens=1).status_code == 200
+        theirs, nobodys = post(server, "mine", key=admin, prompt="a"), post(server, "none", key=admin, prompt="a")
+        assert (theirs.status_code, nobodys.status_code) == (404, 404)
+        assert theirs.text.replace("mine", "none") == nobodys.text  # as if it did not exist
+        assert get("/v1/adapters/mine", admin) == 404
+        assert get("/metrics", user) == 403
+        assert get("/metrics", admin) == 200
+        assert get("/v1/keys", publisher) == 403
+        assert get("/v1/keys", admin) == 200
+        assert softmux("key", "revoke", made["user"]["id"], "--data", str(data)).returncode == 0
+        wait_for(lambda: post(server, key=user, prompt="a", max_tokens=1).status_code == 401, 5)
+        log = server.log.read_text()
+        assert not any(key in log for key in (admin, publisher, user, "sk-wrong"))
+
+
+def test_beyond_loopback_it_starts_with_keys_alone(base: tuple[Any, Path], tmp_path: Path) -> None:
+    refused = softmux(
+        "serve", "--model", str(base[1]), "--host", "0.0.0.0", "--port", "0", "--data", str(tmp_path / "a")
+    )
+    assert refused.returncode == 1
+    assert "SOFTMUX_ADMIN_KEY" in refused.stderr
+    secret = "a-first-admin-key-from-outside"
+    env = {"SOFTMUX_ADMIN_KEY": secret}
+    with Served(base[1], tmp_path / "b", "--host", "0.0.0.0", env=env, key=secret) as server:
+        assert server.http.get("/v1/model").status_code == 200
+        assert httpx.get(f"{server.url}/v1/model").status_code == 401
+        assert secret not in server.log.read_text()
+
+
+def test_what_cannot_be_served_ends_the_start_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    ran = softmux("serve", "--model", str(tmp_path / "empty"), "--port", "0", "--data", str(tmp_path / "data"))
+    assert ran.returncode == 1
+    assert str(tmp_path / "empty") in ran.stderr
+    assert softmux("serve", "--port", "0", "--data", str(tmp_path / "data")).returncode == 1
+    assert "give --model" in softmux("serve", "--data", str(tmp_path / "data")).stderr
+    bad = softmux("serve", "--model", "x", "--max-rows", "0")
+    assert (bad.returncode, "--max-rows" in bad.stderr) == (1, True)
+
+
+def test_without_its_registry_it_goes_on_generating_and_refuses_changes(base: tuple[Any, Path], tmp_path: Path) -> None:
+    adapters = make_adapters(base[0], tmp_path / "adapters")
+    path = f"/tmp/softmux-test-{os.getpid()}.sock"
+    command = [server_binary(), "--port", "0", "--unixsocket", path, "--save", "", "--dir", str(tmp_path)]
+    redis = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: Path(path).exists(), 10)
+        with Served(base[1], tmp_path / "data", "--redis", f"unix://{path}") as server:
+            parts = upload_parts(adapters["prompt-tuning"])
+            assert server.http.put("/v1/adapters/mine", files=parts).status_code == 201
+            expected = post(server, "mine", prompt="a", max_tokens=4).json()["choices"]
+            redis.kill()
+            redis.wait()
+            began = time.monotonic()
+            response = server.http.put("/v1/adapters/other", files=upload_parts(adapters["prefix-tuning"]))
+            assert (response.status_code, response.json()["error"]["code"]) == (503, "registry_down")
+            assert "retry-after" in response.headers
+            assert time.monotonic() - began < 2
+            assert post(server, "mine", prompt="a", max_tokens=4).json()["choices"] == expected
+            assert server.http.get("/health/ready").status_code == 200
+    finally:
+        redis.kill()
+        redis.wait()
+        Path(path).unlink(missing_ok=True)

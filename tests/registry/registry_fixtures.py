@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from softmux.formats.digest import adapter_digest, file_entries
 from softmux.types import Manifest
@@ -39,8 +41,16 @@ def adapter(seed: int | str = 0, *, size: int = 100, base: str = BASE) -> tuple[
 
 def server_pid(url: str) -> int:
     """The process id of the Redis at `url`."""
-    with redis.Redis.from_url(url) as client:
+    with redis.Redis.from_url(url, socket_timeout=5, retry=Retry(NoBackoff(), 0)) as client:
         return int(client.info("server")["process_id"])
+
+
+def pid_if_up(url: str) -> int | None:
+    """`server_pid`, or None while no Redis answers there."""
+    try:
+        return server_pid(url)
+    except redis.RedisError:
+        return None
 
 
 def is_running(pid: int) -> bool:

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from registry.registry_fixtures import BASE, OTHER_BASE, adapter, server_pid
+from registry.registry_fixtures import BASE, OTHER_BASE, adapter, pid_if_up, server_pid, wait_for
 from softmux.errors import SoftmuxError, TaskNotFound, VersionNotFound
 from softmux.registry.registry import Registry
 from softmux.types import Manifest
@@ -104,7 +104,9 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @rule()
     def kill_the_server(self) -> None:
-        os.kill(server_pid(self.registry.url), signal.SIGKILL)
+        before = server_pid(self.registry.url)
+        os.kill(before, signal.SIGKILL)
+        wait_for(lambda: pid_if_up(self.registry.url) not in (None, before), 10, "the server is back")
 
     @invariant()
     def every_question_is_answered_as_the_model_does(self) -> None:
@@ -144,8 +146,8 @@ class RegistryMachine(RuleBasedStateMachine):
 
 TestRegistryModel = RegistryMachine.TestCase
 TestRegistryModel.settings = settings(
-    max_examples=6,
-    stateful_step_count=25,
+    max_examples=5,
+    stateful_step_count=20,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

@@ -177,7 +177,7 @@ class EmbeddedRedis:
     def _wait_until_it_answers(self) -> None:
         deadline = time.monotonic() + _START_SECONDS
         with self._client(1.0) as client:
-            while True:
+            while not self._closing.is_set():
                 try:
                     client.ping()
                     return
@@ -196,15 +196,14 @@ class EmbeddedRedis:
         return f"see {path}" + (f"; it ends with: {' | '.join(lines)}" if lines else "")
 
     def _supervise(self) -> None:
-        """Starts the server again whenever it is gone, a few seconds apart where it keeps failing."""
+        """Starts the server again whenever it is gone; where it can't be started, after growing pauses."""
         failures = 0
         while not self._closing.wait(_WATCH_SECONDS * 2 ** min(failures, 6)):
             try:
-                if not self._start_if_gone():
-                    failures = 0
-                    continue
-                log.warning("the embedded Redis had ended; started it again on %s", self._socket)
-                failures += 1
+                if self._start_if_gone():
+                    self._wait_until_it_answers()
+                    log.warning("the embedded Redis had ended; started it again on %s", self._socket)
+                failures = 0
             except (OSError, RegistryDown) as error:
                 failures += 1
                 log.error("the embedded Redis had ended and could not be started again: %s", error)

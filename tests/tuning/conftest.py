@@ -15,22 +15,12 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from softmux.tuning.base import Base, as_base
 from softmux.tuning.run import tune
 from softmux.tuning.write import Report
+from support.recipe_methods import METHODS
 from support.tokenizers_made import byte_level, save
 
 DATA = '[data]\nsource = "file"\npath = "rows.csv"\n'
 TRAIN = "[train]\nsteps = {steps}\nbatch_rows = 8\nlearning_rate = 0.05\nwarmup_steps = 5\nvalidate_every = 5\n"
 EVALUATE = '[evaluate]\nmetric = "exact"\nmax_tokens = 6\n'
-METHODS = {
-    "prompt_tuning": 'kind = "prompt_tuning"\nvirtual_tokens = 4\ninit_text = "The film was dull"',
-    "prompt_sampled": 'kind = "prompt_tuning"\nvirtual_tokens = 3',
-    "p_tuning_mlp": 'kind = "p_tuning"\nvirtual_tokens = 4',
-    "p_tuning_template": (
-        'kind = "p_tuning"\nencoder = "LSTM"\nvirtual_tokens = 3\nencoder_hidden_size = 16\n'
-        'template = "{p:2} The {film} {p:1} was"'
-    ),
-    "prefix_projected": 'kind = "prefix_tuning"\nvirtual_tokens = 3\nencoder_hidden_size = 24',
-    "prefix_direct": 'kind = "prefix_tuning"\nvirtual_tokens = 3\nprojection = false',
-}
 
 
 @pytest.fixture(scope="session")

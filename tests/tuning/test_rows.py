@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import METHODS
 from peft import PeftModel
 
 from softmux.formats.layout import Layout, TransformersEncoder, lay_out
@@ -18,6 +17,7 @@ from softmux.tuning.recipe import Recipe
 from softmux.tuning.rows import bare_text, encode
 from softmux.tuning.trainer import answer_loss
 from softmux.types import Manifest
+from support.recipe_methods import METHODS
 
 EXAMPLES = [
     Example("film", " yes"),

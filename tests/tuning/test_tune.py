@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import METHODS
 from peft import PeftModel
 from safetensors.torch import load_file
 
@@ -23,6 +22,7 @@ from softmux.tuning.rows import Row, encode
 from softmux.tuning.run import tune
 from softmux.tuning.trainer import batches, rate
 from softmux.tuning.write import Report
+from support.recipe_methods import METHODS
 
 Write = Callable[..., Path]
 Run = Callable[[Path, Path], Report]

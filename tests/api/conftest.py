@@ -1,35 +1,3 @@
-from __future__ import annotations
+from support.served_fixtures import adapters, base, server
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
-import pytest
-
-from support.served import Served, make_adapters, make_model, upload_parts
-
-
-@pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
-    """A tiny random Llama, and the folder it is saved in."""
-    folder = tmp_path_factory.mktemp("model")
-    return make_model(folder), folder
-
-
-@pytest.fixture(scope="session")
-def adapters(base: tuple[Any, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """An adapter's folder for each method, by task name."""
-    return make_adapters(base[0], tmp_path_factory.mktemp("adapters"))
-
-
-@pytest.fixture(scope="session")
-def server(
-    base: tuple[Any, Path], adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Served]:
-    """A server with every adapter published, used by all tests that leave it as they found it."""
-    data = tmp_path_factory.mktemp("served") / "data"
-    with Served(base[1], data, "--max-upload-bytes", "2000000", "--max-body-bytes", "200000") as running:
-        for task, folder in adapters.items():
-            response = running.http.put(f"/v1/adapters/{task}", files=upload_parts(folder))
-            assert response.status_code == 201, response.text
-        yield running
+__all__ = ["adapters", "base", "server"]

@@ -45,7 +45,7 @@ WORKER_SETTINGS = frozenset(
 _CLOSE_SECONDS = 5
 
 
-class RefusedToStart(Exception):  # noqa: N818 - read aloud to the operator
+class RefusedToStart(Exception):
     """The server must not start; the message says why and what to do."""
 
 

@@ -1,0 +1,5 @@
+"""`python -m softmux.cli` is `softmux`."""
+
+from softmux.cli import app
+
+app()

@@ -1,0 +1,116 @@
+"""The command line against a real server and a real registry."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from softmux.cli import app
+from support.served import Served
+
+
+def run(*arguments: str, env: dict[str, str] | None = None) -> Result:
+    return CliRunner().invoke(app, list(arguments), env=env)
+
+
+def on(server: Served, *arguments: str) -> Result:
+    return run(*arguments, env={"SOFTMUX_URL": server.url})
+
+
+def test_an_adapter_is_pushed_listed_shown_activated_generated_with_and_deleted(
+    server: Served, adapters: dict[str, Path]
+) -> None:
+    pushed = on(server, "push", str(adapters["prompt-tuning"]), "--task", "mine")
+    assert pushed.exit_code == 0, pushed.output
+    assert "✓" in pushed.output
+    assert "mine@1 prompt_tuning sha256:" in pushed.output
+    second = on(server, "push", str(adapters["prefix-tuning"]), "--task", "mine", "--no-activate", "--json")
+    assert (json.loads(second.output)["version"], json.loads(second.output)["active"]) == (2, False)
+
+    listed = on(server, "list", "--prefix", "mine")
+    assert "prompt_tuning" in listed.output
+    assert [version["task"] for version in json.loads(on(server, "list", "--json").output)].count("mine") == 1
+    shown = on(server, "show", "mine")
+    assert "virtual_tokens    5" in shown.output
+    assert "adapter_config.json" in shown.output
+
+    assert on(server, "activate", "mine", "2").output.startswith("mine@2 is active")
+    options = ("--task", "mine", "--max-tokens", "5")
+    text = on(server, "generate", "a film", *options)
+    reply = json.loads(on(server, "generate", "a film", *options, "--json").output)
+    assert text.output == reply["choices"][0]["text"] + "\n"
+    assert reply["adapter"]["version"] == 2
+
+    assert on(server, "delete", "mine", "--yes").exit_code == 0
+    gone = on(server, "show", "mine")
+    assert gone.exit_code == 1
+    assert "there is no task 'mine'" in gone.output
+
+
+def test_what_the_server_refuses_is_told_in_its_words(
+    server: Served, adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).write_bytes(b"{}")
+    refused = on(server, "push", str(tmp_path), "--task", "bad")
+    assert refused.exit_code == 1
+    assert "error:" in refused.output
+    assert "[adapter_config.json" in refused.output
+    streamed = on(server, "generate", "a", "--task", "none")
+    assert (streamed.exit_code, "there is no task 'none'" in streamed.output) == (1, True)
+    assert "NAME=VALUE" in on(server, "generate", "--var", "x").output
+
+
+def test_without_a_server_it_says_how_to_start_one() -> None:
+    for command in (("list",), ("generate", "a")):
+        nobody = run(*command, "--url", "http://127.0.0.1:9")
+        assert nobody.exit_code == 1
+        assert "softmux serve" in nobody.output
+    assert run("list", "--url", "nonsense").exit_code == 1
+
+
+def test_a_folder_is_inspected_without_any_server(adapters: dict[str, Path], tmp_path: Path) -> None:
+    shown = run("inspect", str(adapters["prefix-tuning"]))
+    assert "prefix_tuning" in shown.output
+    facts = json.loads(run("inspect", str(adapters["prompt-tuning"]), "--json").output)
+    assert (facts["virtual_tokens"], facts["parameters"]) == (5, 240)
+    assert facts["tensors"] == {"prompt_embeddings": [5, 48]}
+    assert facts["bytes"] == sum(facts["files"].values())
+    nothing = run("inspect", str(tmp_path))
+    assert (nothing.exit_code, "lacks adapter_config.json" in nothing.output) == (1, True)
+
+
+def test_tenants_and_keys_are_made_and_revoked_without_a_server(tmp_path: Path) -> None:
+    data = ("--data", str(tmp_path))
+    assert run("tenant", "create", "acme", *data).output == "tenant acme is created\n"
+    assert run("tenant", "create", "acme", *data).output == "tenant acme is there already\n"
+    assert run("tenant", "create", "No Name", *data).exit_code == 1
+    made = json.loads(run("key", "create", "--tenant", "acme", "--role", "publisher", "--json", *data).output)
+    assert made["key"].startswith("sk-")
+    plain = run("key", "create", "--tenant", "default", *data).output
+    assert "sk-" in plain
+    listed = run("key", "list", "--json", *data).output
+    assert made["key"] not in listed
+    assert {key["id"]: key["revoked"] for key in json.loads(listed)}[made["id"]] is False
+    assert run("key", "revoke", made["id"], *data).output == f"key {made['id']} is revoked\n"
+    assert {key["id"]: key["revoked"] for key in json.loads(run("key", "list", "--json", *data).output)}[made["id"]]
+    for wrong in (("--tenant", "nobody"), ("--tenant", "acme", "--role", "king")):
+        assert run("key", "create", *wrong, *data).exit_code == 1
+    assert run("key", "revoke", "none", *data).exit_code == 1
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("serve", "--help")])
+def test_help_needs_no_heavy_library(arguments: tuple[str, ...]) -> None:
+    heavy = ("torch", "transformers", "fastapi", "uvicorn", "redis", "zmq", "tokenizers", "httpx")
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom softmux.cli import app\n"
+        f"print(CliRunner().invoke(app, {list(arguments)!r}).exit_code, [m for m in {heavy!r} if m in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "0 []"

@@ -33,6 +33,7 @@ def self_test(runner: ModelRunner, spec: ModelSpec) -> None:
     bare = RootKey("self-test", None, spec.base_fingerprint, spec.dtype)
     tuned = bare._replace(digest="self-test")
     runner.tiers.adopt(tuned, HostAdapter(vectors=vectors))
+    runner.tiers.hold(tuned)  # it is in no store: were it let go between two rows, it could not be had again
     scheduler = Scheduler(
         slots=runner.pool.slots,
         max_rows=min(4, runner.max_rows),
@@ -59,6 +60,7 @@ def self_test(runner: ModelRunner, spec: ModelSpec) -> None:
     scheduler.check_integrity()
     runner.forget_rows()
     runner.vocabulary.forget(tuned)
+    runner.tiers.release(tuned)
     runner.tiers.forget(tuned)
     tolerance = _TOLERANCE.get(runner.model.dtype, _HALF_TOLERANCE)
     if not worst <= tolerance:

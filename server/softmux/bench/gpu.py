@@ -148,6 +148,7 @@ class Bench:
         self._finish()
         return seconds
 
+    @torch.inference_mode()
     def graph_step(self, rows: int, context: int) -> float:
         """Seconds a replay of the decode graph alone takes on the device."""
         graphs = self.engine.runner.graphs

@@ -12,6 +12,7 @@ from typing import Any
 from softmux.bench.offline import OfflineEngine, Run
 from softmux.bench.peers import SetAdapter, load_base, load_each, padded_batch
 from softmux.bench.workload import bare, make_adapters, make_jobs
+from softmux.formats.folder import load_folder
 from softmux.settings import Settings
 
 REQUESTS = 64
@@ -76,8 +77,9 @@ def run_mixed(model: str, *, threads: int, repeats: int, folder: Path | None = N
         base = load_base(model)
         folders = make_adapters(base, folder or Path(scratch), TASKS)
         settings = Settings(model=model, device="cpu", dtype="float32", threads=threads, kv_tokens=16384)
-        ours = OfflineEngine(settings, folders)
-        ungrouped = OfflineEngine(settings.model_copy(update={"group_by_adapter": False}), folders)
+        adapters = [load_folder(path) for path in folders]
+        ours = OfflineEngine(settings, adapters)
+        ungrouped = OfflineEngine(settings.model_copy(update={"group_by_adapter": False}), adapters)
         vocabulary = ours.engine.spec.vocab_size
         jobs = make_jobs(REQUESTS, TASKS, lengths=LENGTHS, new_tokens=NEW_TOKENS, vocabulary=vocabulary)
         switcher = SetAdapter(base, folders) if loops else None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from softmux.bench.workload import Job
 from softmux.engine.engine import Engine
-from softmux.formats.folder import load_folder, read_adapter
+from softmux.formats.folder import read_adapter
 from softmux.formats.layout import virtual_ids
 from softmux.scheduler.radix import RootKey
 from softmux.settings import Settings
@@ -37,12 +37,13 @@ class Run:
 class OfflineEngine:
     """An `Engine` and its adapters by task number. `run` hands all jobs over at once and steps until they are done."""
 
-    def __init__(self, settings: Settings, folders: list[Path], disk_folder: Path | None = None) -> None:
+    def __init__(
+        self, settings: Settings, adapters: Iterable[Mapping[str, bytes]], disk_folder: Path | None = None
+    ) -> None:
         self._files: dict[str, Mapping[str, bytes]] = {}
         self.engine = Engine(settings, self._source, disk_folder=disk_folder)
         self._tasks: list[tuple[RootKey, tuple[int, ...]]] = []
-        for folder in folders:
-            files = load_folder(folder)
+        for files in adapters:
             manifest = read_adapter(files, self.engine.spec).manifest
             self._files[manifest.digest] = files
             root = self.engine.key(DEFAULT_TENANT, manifest.digest)
@@ -51,6 +52,10 @@ class OfflineEngine:
 
     def _source(self, key: RootKey) -> Mapping[str, bytes]:
         return self._files[key.digest or ""]
+
+    def task(self, number: int) -> tuple[RootKey, tuple[int, ...]]:
+        """A task's key in the caches, and its virtual ids."""
+        return self._tasks[number]
 
     def forget(self) -> None:
         """Makes everything cold: no KV in the pool, no adapter in host memory."""
@@ -70,7 +75,7 @@ class OfflineEngine:
         began = time.perf_counter()
         now = time.monotonic()
         for number, job in enumerate(jobs):
-            root, lead = self._tasks[job.task] if job.task is not None else (self._bare, ())
+            root, lead = self.task(job.task) if job.task is not None else (self._bare, ())
             sampling = SamplingParams(max_tokens=job.new_tokens, ignore_eos=True)
             engine.add(str(number), (*lead, *job.ids), sampling, root=root, now=now)
         done = Run(0.0, 0, 0, 0, 0, 0, [0.0] * len(jobs))

@@ -73,3 +73,24 @@ def make_adapters(base: Any, folder: Path, count: int, methods: tuple[str, ...] 
         model = get_peft_model(copy.copy(base), config(methods[number % len(methods)]))
         model.save_pretrained(str(path))
     return folders
+
+
+def random_prompt_adapter(number: int, hidden: int, scale: float = 0.1) -> dict[str, bytes]:
+    """A random prompt-tuning adapter of 20 vectors as PEFT's two files, made in memory."""
+    import json
+
+    import numpy as np
+    from safetensors.numpy import save
+
+    config = {
+        "peft_type": "PROMPT_TUNING",
+        "task_type": "CAUSAL_LM",
+        "num_virtual_tokens": VIRTUAL_TOKENS,
+        "token_dim": hidden,
+        "inference_mode": True,
+    }
+    vectors = np.random.default_rng(number).standard_normal((VIRTUAL_TOKENS, hidden), dtype=np.float32) * scale
+    return {
+        "adapter_config.json": json.dumps(config).encode(),
+        "adapter_model.safetensors": save({"prompt_embeddings": vectors}),
+    }

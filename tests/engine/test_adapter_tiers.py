@@ -1,0 +1,291 @@
+"""Where adapters lie when the GPU has let them go: host, disk, source; warm means no forward over learned vectors."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from softmux.engine.disk import DiskTier
+from softmux.engine.host_adapter import HostAdapter
+from softmux.errors import RegistryDown, SoftmuxError
+from softmux.scheduler.radix import RootKey
+from support.engines import TestEngine
+from support.learned import eager_greedy, prompt_part, vectors_for
+from support.models import make_adapter
+
+Make = Callable[..., TestEngine]
+LEAD = [-1 - i for i in range(8)]
+TEXT = [10, 11, 12]
+
+
+def ask(engine: TestEngine, root: RootKey, text: list[int] = TEXT, lead: list[int] = LEAD) -> list[int]:
+    name = engine.text([*lead, *text], root, max_tokens=4, ignore_eos=True)
+    engine.run()
+    error = engine.done[name].error
+    if error is not None:
+        raise error
+    return engine.done[name].tokens
+
+
+def written(engine: TestEngine) -> None:
+    """Waits until the loader has done all it was given: the disk tier's files are there."""
+    done = threading.Event()
+    engine.engine.tiers._jobs.put(done.set)
+    assert done.wait(10)
+
+
+def test_kept_kv_is_copied_from_host_without_a_forward_over_the_vectors(make_engine: Make, base: Any) -> None:
+    engine = make_engine()
+    vectors = vectors_for(base, 8)
+    root = engine.learned("tuned", vectors)
+    cold = ask(engine, root)
+    assert engine.virtual_tokens_run() == 8
+    engine.forget_kv()
+    engine.batches.clear()
+    assert ask(engine, root) == cold == eager_greedy(base, [*LEAD, *TEXT], 4, vectors)
+    assert engine.virtual_tokens_run() == 0
+    assert [len(load.slots) for batch in engine.batches for load in batch.loads] == [8]
+    assert engine.source.fetched == ["tuned"]
+    assert engine.engine.tiers.counts.loads["registry"] == 1
+
+
+def test_a_restart_finds_the_kv_on_disk_and_asks_no_store(make_engine: Make, base: Any, tmp_path: Path) -> None:
+    engine = make_engine(disk_folder=tmp_path)
+    vectors = vectors_for(base, 8)
+    cold = ask(engine, engine.learned("tuned", vectors))
+    written(engine)
+    again = make_engine(disk_folder=tmp_path)
+    root = again.engine.key("default", "tuned")
+    assert ask(again, root) == cold
+    assert again.virtual_tokens_run() == 0
+    assert again.source.fetched == []
+    assert again.engine.tiers.counts.loads["disk"] == 1
+    template = [10, -1, -2, 11, *LEAD[2:]]
+    assert ask(again, root, lead=template) == eager_greedy(base, [*template, *TEXT], 4, vectors), "vectors come too"
+
+
+def test_a_trained_prefix_lies_on_disk_too(make_engine: Make, base: Any, tmp_path: Path) -> None:
+    make_adapter(base, "prefix_tuning", tmp_path / "adapter")
+    engine = make_engine(disk_folder=tmp_path / "disk")
+    root, virtual = engine.adapter(tmp_path / "adapter")
+    first = ask(engine, root, lead=LEAD[:virtual])
+    written(engine)
+    again = make_engine(disk_folder=tmp_path / "disk")
+    assert ask(again, root, lead=LEAD[:virtual]) == first
+    assert again.source.fetched == []
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "emptied", "gone"])
+def test_a_damaged_file_is_dropped_and_made_again(make_engine: Make, base: Any, tmp_path: Path, damage: str) -> None:
+    engine = make_engine(disk_folder=tmp_path)
+    vectors = vectors_for(base, 8)
+    cold = ask(engine, engine.learned("tuned", vectors))
+    written(engine)
+    files = {path: path.read_bytes() for path in tmp_path.glob("*.kv")}
+    assert files
+    again = make_engine(disk_folder=tmp_path)
+    for path, content in files.items():
+        if damage == "gone":
+            path.unlink()
+        else:
+            middle = len(content) // 2
+            flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+            path.write_bytes({"cut": content[:-9], "flipped": flipped, "emptied": b""}[damage])
+    root = again.learned("tuned", vectors)
+    assert ask(again, root) == cold
+    assert again.source.fetched == ["tuned"]
+    assert again.virtual_tokens_run() == 8
+    written(again)
+    whole = make_engine(disk_folder=tmp_path)
+    assert ask(whole, root) == cold
+    assert whole.source.fetched == []
+
+
+def test_the_disk_tier_keeps_its_budget_drops_the_oldest_and_clears_what_was_never_finished(tmp_path: Path) -> None:
+    adapters = [HostAdapter(torch.full((4, 16), float(i))) for i in range(6)]
+    size = len(adapters[0].to_bytes())
+    keys = [RootKey("a", str(i), "f", "d") for i in range(6)]
+    (tmp_path / "left.123.tmp").write_bytes(b"half")
+    tier = DiskTier(tmp_path, 3 * size)
+    assert not (tmp_path / "left.123.tmp").exists()
+    for key, adapter in zip(keys[:3], adapters, strict=False):
+        tier.put(key, adapter)
+    assert tier.get(keys[0]) is not None
+    tier.put(keys[3], adapters[3])
+    assert tier.get(keys[1]) is None, "the least recently used one"
+    for kept in (0, 2, 3):
+        found = tier.get(keys[kept])
+        assert found is not None
+        assert found.vectors is not None
+        assert torch.equal(found.vectors, torch.full((4, 16), float(kept)))
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) == 3 * size
+    small = DiskTier(tmp_path / "small", size - 1)
+    small.put(keys[0], adapters[0])
+    assert small.get(keys[0]) is None
+    reopened = DiskTier(tmp_path, 3 * size)
+    reopened.put(keys[5], adapters[5])
+    assert sum(reopened.get(key) is not None for key in keys) == 3
+
+
+def test_the_host_budget_holds_with_hundreds_of_adapters(make_engine: Make, base: Any, tmp_path: Path) -> None:
+    """Their vectors and their KV are let go, oldest first, and come back right."""
+    budget = 300_000
+    engine = make_engine(disk_folder=tmp_path, host_cache_bytes=budget, kv_tokens=512, resident_vectors=64)
+    vectors = [vectors_for(base, 8, seed) for seed in range(300)]
+    roots = [engine.learned(f"task{i}", vectors[i]) for i in range(300)]
+    tiers = engine.engine.tiers
+    for i in range(300):
+        engine.text([*LEAD, *TEXT], roots[i], max_tokens=2, ignore_eos=True)
+        if i % 20 == 19:
+            engine.run()
+            assert tiers.host_bytes <= budget
+    each = tiers.host_bytes // tiers.resident
+    assert tiers.resident == budget // each
+    assert engine.engine.runner.vocabulary.table.shape[0] == 160, "twenty of them in one step made it grow, once"
+    written(engine)
+    engine.batches.clear()
+    for i in (3, 150, 299):
+        assert ask(engine, roots[i]) == eager_greedy(base, [*LEAD, *TEXT], 4, vectors[i])
+    assert engine.virtual_tokens_run() == 0
+    assert tiers.counts.loads["disk"] == 2
+    assert tiers.counts.loads["registry"] == 300
+
+
+def test_no_host_memory_at_all_is_slow_and_right(make_engine: Make, base: Any) -> None:
+    engine = make_engine(host_cache_bytes=0)
+    vectors = vectors_for(base, 8)
+    root = engine.learned("tuned", vectors)
+    for _ in range(2):
+        assert ask(engine, root) == eager_greedy(base, [*LEAD, *TEXT], 4, vectors)
+        engine.forget_kv()
+    assert engine.engine.tiers.resident == 0
+    assert engine.source.fetched == ["tuned"] * 2
+
+
+def test_an_upload_under_admission_stays_while_it_waits(make_engine: Make, base: Any) -> None:
+    """It is in no store yet: if it were let go, it could not be had again."""
+    engine = make_engine(host_cache_bytes=0, max_rows=1)
+    vectors = vectors_for(base, 8)
+    busy = engine.learned("busy", vectors_for(base, 8, 1))
+    names = [engine.text([*LEAD, *TEXT, i], busy, max_tokens=6, ignore_eos=True) for i in range(4)]
+    root = engine.engine.key("default", "upload")
+    engine.engine.adopt(root, (prompt_part(vectors),))
+    name = engine.text([*LEAD, *TEXT], root, max_tokens=4, ignore_eos=True)
+    engine.run()
+    assert all(engine.done[other].error is None for other in names)
+    assert engine.done[name].tokens == eager_greedy(base, [*LEAD, *TEXT], 4, vectors)
+    assert engine.engine.tiers.resident == 0
+
+
+def test_an_adapter_that_nobody_waits_for_any_more_does_not_stay(make_engine: Make, base: Any) -> None:
+    engine = make_engine(host_cache_bytes=0, max_rows=1)
+    long = engine.add([5, 6], max_tokens=60, ignore_eos=True)
+    engine.step()
+    root = engine.learned("tuned", vectors_for(base, 8))
+    gone = engine.text([*LEAD, *TEXT], root)
+    engine.engine.tiers.ready(root)
+    written(engine)
+    engine.step()
+    assert engine.engine.tiers.resident == 1
+    engine.engine.scheduler.abort(b"", gone)
+    engine.run()
+    other = engine.learned("other", vectors_for(base, 8, 1))
+    ask(engine, other)
+    assert engine.engine.tiers.resident == 0
+    assert len(engine.done[long].tokens) == 60
+
+
+def test_a_failing_store_is_asked_again_and_its_answer_reaches_those_who_wait(make_engine: Make, base: Any) -> None:
+    engine = make_engine()
+    vectors = vectors_for(base, 8)
+    root = engine.learned("tuned", vectors)
+    files = engine.source.files.pop("tuned")
+    with pytest.raises(SoftmuxError, match="tuned"):
+        ask(engine, root)
+    error: list[SoftmuxError] = [RegistryDown("the registry is away")]
+
+    class Away(dict[str, bytes]):
+        def __getattribute__(self, name: str) -> Any:
+            if error and not name.startswith("__"):
+                raise error[0]
+            return super().__getattribute__(name)
+
+    engine.source.files["tuned"] = Away(files)
+    with pytest.raises(RegistryDown):
+        ask(engine, root)
+    late = engine.text([*LEAD, *TEXT], root, max_tokens=1)
+    engine.step()
+    engine.engine.scheduler.abort(b"", late)
+    written(engine)
+    engine.step()
+    error.clear()
+    assert ask(engine, root) == eager_greedy(base, [*LEAD, *TEXT], 4, vectors), "an old failure is nobody's answer"
+
+
+def test_a_broken_disk_stops_no_loader(make_engine: Make, base: Any, tmp_path: Path) -> None:
+    engine = make_engine(disk_folder=tmp_path / "disk")
+    for path in (tmp_path / "disk").iterdir():
+        path.unlink()
+    written(engine)
+    for path in (tmp_path / "disk").iterdir():
+        path.unlink()
+    (tmp_path / "disk").rmdir()
+    (tmp_path / "disk").write_bytes(b"no folder")
+    for i in range(3):
+        vectors = vectors_for(base, 8, i)
+        root = engine.learned(f"task{i}", vectors)
+        assert ask(engine, root) == eager_greedy(base, [*LEAD, *TEXT], 4, vectors)
+        written(engine)
+
+
+def test_two_tenants_with_one_digest_load_and_keep_it_apart(make_engine: Make, base: Any) -> None:
+    engine = make_engine()
+    vectors = vectors_for(base, 8)
+    roots = [engine.learned("tuned", vectors, tenant) for tenant in ("one", "two")]
+    assert ask(engine, roots[0]) == ask(engine, roots[1])
+    assert engine.source.fetched == ["tuned", "tuned"]
+    assert engine.virtual_tokens_run() == 16
+
+
+def test_loading_holds_up_no_step(make_engine: Make, base: Any) -> None:
+    engine = make_engine()
+    release = threading.Event()
+    vectors = vectors_for(base, 8)
+    root = engine.learned("tuned", vectors)
+    fetch = engine.source.files["tuned"]
+
+    class Slow(dict[str, bytes]):
+        def keys(self) -> Any:
+            release.wait(10)
+            return super().keys()
+
+        def __iter__(self) -> Any:
+            release.wait(10)
+            return super().__iter__()
+
+        def items(self) -> Any:
+            release.wait(10)
+            return super().items()
+
+        def get(self, *args: Any) -> Any:
+            release.wait(10)
+            return super().get(*args)
+
+    engine.source.files["tuned"] = Slow(fetch)
+    waiting = engine.text([*LEAD, *TEXT], root, max_tokens=4, ignore_eos=True)
+    began = time.monotonic()
+    other = engine.add([3, 4], max_tokens=8, ignore_eos=True)
+    for _ in range(10):
+        engine.step()
+    assert engine.done[other].reason == "length"
+    assert engine.done[waiting].tokens == []
+    assert time.monotonic() - began < 9
+    release.set()
+    engine.run()
+    assert engine.done[waiting].tokens == eager_greedy(base, [*LEAD, *TEXT], 4, vectors)

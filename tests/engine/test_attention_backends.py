@@ -1,0 +1,115 @@
+"""Every attention backend against a plain reference, a row at a time, in float64."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from softmux.engine.attention.base import AttentionBackend, PackedRows
+from softmux.engine.attention.torch_sdpa import TorchAttention
+from softmux.engine.fast import best_backend
+from softmux.engine.kv import KVPool
+from softmux.types import LayerKV
+
+Make = Callable[[KVPool], AttentionBackend]
+SLOTS, CONTEXT, MAX_ROWS = 700, 160, 12
+
+
+def on_gpu(pool: KVPool) -> AttentionBackend:
+    made = best_backend(torch.device("cuda"))(pool)  # type: ignore[call-arg]
+    assert made.name == "triton"
+    return made
+
+
+BACKENDS = [
+    pytest.param(TorchAttention, "cpu", torch.float32, id="torch-cpu"),
+    pytest.param(TorchAttention, "cuda", torch.float32, id="torch-cuda", marks=pytest.mark.gpu),
+    pytest.param(TorchAttention, "cuda", torch.bfloat16, id="torch-cuda-bf16", marks=pytest.mark.gpu),
+    pytest.param(on_gpu, "cuda", torch.float32, id="triton", marks=pytest.mark.gpu),
+    pytest.param(on_gpu, "cuda", torch.bfloat16, id="triton-bf16", marks=pytest.mark.gpu),
+]
+MASKS = [(None, None), (7, None), (1, None), (64, None), (None, 5.0), (20, 5.0)]
+HEADS = [(4, 4, 64), (8, 2, 64), (6, 1, 80), (4, 2, 128), (2, 1, 256)]
+TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 3e-2}
+"""TF32 products on a GPU are allowed; the CPU is held closer below."""
+
+
+def reference(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, start: int, scaling: float,
+    window: int | None, softcap: float | None,
+) -> torch.Tensor:  # fmt: skip
+    """One row: `query [count, heads, dim]`, `keys`, `values [start + count, kv_heads, dim]`, a query at a time."""
+    repeats = query.shape[1] // keys.shape[1]
+    out = torch.empty_like(query)
+    for i in range(query.shape[0]):
+        first = 0 if window is None else max(0, start + i - window + 1)
+        for head in range(query.shape[1]):
+            scores = keys[first : start + i + 1, head // repeats] @ query[i, head] * scaling
+            if softcap is not None:
+                scores = softcap * torch.tanh(scores / softcap)
+            out[i, head] = scores.softmax(-1) @ values[first : start + i + 1, head // repeats]
+    return out
+
+
+@pytest.mark.parametrize(("make", "device", "dtype"), BACKENDS)
+@pytest.mark.parametrize(
+    ("window", "softcap"), [(None, None), (7, None), (1, None), (64, None), (None, 5.0), (20, 5.0)]
+)
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim"), [(4, 4, 64), (8, 2, 64), (6, 1, 80), (4, 2, 128), (2, 1, 256)]
+)
+def test_rows_of_any_shape_attend_to_their_own_past_alone(
+    make: Make, device: str, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int,
+    window: int | None, softcap: float | None,
+) -> None:  # fmt: skip
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    draw = random.Random(f"{heads}{head_dim}{window}{softcap}")
+    generator = torch.Generator().manual_seed(draw.randrange(1 << 30))
+    pool = KVPool([LayerKV(kv_heads, head_dim)] * 2, SLOTS, dtype, torch.device(device))
+    for tensor in (*pool.keys, *pool.values):
+        tensor.fill_(float("nan"))  # whatever a row must not read
+    backend = make(pool)
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    shapes = [(draw.choice([0, 1, 5, 40, 90]), draw.choice([1, 1, 2, 17, 33])) for _ in range(7)] + [(99, 1), (0, 1)]
+    free = draw.sample(range(SLOTS), sum(start + count for start, count in shapes))
+    table = torch.full((MAX_ROWS + 1, CONTEXT), pool.spare, dtype=torch.int32)
+    table_rows = draw.sample(range(MAX_ROWS), len(shapes))
+    slots: list[int] = []
+    query, key, value, expected = [], [], [], []
+    layer, scaling = 1, head_dim**-0.5
+    for (start, count), row in zip(shapes, table_rows, strict=True):
+        own, free = free[: start + count], free[start + count :]
+        table[row, : start + count] = torch.tensor(own, dtype=torch.int32)
+        slots += own[start:]
+        keys, values = noise(start + count, kv_heads, head_dim), noise(start + count, kv_heads, head_dim)
+        queries = noise(count, heads, head_dim) * 3
+        pool.keys[layer][own[:start]] = keys[:start].to(device)
+        pool.values[layer][own[:start]] = values[:start].to(device)
+        query.append(queries)
+        key.append(keys[start:])
+        value.append(values[start:])
+        expected.append(reference(queries.double(), keys.double(), values.double(), start, scaling, window, softcap))
+    backend.begin(
+        PackedRows(
+            table_rows=table_rows,
+            starts=[start for start, _ in shapes],
+            counts=[count for _, count in shapes],
+            table=table.to(device),
+            slots=torch.tensor(slots, device=device),
+        )
+    )
+    found = backend.attend(
+        layer, torch.cat(query).to(device), torch.cat(key).to(device), torch.cat(value).to(device),
+        scaling=scaling, window=window, softcap=softcap,
+    )  # fmt: skip
+    tolerance = 2e-5 if device == "cpu" else TOLERANCE[dtype]
+    assert (found.cpu().double() - torch.cat(expected)).abs().max() < tolerance
+    assert torch.equal(pool.keys[layer][slots].cpu(), torch.cat(key)), "the new tokens' keys are in the pool"
+    assert torch.isnan(pool.keys[0]).all(), "another layer's are untouched"

@@ -1,0 +1,101 @@
+"""The self-test finds a wrong mask, a wrong position and a model that packing breaks; nothing of that is served."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+
+from softmux.engine.attention.base import PackedRows
+from softmux.engine.attention.torch_sdpa import TorchAttention
+from softmux.engine.packed import PackedModel
+from softmux.engine.selftest import self_test
+from softmux.errors import SelfTestFailed
+from support.engines import TestEngine
+
+SMALL: dict[str, Callable[[], Any]] = {
+    "bloom": lambda: tf.BloomConfig(vocab_size=96, hidden_size=32, n_layer=2, n_head=4),
+    "mpt": lambda: tf.MptConfig(vocab_size=96, d_model=32, n_layers=2, n_heads=4, max_seq_len=64),
+    "falcon-alibi": lambda: tf.FalconConfig(
+        vocab_size=96, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, alibi=True
+    ),
+    "gptj": lambda: tf.GPTJConfig(vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=64, rotary_dim=4),
+}
+
+
+@pytest.mark.parametrize("architecture", SMALL)
+def test_models_that_do_not_survive_packing_are_refused_in_words(architecture: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tf.AutoModelForCausalLM.from_config(SMALL[architecture]()).save_pretrained(tmp_path)
+    with pytest.raises(SelfTestFailed, match=r"softmux|packed"):
+        TestEngine(tmp_path)
+
+
+class SeesOneTooMany(TorchAttention):
+    """Its mask lets a token see the next."""
+
+    def begin(self, rows: PackedRows) -> None:
+        super().begin(rows)
+        for group in self._groups:
+            group.query_positions = group.query_positions + 1
+
+
+class SeesOneTooFew(TorchAttention):
+    """Its mask hides a token's own key, but for the first."""
+
+    def begin(self, rows: PackedRows) -> None:
+        super().begin(rows)
+        for group in self._groups:
+            group.query_positions = (group.query_positions - 1).clamp(min=0)
+
+
+class ForgetsTheFirst(TorchAttention):
+    """Reads the second slot of a row where the first belongs."""
+
+    def begin(self, rows: PackedRows) -> None:
+        table = rows.table.clone()
+        table[:, 0] = table[:, 1]
+        rows.table = table
+        super().begin(rows)
+
+
+@pytest.mark.parametrize("broken", [SeesOneTooMany, SeesOneTooFew, ForgetsTheFirst])
+def test_a_backend_that_is_off_by_one_is_caught(broken: type[TorchAttention], base_folder: Path) -> None:
+    engine = TestEngine(base_folder)
+    runner = engine.engine.runner
+    self_test(runner, engine.engine.spec)
+    runner.backend = broken(runner.pool)
+    runner.model.use(runner.backend)
+    with pytest.raises(SelfTestFailed, match="differs from the eager module by"):
+        self_test(runner, engine.engine.spec)
+    engine.close()
+
+
+def test_positions_that_are_off_by_one_in_decoding_are_caught(
+    base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = PackedModel.forward
+
+    def shifted(
+        self: PackedModel, embeddings: torch.Tensor, positions: torch.Tensor, wanted: torch.Tensor, rows: PackedRows
+    ) -> torch.Tensor:
+        late = torch.tensor([start > 0 for start, n in zip(rows.starts, rows.counts, strict=True) for _ in range(n)])
+        return forward(self, embeddings, positions + late, wanted, rows)
+
+    monkeypatch.setattr(PackedModel, "forward", shifted)
+    with pytest.raises(SelfTestFailed, match="differs"):
+        TestEngine(base_folder)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize("budget", [0, 1 << 20])
+def test_the_smallest_server_starts(base_folder: Path, rows: int, budget: int) -> None:
+    engine = TestEngine(base_folder, max_rows=rows, host_cache_bytes=budget, kv_tokens=64, context_length=16)
+    engine.engine.check_integrity()
+    assert engine.engine.tiers.resident == 0, "the self-test leaves nothing behind"
+    assert engine.engine.runner.vocabulary.resident == 0
+    engine.close()

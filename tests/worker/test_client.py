@@ -10,7 +10,8 @@ import pytest
 
 from softmux.errors import EngineDown, InternalError, InvalidAdapter, Overloaded
 from softmux.types import Manifest, Output, SamplingParams
-from softmux.worker.client import SequenceFailed, WorkerClient
+from softmux.worker.channel import SequenceFailed
+from softmux.worker.client import WorkerClient
 from softmux.worker.messages import Admit, Generate
 from support.echo_worker import SPEC, EchoWorker
 
@@ -105,6 +106,27 @@ def test_one_channel_carries_many_sequences_and_one_failure_does_not_end_the_oth
                     seen.setdefault(event.id, []).extend(event.tokens)
         assert seen == {"a": [5] * 4, "c": [6] * 7}
         assert failed == [("b", "overloaded")]
+
+    connected(endpoint, story)
+
+
+def test_a_reader_of_whole_replies_is_woken_once_or_by_a_failure(peer: Callable) -> None:
+    endpoint, _ = peer(delay=0.01)
+
+    async def story(client: WorkerClient) -> None:
+        channel = client.submit([request("a", (5,)), request("c", (6,), 7)])
+        arrived = await channel.arrivals(whole=True)
+        assert not channel.open
+        assert len(arrived) == 11
+        times = [at for at, _ in arrived]
+        assert times == sorted(times)
+        assert times[-1] - times[0] > 0.03
+        assert await channel.arrivals(whole=True) == []
+        channel = client.submit([request("d", max_tokens=10_000), request("b", (13,))])
+        *_, (_, last) = await channel.arrivals(whole=True)
+        assert isinstance(last, SequenceFailed)
+        assert channel.open == {"d"}
+        channel.close()
 
     connected(endpoint, story)
 

@@ -18,7 +18,7 @@ from softmux.api.services import Resolved, Services
 from softmux.errors import InternalError, InvalidRequest
 from softmux.formats.layout import lay_out
 from softmux.types import Output
-from softmux.worker.client import Channel, SequenceFailed
+from softmux.worker.channel import Channel, SequenceFailed
 from softmux.worker.messages import Generate
 
 _THREAD_FROM = 20_000
@@ -54,6 +54,7 @@ class Generation:
     created: int
     resolved: Resolved
     choices: list[Choice]
+    looks_for_stops: bool
     samples: int
     """Choices of each prompt."""
     channel: Channel
@@ -128,6 +129,7 @@ class Generation:
             created=int(time.time()),
             resolved=resolved,
             choices=list(choices.values()),
+            looks_for_stops=bool(body.stops),
             samples=body.n,
             channel=worker.submit(requests),
             services=services,
@@ -137,15 +139,19 @@ class Generation:
             _by_id=choices,
         )
 
-    async def pieces(self) -> AsyncIterator[list[tuple[Choice, Piece]]]:
-        """What is new, each time something is; at most one piece a choice. Raises the first error of a sequence."""
-        while events := await self.channel.events():
+    async def pieces(self, *, whole: bool = False) -> AsyncIterator[list[tuple[Choice, Piece]]]:
+        """What is new, each time something is; at most one piece a choice. Raises the first error of a sequence.
+
+        `whole` waits until all is there, where no stop string has to be looked for meanwhile.
+        """
+        whole = whole and not self.looks_for_stops
+        while arrived := await self.channel.arrivals(whole=whole):
             news: dict[int, list[Piece]] = {}
-            for event in events:
+            for at, event in arrived:
                 if isinstance(event, SequenceFailed):
                     raise event.error
                 choice = self._by_id[event.id]
-                self._time(event)
+                self._time(event, at)
                 piece = choice.push(event)
                 if choice.finish_reason == "abort":
                     raise InternalError("The engine gave the request up; try again.")
@@ -189,13 +195,13 @@ class Generation:
             },
         }
 
-    def _time(self, output: Output) -> None:
-        if not output.tokens:
+    def _time(self, output: Output, at: float) -> None:
+        tokens = len(output.tokens)
+        if not tokens:
             return
-        now = time.monotonic()
         before = self._seen.get(output.id)
         if before is not None:
-            self.services.metrics.between_tokens((now - before) / len(output.tokens))
+            self.services.metrics.between_tokens((at - before) / tokens)
         elif not self._seen:
-            self.services.metrics.first_token(now - self.began)
-        self._seen[output.id] = now
+            self.services.metrics.first_token(at - self.began)
+        self._seen[output.id] = at

@@ -8,6 +8,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
+from softmux.telemetry.histogram import TokenHistogram
 from softmux.telemetry.labels import BoundedLabels
 from softmux.telemetry.metrics import BY_NAME, METRICS, PREFIX, Metric
 from softmux.types import DEFAULT_TENANT
@@ -16,6 +17,7 @@ from softmux.worker.messages import Stats
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 BARE = "(base)"
 """The label of requests to the bare model: no task can have this name."""
+_BETWEEN = "inter_token_latency_seconds"
 
 
 class Metrics:
@@ -31,9 +33,11 @@ class Metrics:
     ) -> None:
         self._registry = CollectorRegistry()
         self._labels = BoundedLabels(tasks)
-        self._own: dict[str, Any] = {m.name: self._made(m) for m in METRICS if m.source == "api"}
+        self._between = TokenHistogram(BY_NAME[_BETWEEN].buckets)
+        self._registry.register(_TokenCollector(BY_NAME[_BETWEEN], self._between))
+        self._own: dict[str, Any] = {m.name: self._made(m) for m in METRICS if m.source == "api" and m.name != _BETWEEN}
         self._first = self._own["time_to_first_token_seconds"]
-        self._between = self._own["inter_token_latency_seconds"]
+        self.between_tokens = self._between.observe
         self._registry.register(_WorkerCollector(stats, restarts, up))
 
     def _made(self, metric: Metric) -> Any:
@@ -60,9 +64,6 @@ class Metrics:
     def first_token(self, seconds: float) -> None:
         self._first.observe(seconds)
 
-    def between_tokens(self, seconds: float) -> None:
-        self._between.observe(seconds)
-
     def request(self, task: str, outcome: str, seconds: float) -> None:
         """A generating request ended: `task` is a `task_label`, `outcome` `ok`, `gone`, or an error's code."""
         self._own["requests_total"].labels(task, outcome).inc()
@@ -86,6 +87,15 @@ class Metrics:
 
     def swapped(self, seconds: float) -> None:
         self._own["adapter_swap_seconds"].observe(seconds)
+
+
+class _TokenCollector:
+    def __init__(self, metric: Metric, histogram: TokenHistogram) -> None:
+        self._metric, self._histogram = metric, histogram
+
+    def collect(self) -> Iterable[Any]:
+        name, histogram = PREFIX + self._metric.name, self._histogram
+        yield HistogramMetricFamily(name, self._metric.help, histogram.cumulative(), sum_value=histogram.sum)
 
 
 class _WorkerCollector:

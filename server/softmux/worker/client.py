@@ -1,7 +1,7 @@
 """The API's end of the wire: one DEALER socket on the event loop, many sequences over it.
 
 One message of the worker carries the new tokens of a whole step, so it is taken apart in one callback, without a task
-or a queue per token: each `Channel` collects what is its own, and its reader is woken once however much has come.
+or a queue per token: each `Channel` collects what is its own.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import zmq
 
 from softmux.errors import EngineDown, InternalError, SoftmuxError, from_code
 from softmux.types import ModelSpec, Output
+from softmux.worker.channel import Channel, SequenceFailed
 from softmux.worker.messages import (
     PROTOCOL,
     Abort,
@@ -35,67 +36,6 @@ from softmux.worker.messages import (
 )
 
 log = logging.getLogger(__name__)
-
-
-class SequenceFailed(msgspec.Struct, frozen=True):
-    """A sequence of a channel ended in an error instead of a last `Output`."""
-
-    id: str
-    error: SoftmuxError
-
-
-Event = Output | SequenceFailed
-
-
-class Channel:
-    """What comes back for the sequences of one request. One reader at a time."""
-
-    __slots__ = ("_client", "_events", "_open", "_waiter")
-
-    def __init__(self, client: WorkerClient, ids: Iterable[str]) -> None:
-        self._client = client
-        self._open = set(ids)
-        self._events: list[Event] = []
-        self._waiter: asyncio.Future[None] | None = None
-
-    @property
-    def open(self) -> frozenset[str]:
-        """The ids of sequences that have neither finished nor failed."""
-        return frozenset(self._open)
-
-    async def events(self) -> list[Event]:
-        """All that came since the last call, in order; waits until there is something. Empty once all have ended."""
-        while not self._events and self._open:
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        events, self._events = self._events, []
-        return events
-
-    def abort(self, sequence_id: str) -> None:
-        """Ends one sequence early: nothing more comes for it. Unknown and ended ones are ignored."""
-        if sequence_id in self._open:
-            self._open.discard(sequence_id)
-            self._client.abort(sequence_id)
-            self._wake()
-
-    def close(self) -> None:
-        """Ends what is still running. Call it however the request ended."""
-        for sequence_id in list(self._open):
-            self.abort(sequence_id)
-
-    def deliver(self, event: Event, *, last: bool) -> None:
-        """Called by the client's receive loop."""
-        if last:
-            self._open.discard(event.id)
-        self._events.append(event)
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
 
 class WorkerClient:
@@ -155,7 +95,7 @@ class WorkerClient:
         self._down = error
         channels, self._channels = self._channels, {}
         for sequence_id, channel in channels.items():
-            channel.deliver(SequenceFailed(sequence_id, _again(error)), last=True)
+            channel.deliver(SequenceFailed(sequence_id, _again(error)), time.monotonic(), last=True)
         admissions, self._admissions = self._admissions, {}
         for admission in admissions.values():
             if not admission.done():
@@ -198,7 +138,7 @@ class WorkerClient:
         """Starts sequences whose outputs are read from one channel. `close` it when done. Raises `EngineDown`."""
         requests = list(requests)
         self._check_up()
-        channel = Channel(self, (request.id for request in requests))
+        channel = Channel(self.abort, (request.id for request in requests))
         for request in requests:
             self._channels[request.id] = channel
             self._send(request)
@@ -271,7 +211,7 @@ class WorkerClient:
     def _dispatch(self, message: ToClient) -> None:
         match message:
             case Outputs():
-                channels = self._channels
+                channels, now = self._channels, self._heard
                 for output in message.outputs:
                     channel = channels.get(output.id)
                     if channel is None:
@@ -279,7 +219,7 @@ class WorkerClient:
                     last = output.finish_reason is not None
                     if last:
                         del channels[output.id]
-                    channel.deliver(output, last=last)
+                    channel.deliver(output, now, last=last)
             case Failed():
                 self._failed(message)
             case Admitted():
@@ -298,7 +238,7 @@ class WorkerClient:
         error = from_code(message.code, message.message, message.param)
         channel = self._channels.pop(message.id, None)
         if channel is not None:
-            channel.deliver(SequenceFailed(message.id, error), last=True)
+            channel.deliver(SequenceFailed(message.id, error), self._heard, last=True)
             return
         waiting = self._admissions.pop(message.id, None) if message.id else self._welcome
         if waiting is not None and not waiting.done():

@@ -81,7 +81,7 @@ def _prompts(services: Services, resolved: Resolved, body: GenerateBody) -> Sequ
 
 async def _whole(generation: Generation, body: GenerateBody) -> Response:
     pieces: dict[int, list[Piece]] = {choice.index: [] for choice in generation.choices}
-    async for news in generation.pieces():
+    async for news in generation.pieces(whole=True):
         for choice, piece in news:
             pieces[choice.index].append(piece)
     generation.settle()

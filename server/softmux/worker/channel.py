@@ -1,0 +1,81 @@
+"""What comes back for the sequences of one request, gathered until its reader takes it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from softmux.errors import SoftmuxError
+from softmux.types import Output
+
+
+class SequenceFailed(msgspec.Struct, frozen=True):
+    """A sequence of a channel ended in an error instead of a last `Output`."""
+
+    id: str
+    error: SoftmuxError
+
+
+Event = Output | SequenceFailed
+
+
+class Channel:
+    """One reader at a time; it is woken once, however much has come. `abort` tells the worker to end a sequence."""
+
+    __slots__ = ("_abort", "_arrived", "_failed", "_open", "_patient", "_waiter")
+
+    def __init__(self, abort: Callable[[str], None], ids: Iterable[str]) -> None:
+        self._abort = abort
+        self._open = set(ids)
+        self._arrived: list[tuple[float, Event]] = []
+        self._failed = False
+        self._patient = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def open(self) -> frozenset[str]:
+        """The ids of sequences that have neither finished nor failed."""
+        return frozenset(self._open)
+
+    async def events(self) -> list[Event]:
+        """All that came since the last call, in order; waits until there is something. Empty once all have ended."""
+        return [event for _, event in await self.arrivals()]
+
+    async def arrivals(self, *, whole: bool = False) -> list[tuple[float, Event]]:
+        """As `events`, each with the monotonic time at which it came. `whole` waits until all have ended, or one has
+        failed: one wake-up for a reader that has no use for parts."""
+        while self._open and not (self._failed if whole else self._arrived):
+            self._waiter, self._patient = asyncio.get_running_loop().create_future(), whole
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        arrived, self._arrived, self._failed = self._arrived, [], False
+        return arrived
+
+    def abort(self, sequence_id: str) -> None:
+        """Ends one sequence early: nothing more comes for it. Unknown and ended ones are ignored."""
+        if sequence_id in self._open:
+            self._open.discard(sequence_id)
+            self._abort(sequence_id)
+            self._wake()
+
+    def close(self) -> None:
+        """Ends what is still running. Call it however the request ended."""
+        for sequence_id in list(self._open):
+            self.abort(sequence_id)
+
+    def deliver(self, event: Event, at: float, *, last: bool) -> None:
+        """Called by the client's receive loop."""
+        self._arrived.append((at, event))
+        if last:
+            self._open.discard(event.id)
+            self._failed = self._failed or isinstance(event, SequenceFailed)
+        if not self._patient or self._failed or not self._open:
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

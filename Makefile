@@ -12,6 +12,7 @@ VENV_FLAGS ?=
 MODEL ?=
 ADAPTERS ?= $(if $(MODEL),,adapters/)
 SERVE_FLAGS ?=
+TEST_PROCESSES ?= 2
 TEST_FLAGS ?=
 BENCH_FLAGS ?=
 
@@ -23,7 +24,8 @@ help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "Variables: PYTHON ($(PYTHON)), VENV ($(VENV)), VENV_FLAGS (--system-site-packages keeps an installed torch),"
-	@echo "MODEL (folder or hub id; default: the demo model), ADAPTERS, SERVE_FLAGS, TEST_FLAGS, BENCH_FLAGS."
+	@echo "MODEL (folder or hub id; default: the demo model), ADAPTERS, SERVE_FLAGS, TEST_PROCESSES ($(TEST_PROCESSES)),"
+	@echo "TEST_FLAGS, BENCH_FLAGS."
 
 # --- set-up -----------------------------------------------------------------------------------------------------------
 
@@ -74,7 +76,7 @@ bench: $(VENV)/.dev ## Measure softmux beside other ways to serve the same adapt
 
 .PHONY: test
 test: $(VENV)/.dev ## Run the tests that every change must pass
-	$(BIN)/python -m pytest -m 'not nightly' $(TEST_FLAGS)
+	$(BIN)/python -m pytest -m 'not nightly' -n $(TEST_PROCESSES) --dist loadfile $(TEST_FLAGS)
 
 .PHONY: nightly
 nightly: $(VENV)/.dev ## Run the tests that are too long for every change

@@ -223,3 +223,48 @@ def test_without_its_registry_it_goes_on_generating_and_refuses_changes(base: tu
         redis.kill()
         redis.wait()
         Path(path).unlink(missing_ok=True)
+
+
+def test_a_model_without_a_tokenizer_is_served_by_ids_and_a_second_signal_ends_at_once(
+    base: tuple[Any, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(base[1], tmp_path / "model", ignore=shutil.ignore_patterns("token*", "special*", "chat*"))
+    with Served(tmp_path / "model", tmp_path / "data") as server:
+        reply = post(server, prompt=[1, 5, 9], max_tokens=3, return_token_ids=True, ignore_eos=True)
+        assert reply.status_code == 200, reply.text
+        assert len(reply.json()["choices"][0]["token_ids"]) == 3
+        refused = post(server, prompt="text")
+        assert (refused.status_code, refused.json()["error"]["param"]) == (422, "prompt")
+        assert "token ids" in refused.json()["error"]["message"]
+        worker = server.worker_pid()
+        events: list[str] = []
+        reader = threading.Thread(target=lambda: _cut_off(server, events))
+        reader.start()
+        wait_for(lambda: bool(events), 30)
+        assert server.process is not None
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        began = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(5) == 128 + signal.SIGTERM
+        assert time.monotonic() - began < 2
+        reader.join()
+        wait_for(lambda: not _alive(worker), 10)
+
+
+def _cut_off(server: Served, events: list[str]) -> None:
+    body = {"prompt": [1, 5], "max_tokens": 500, "ignore_eos": True, "stream": True, "return_token_ids": True}
+    try:
+        with httpx.stream("POST", f"{server.url}/v1/generate", json=body, timeout=60) as response:
+            for line in response.iter_lines():
+                events.append(line)
+    except httpx.TransportError as error:
+        events.append(str(error))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

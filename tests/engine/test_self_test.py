@@ -35,6 +35,18 @@ def test_models_that_do_not_survive_packing_are_refused_in_words(architecture: s
         TestEngine(tmp_path)
 
 
+def test_layers_of_different_heads_are_refused_in_words(base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attend = PackedModel._attend
+
+    def halved(self: PackedModel, module: Any, query: Any, key: Any, value: Any, *rest: Any, **more: Any) -> Any:
+        heads = slice(None) if module.layer_idx else slice(0, 1)
+        return attend(self, module, query, key[:, heads], value[:, heads], *rest, **more)
+
+    monkeypatch.setattr(PackedModel, "_attend", halved)
+    with pytest.raises(SelfTestFailed, match="differ in shape"):
+        TestEngine(base_folder)
+
+
 class SeesOneTooMany(TorchAttention):
     """Its mask lets a token see the next."""
 

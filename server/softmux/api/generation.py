@@ -15,9 +15,9 @@ from typing import Any
 from softmux.api.choice import Choice, Piece, joined
 from softmux.api.schemas import Sampling
 from softmux.api.services import Resolved, Services
-from softmux.errors import InternalError, InvalidRequest
+from softmux.errors import ContextTooLong, InternalError, InvalidRequest
 from softmux.formats.layout import lay_out
-from softmux.types import Output
+from softmux.types import Output, SamplingParams
 from softmux.worker.channel import Channel, SequenceFailed
 from softmux.worker.messages import Generate
 
@@ -74,38 +74,20 @@ class Generation:
         prompts: Sequence[Prompt],
         variables: dict[str, str] | None = None,
         *,
+        label: str,
         id_prefix: str = "gen-",
     ) -> Generation:
-        """Lays out the prompts and submits `body.n` sequences of each. Raises what is wrong with the request."""
+        """Lays out the prompts and submits `body.n` sequences of each. Raises what is wrong with the request.
+
+        `label` is the task's for metrics.
+        """
         began = time.monotonic()
-        worker = services.worker
-        spec, tokenizer = worker.spec, services.encoder()
-        if len(prompts) * body.n > services.settings.max_waiting:
-            raise InvalidRequest(
-                f"{len(prompts)} prompts with n = {body.n} are more sequences than this server takes at once "
-                f"({services.settings.max_waiting}); send several requests.",
-                param="prompt",
-            )
         params = body.params()
-        for token, _ in params.logit_bias:
-            if token >= spec.vocab_size:
-                raise InvalidRequest(
-                    f"logit_bias names token {token}; ids are 0 to {spec.vocab_size - 1}.", param="logit_bias"
-                )
-
-        def laid_out() -> list[tuple[int, ...]]:
-            return [
-                lay_out(resolved.layout, tokenizer, vocab_size=spec.vocab_size, prompt=prompt, variables=variables)
-                for prompt in prompts
-            ]
-
-        long = sum(len(prompt) for prompt in prompts if isinstance(prompt, str)) > _THREAD_FROM
-        inputs = await asyncio.to_thread(laid_out) if long else laid_out()
-        usage = Usage()
-        for tokens in inputs:
-            virtual = sum(1 for token in tokens if token < 0)
-            usage.virtual_tokens += virtual
-            usage.prompt_tokens += len(tokens) - virtual
+        tokenizer = services.encoder()
+        _check(services, body, params, prompts)
+        inputs = await _laid_out(services, resolved, prompts, variables)
+        virtual = sum(1 for tokens in inputs for token in tokens if token < 0)
+        usage = Usage(prompt_tokens=sum(map(len, inputs)) - virtual, virtual_tokens=virtual)
         name = id_prefix + secrets.token_hex(12)
         requests: list[Generate] = []
         choices: dict[str, Choice] = {}
@@ -131,9 +113,9 @@ class Generation:
             choices=list(choices.values()),
             looks_for_stops=bool(body.stops),
             samples=body.n,
-            channel=worker.submit(requests),
+            channel=services.worker.submit(requests),
             services=services,
-            label=services.metrics.task_label(resolved.tenant, resolved.adapter.task if resolved.adapter else None),
+            label=label,
             began=began,
             usage=usage,
             _by_id=choices,
@@ -205,3 +187,43 @@ class Generation:
         elif not self._seen:
             self.services.metrics.first_token(at - self.began)
         self._seen[output.id] = at
+
+
+def _check(services: Services, body: Sampling, params: SamplingParams, prompts: Sequence[Prompt]) -> None:
+    """What can be told without a tokenizer. Raises `InvalidRequest` or `ContextTooLong`."""
+    spec, most = services.worker.spec, services.settings.max_waiting
+    if len(prompts) * body.n > most:
+        raise InvalidRequest(
+            f"{len(prompts)} prompts with n = {body.n} are more sequences than this server takes at once ({most}); "
+            "send several requests.",
+            param="prompt",
+        )
+    for token, _ in params.logit_bias:
+        if token >= spec.vocab_size:
+            raise InvalidRequest(
+                f"logit_bias names token {token}; ids are 0 to {spec.vocab_size - 1}.", param="logit_bias"
+            )
+    for prompt in prompts:
+        if isinstance(prompt, list) and len(prompt) > spec.context_length:
+            raise ContextTooLong(
+                f"The prompt has {len(prompt)} tokens, this server takes {spec.context_length}; shorten it.",
+                param="prompt",
+            )
+
+
+async def _laid_out(
+    services: Services, resolved: Resolved, prompts: Sequence[Prompt], variables: dict[str, str] | None
+) -> list[tuple[int, ...]]:
+    """Each prompt's input ids, virtual ones included. Raises `InvalidRequest`."""
+    tokenizer, vocab_size = services.encoder(), services.worker.spec.vocab_size
+
+    def all_of_them() -> list[tuple[int, ...]]:
+        return [
+            lay_out(resolved.layout, tokenizer, vocab_size=vocab_size, prompt=prompt, variables=variables)
+            for prompt in prompts
+        ]
+
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)] + list((variables or {}).values())
+    if sum(map(len, texts)) > _THREAD_FROM:
+        return await asyncio.to_thread(all_of_them)
+    return all_of_them()

@@ -19,6 +19,8 @@ from softmux.api.presence import ClientGone, while_present
 from softmux.api.schemas import GenerateBody
 from softmux.api.services import Resolved, Services, services_of
 from softmux.errors import InvalidRequest, Overloaded, SoftmuxError
+from softmux.telemetry.exposition import BARE
+from softmux.telemetry.labels import OTHER
 
 router = APIRouter(tags=["generate"])
 
@@ -32,16 +34,15 @@ async def generate(request: Request, task: Annotated[str | None, Query(max_lengt
     services = services_of(request)
     began = time.monotonic()
     tenant = principal_of(request).tenant
-    label = services.metrics.task_label(tenant, None)
+    label = BARE if task is None else OTHER  # until it is known that there is such a task
     try:
         if services.draining:
             raise Overloaded("The server is shutting down; send the request to another one.", retry_after=5.0)
         body = await read_json(request, GenerateBody, services.settings.max_body_bytes)
         resolved = services.resolve(tenant, task)
         label = services.metrics.task_label(tenant, resolved.adapter.task if resolved.adapter else None)
-        generation = await Generation.start(
-            services, resolved, body, _prompts(services, resolved, body), body.variables
-        )
+        prompts = _prompts(services, resolved, body)
+        generation = await Generation.start(services, resolved, body, prompts, body.variables, label=label)
     except SoftmuxError as error:
         services.metrics.request(label, error.code, time.monotonic() - began)
         raise

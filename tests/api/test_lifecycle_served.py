@@ -107,6 +107,7 @@ def test_a_start_publishes_folders_and_undoes_nothing_and_a_drain_ends_whole(
         assert server.process is not None
         server.process.send_signal(signal.SIGTERM)
         try:
+            wait_for(lambda: server.http.get("/health/ready").status_code == 503, 5)  # it has heard the signal
             while True:  # until it is gone it says that it is not ready, and goes on living
                 assert server.http.get("/health/ready").status_code == 503
                 refused = post(server, prompt="a")

@@ -10,6 +10,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -212,13 +213,13 @@ class Bench:
         torch.cuda.synchronize()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="softmux bench gpu", description=__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="1b")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--only", default="", help="steps or work: leave the other out")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     say = sys.stdout.write
     rate = copy_rate()
     say(f"{torch.cuda.get_device_name()}: copy {rate / 1e12:.2f} TB/s\n")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from softmux.settings import Settings
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 SERVER: dict[str, Any] = COMPOSE["services"]["server"]
 
 
@@ -39,15 +44,64 @@ def test_the_shell_scripts_have_no_finding() -> None:
 def test_variables_of_the_server_are_settings() -> None:
     known = {f"SOFTMUX_{name.upper()}" for name in Settings.model_fields} | {"SOFTMUX_CACHE"}
     assert set(SERVER["environment"]) <= known
-    lines = (ROOT / "Dockerfile").read_text(encoding="utf-8").split()
-    assert {word.partition("=")[0] for word in lines if word.startswith("SOFTMUX_") and "=" in word} <= known
+    assert {
+        word.partition("=")[0] for word in DOCKERFILE.split() if word.startswith("SOFTMUX_") and "=" in word
+    } <= known
 
 
 def test_a_container_listens_beyond_loopback_only_with_a_key() -> None:
-    assert "SOFTMUX_HOST=0.0.0.0" in (ROOT / "Dockerfile").read_text(encoding="utf-8")
-    assert SERVER["environment"]["SOFTMUX_ADMIN_KEY_FILE"] == "/run/secrets/admin_key"
-    assert "admin_key" in SERVER["secrets"]
-    assert COMPOSE["secrets"]["admin_key"] == {"environment": "SOFTMUX_ADMIN_KEY"}
+    assert "SOFTMUX_HOST=0.0.0.0" in DOCKERFILE
+    assert SERVER["environment"]["SOFTMUX_ADMIN_KEY"].startswith("${SOFTMUX_ADMIN_KEY:?")  # compose stops without it
+
+
+@pytest.mark.parametrize("model", ["", "acme/model"])
+def test_the_server_starts_with_the_demo_unless_told_another_model(model: str, tmp_path: Path) -> None:
+    """Runs the service's own shell line, with programs in place of python and softmux that say what they are given."""
+    for name, line in {
+        "python": "echo /made/demo",
+        "softmux": 'echo "$@: $SOFTMUX_MODEL ${SOFTMUX_ADAPTERS-none}"',
+    }.items():
+        program = tmp_path / name
+        program.write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
+        program.chmod(0o755)
+    (script,) = SERVER["command"]
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SOFTMUX_MODEL": model}
+    command = [*SERVER["entrypoint"], script.replace("$$", "$")]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert said == ("serve: acme/model none\n" if model else "serve: /made/demo /srv/adapters\n")
+    assert "COPY adapters /srv/adapters" in DOCKERFILE
+
+
+@pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1)])
+def test_the_health_check_believes_the_server(status: int, code: int) -> None:
+    asked: list[str] = []
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    check = re.search(r"^ +CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)
+    assert check is not None
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        program, *arguments = json.loads(check[1])
+        assert program == "python"
+        environment = {"SOFTMUX_PORT": str(server.server_port)}
+        done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, check=False)
+        thread.join()
+    assert (done.returncode, asked) == (code, ["/health/ready"])
+
+
+def test_no_read_only_service_takes_a_secret_from_the_environment() -> None:
+    """Compose copies such a secret into the container's file system, and cannot where that is read-only."""
+    for service in COMPOSE["services"].values():
+        assert not (service.get("read_only") and service.get("secrets"))
 
 
 def test_prometheus_asks_the_server_with_the_key_it_is_given() -> None:
@@ -55,6 +109,7 @@ def test_prometheus_asks_the_server_with_the_key_it_is_given() -> None:
     (job,) = config["scrape_configs"]
     assert job["authorization"]["credentials_file"] == "/run/secrets/admin_key"
     assert "admin_key" in COMPOSE["services"]["prometheus"]["secrets"]
+    assert COMPOSE["secrets"]["admin_key"] == {"environment": "SOFTMUX_ADMIN_KEY"}
     assert job["static_configs"] == [{"targets": ["server:8000"]}]
 
 

@@ -1,8 +1,9 @@
 """A peer that speaks the worker's protocol without a model, to test what is around the engine.
 
 It answers a prompt with the prompt's own real tokens over and over, one token a message unless `burst` says more, each
-`delay` seconds. `python echo_worker.py CONFIG_JSON` runs it as the supervisor runs a worker; a few special models
-(the setting `model`) make it misbehave: `refuse` exits with REFUSED, `crash` exits at once, `deaf` never answers.
+`delay` seconds. `python echo_worker.py`, its config on standard input, runs it as the supervisor runs a worker; a few
+special models (the setting `model`) make it misbehave: `refuse` exits with REFUSED, `crash` exits at once, `deaf` never
+answers.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ class EchoWorker:
 
 
 def main() -> int:
-    config = msgspec.json.decode(sys.argv[-1].encode(), type=WorkerConfig)
+    config = msgspec.json.decode(sys.stdin.buffer.readline(), type=WorkerConfig)
     behaviour = config.settings["model"]
     if behaviour == "refuse":
         print("loading", file=sys.stderr)

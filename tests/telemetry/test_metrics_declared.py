@@ -9,7 +9,6 @@ from softmux.telemetry.exposition import BARE, Metrics
 from softmux.telemetry.labels import OTHER, BoundedLabels
 from softmux.telemetry.metrics import BY_NAME, METRICS, PREFIX, worker_buckets
 from softmux.worker.messages import Histogram, Stats
-from softmux.worker.stats import BUCKETS
 
 
 def test_every_name_is_declared_once_and_is_legal() -> None:
@@ -19,10 +18,6 @@ def test_every_name_is_declared_once_and_is_legal() -> None:
         assert metric.name.endswith("_total") == (metric.kind == "counter")
         assert bool(metric.buckets) == (metric.kind == "histogram")
         assert list(metric.buckets) == sorted(set(metric.buckets))
-
-
-def test_the_worker_keeps_the_histograms_that_are_declared_for_it() -> None:
-    assert worker_buckets() == BUCKETS
 
 
 def whole() -> Metrics:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from softmux.cli.output import as_json, facts, fail
+from softmux.errors import SoftmuxError
 
 
 def inspect(
@@ -54,13 +55,13 @@ def tune(
     cache: Annotated[Path | None, typer.Option(help="Where data and base models are kept.")] = None,
 ) -> None:
     """Tune an adapter from a recipe, and write its folder with the held-out figures."""
-    from softmux.tuning.data import BadData
-    from softmux.tuning.fetch import FetchFailed
-    from softmux.tuning.run import tune as run
-
     try:
+        from softmux.tuning.run import tune as run
+
         run(recipe, out, device, cache=cache)
-    except (BadData, FetchFailed) as error:
+    except ModuleNotFoundError as error:
+        fail(f"{error}: tuning needs more packages, `pip install 'softmux[tune]'` brings them")
+    except SoftmuxError as error:
         fail(str(error))
 
 

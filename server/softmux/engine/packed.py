@@ -63,6 +63,8 @@ class PackedModel:
     def load(cls, model: str, *, device: torch.device, dtype: torch.dtype) -> PackedModel:
         """From a folder in Hugging Face's layout, or a hub id. Only safetensors are read; no code of the model's.
 
+        A folder's model goes by the folder's name: where it lies is not its clients' business.
+
         Raises `SelfTestFailed` with what is wrong where it can't be loaded as a causal language model.
         """
         folder = Path(model)
@@ -82,7 +84,7 @@ class PackedModel:
             ).to(device)
         except Exception as error:
             raise SelfTestFailed(f"{model} cannot be loaded as a causal language model: {error}") from error
-        return cls(module, folder, model)
+        return cls(module, folder, folder.name if Path(model).is_dir() else model)
 
     # --- the packed run ----------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""`python -m softmux.worker CONFIG`: started by the supervisor, never by hand."""
+"""`python -m softmux.worker`, its `WorkerConfig` on standard input: started by the supervisor, never by hand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from softmux.worker.config import REFUSED, WorkerConfig
 
 
 def main() -> int:
-    config = msgspec.json.decode(sys.argv[1].encode(), type=WorkerConfig)
+    config = msgspec.json.decode(sys.stdin.buffer.readline(), type=WorkerConfig)
     settings = Settings(**config.settings)
     logging.basicConfig(level=settings.log_level.upper(), format="worker %(levelname)s %(name)s: %(message)s")
     from transformers.utils import logging as transformers_logging
@@ -36,8 +36,8 @@ def main() -> int:
 
     try:
         worker = Worker(config.endpoint, settings, source, Path(config.data) / "cache" / "kv")
-    except SelfTestFailed as error:
-        print(error.message, file=sys.stderr)  # noqa: T201 - the supervisor shows this line
+    except (SelfTestFailed, OSError, ValueError) as error:  # starting it again would not help
+        print(error, file=sys.stderr)  # noqa: T201 - the supervisor shows this line
         return REFUSED
     worker.run()
     return 0

@@ -1,4 +1,7 @@
-"""What the supervisor tells a worker at its start: one JSON argument."""
+"""What the supervisor tells a worker at its start: one line of JSON on its standard input.
+
+Not an argument: the registry's URL may hold a password, and every user of the machine can read arguments.
+"""
 
 from __future__ import annotations
 

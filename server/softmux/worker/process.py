@@ -17,7 +17,7 @@ import zmq
 
 from softmux.engine.engine import Engine, StepNews
 from softmux.engine.tiers import AdapterSource
-from softmux.errors import BadRequest, DeadlineExceeded, SoftmuxError
+from softmux.errors import BadRequest, DeadlineExceeded, InvalidRequest, SoftmuxError
 from softmux.scheduler.sequence import Sequence
 from softmux.settings import Settings
 from softmux.types import Output
@@ -143,6 +143,7 @@ class Worker:
         now = time.monotonic()
         root = self.engine.key(message.tenant, message.adapter.digest if message.adapter else None)
         try:
+            _check_layout(message)
             self.engine.add(
                 message.id,
                 message.tokens,
@@ -199,3 +200,16 @@ class Worker:
             log.warning("a client is gone: its sequences are ended")
             self._clients.discard(client)
             self.engine.scheduler.abort_client(client)
+
+
+def _check_layout(message: Generate) -> None:
+    """What would fail a whole step is refused here: an input that its adapter can't run."""
+    adapter, tokens = message.adapter, message.tokens
+    if adapter is None or not tokens:
+        return
+    if -min(tokens) > adapter.virtual_tokens:
+        raise InvalidRequest(
+            f"virtual token {-1 - min(tokens)}: the adapter has {adapter.virtual_tokens}", param="prompt"
+        )
+    if adapter.method == "prefix_tuning" and tokens[-1] < 0:
+        raise InvalidRequest("a prefix needs a prompt of one token at least behind it", param="prompt")

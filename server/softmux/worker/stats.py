@@ -5,17 +5,8 @@ from __future__ import annotations
 from bisect import bisect_left
 
 from softmux.engine.engine import Engine, StepNews
+from softmux.telemetry.metrics import worker_buckets
 from softmux.worker.messages import Histogram, Stats
-
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-_ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
-BUCKETS: dict[str, tuple[float, ...]] = {
-    "request_queue_time_seconds": _SECONDS,
-    "step_seconds": _SECONDS,
-    "adapter_load_seconds": _SECONDS,
-    "batch_rows": _ROWS,
-    "batch_adapters": _ROWS,
-}
 
 
 class _Counts:
@@ -41,7 +32,7 @@ class WorkerStats:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._histograms = {name: _Counts(buckets) for name, buckets in BUCKETS.items()}
+        self._histograms = {name: _Counts(buckets) for name, buckets in worker_buckets().items()}
         self._generated = 0
         self._computed = 0
         self._prefixes = 0

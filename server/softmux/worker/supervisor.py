@@ -99,16 +99,16 @@ class Supervisor:
     async def _one_life(self) -> int:
         """Starts a worker and connects the client; returns its exit code after its death was told."""
         self._lines.clear()
-        argument = msgspec.json.encode(self._config).decode()
         # Its own session: Ctrl-C is for the server, which lets running requests finish before it ends the worker.
         process = await asyncio.create_subprocess_exec(
             *self._command,
-            argument,
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
         )
         self._process = process
+        assert process.stdin is not None
+        process.stdin.write(msgspec.json.encode(self._config) + b"\n")
         passing = asyncio.create_task(self._pass_stderr(process))
         connecting = asyncio.create_task(self._connect(process))
         try:

@@ -110,7 +110,7 @@ def test_kept_prefix_kv_is_copied_and_only_where_the_tree_has_lost_it() -> None:
     scene.add([*LEAD, 3], TUNED)
     scene.run()
     assert scene.tuned.compiled is not None
-    scene.scheduler.pool.give(scene.scheduler.tree.evict(64))
+    scene.scheduler.cache.pool.give(scene.scheduler.cache.tree.evict(64))
     scene.add([*LEAD, 4], TUNED)
     scene.add([*LEAD, 5], TUNED)
     batch = scene.next()
@@ -139,12 +139,12 @@ def test_a_copy_is_in_the_batch_even_if_its_row_finds_no_room() -> None:
     sequence = scene.add([*LEAD, 6], TUNED, max_tokens=1)
     assert rows(scene.step()[0]) == [("1", 0, 2, False)]
     scene.tuned.compiled = chain(TUNED, LEAD)  # kept meanwhile by another's step
-    taken = scene.scheduler.pool.take(5)
+    taken = scene.scheduler.cache.pool.take(5)
     batch = scene.next()
     assert [(load.start, len(load.slots)) for load in batch.loads] == [(2, 3)]
     assert batch.rows == []
     scene.device.launch(batch)
-    scene.scheduler.pool.give(taken)
+    scene.scheduler.cache.pool.give(taken)
     scene.run()
     assert sequence.finished == "length"
 
@@ -197,7 +197,7 @@ def test_aborted_in_flight_its_slots_come_back_when_the_step_has_ended() -> None
     scene.scheduler.check_integrity()
     assert scene.update(batch, output) == []
     assert not scene.scheduler.running
-    assert scene.scheduler.pool.free + scene.scheduler.tree.evictable == 64
+    assert scene.scheduler.cache.pool.free + scene.scheduler.cache.tree.evictable == 64
 
 
 def test_a_failed_step_ends_its_rows_once_and_the_others_start_again() -> None:
@@ -212,7 +212,7 @@ def test_a_failed_step_ends_its_rows_once_and_the_others_start_again() -> None:
     scene.update(first, output)
     assert scene.scheduler.step_failed(second) == []
     scene.scheduler.check_integrity()
-    assert scene.scheduler.tree.tokens == 0
+    assert scene.scheduler.cache.tree.tokens == 0
     scene.run()
     assert (kept.finished, kept.generated) == ("length", 3)
 

@@ -113,9 +113,9 @@ class FakeEngine:
         self.computed: Counter[int] = Counter()
         self.dropped: Counter[int] = Counter()
         self.forwarded = 0
-        evict, clear = scheduler.tree.evict, scheduler.tree.clear
-        scheduler.tree.evict = lambda count: self._drop(evict(count))  # type: ignore[method-assign]
-        scheduler.tree.clear = lambda: self._drop(clear())  # type: ignore[method-assign]
+        evict, clear = scheduler.cache.tree.evict, scheduler.cache.tree.clear
+        scheduler.cache.tree.evict = lambda count: self._drop(evict(count))  # type: ignore[method-assign]
+        scheduler.cache.tree.clear = lambda: self._drop(clear())  # type: ignore[method-assign]
 
     def _drop(self, slots: list[int]) -> list[int]:
         self.dropped.update(value for slot in slots if (value := self.kv[slot]) is not None)

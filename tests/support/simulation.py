@@ -169,7 +169,7 @@ class Simulation:
         assert batch.tokens <= max(self.budget, self.max_rows)
         assert len({id(row.sequence) for row in batch.rows}) == len(batch.rows), "one sequence, two rows"
         scheduled = {id(row.sequence) for row in batch.rows}
-        if not batch.preempted and self.scheduler.pool.free + self.scheduler.tree.evictable:
+        if not batch.preempted and self.scheduler.cache.pool.free + self.scheduler.cache.tree.evictable:
             starved = [s.id for s in eligible if id(s) not in scheduled and s.row >= 0]
             assert not starved, "a decoding row waits though there is room"
         if (batch.rows or batch.loads) and self.draw.random() < self.failure_rate:
@@ -220,12 +220,12 @@ class Simulation:
             assert sum(request.cached) < len(request.sequence.tokens)
         scheduler = self.scheduler
         assert not list(scheduler.sequences())
-        assert scheduler.pool.free + scheduler.tree.tokens == scheduler.pool.capacity
-        assert scheduler.tree.evictable == scheduler.tree.tokens
+        assert scheduler.cache.pool.free + scheduler.cache.tree.tokens == scheduler.cache.pool.capacity
+        assert scheduler.cache.tree.evictable == scheduler.cache.tree.tokens
         assert all(adapter.holds == 0 for adapter in self.adapters)
         again = {v: n for v, n in self.engine.computed.items() if n > 1 + self.engine.dropped[v]}
         assert not again, "an adapter's prefix was computed again while it was cached"
-        freed = scheduler.tree.evict(scheduler.tree.tokens)
-        scheduler.pool.give(freed)
-        assert scheduler.pool.free == scheduler.pool.capacity, "something in the tree can never be evicted"
+        freed = scheduler.cache.tree.evict(scheduler.cache.tree.tokens)
+        scheduler.cache.pool.give(freed)
+        assert scheduler.cache.pool.free == scheduler.cache.pool.capacity, "something in the tree can never be evicted"
         scheduler.check_integrity()

@@ -188,7 +188,7 @@ class Bench:
     def throughput(self, work: Workload, roots: list[RootKey]) -> float:
         """New tokens a second over a whole workload, all requests at once, `roots` in turn."""
         scheduler = self.engine.scheduler
-        scheduler.pool.give(scheduler.tree.clear())
+        scheduler.cache.clear()
         lengths = [int(n) for n in self.draw.integers(work.low, work.high + 1, work.rows)]
         began = time.perf_counter()
         self._add([roots[i % len(roots)] for i in range(work.rows)], lengths, work.new_tokens)

@@ -60,7 +60,7 @@ class OfflineEngine:
     def forget(self) -> None:
         """Makes everything cold: no KV in the pool, no adapter in host memory."""
         engine = self.engine
-        engine.scheduler.pool.give(engine.scheduler.tree.clear())
+        engine.scheduler.cache.clear()
         for root, _ in self._tasks:
             engine.tiers.forget(root)
             engine.runner.vocabulary.forget(root)
@@ -68,7 +68,7 @@ class OfflineEngine:
     def forget_texts(self) -> None:
         """Empties the KV pool but leaves the adapters in host memory."""
         scheduler = self.engine.scheduler
-        scheduler.pool.give(scheduler.tree.clear())
+        scheduler.cache.clear()
 
     def run(self, jobs: list[Job]) -> Run:
         engine = self.engine

@@ -15,10 +15,10 @@ from typing import Protocol
 
 from softmux.errors import ContextTooLong, InternalError, Overloaded, SoftmuxError
 from softmux.scheduler.batch import Batch, PrefixLoad, PrefixSave, Row, StepOutput
+from softmux.scheduler.cache import PrefixCache
 from softmux.scheduler.queue import WaitingQueue
-from softmux.scheduler.radix import Node, RadixTree, RootKey
+from softmux.scheduler.radix import RootKey
 from softmux.scheduler.sequence import Sequence
-from softmux.scheduler.slots import SlotPool
 from softmux.types import FinishReason, Output
 
 
@@ -55,8 +55,7 @@ class Scheduler:
         max_waiting: int = 4096,
         group: int = 8,
     ) -> None:
-        self.pool = SlotPool(slots)
-        self.tree = RadixTree()
+        self.cache = PrefixCache(slots)
         self.waiting = WaitingQueue(group)
         self.running: list[Sequence] = []
         self._by_id: dict[tuple[bytes, str], Sequence] = {}
@@ -154,8 +153,7 @@ class Scheduler:
             return 0
         future = sequence.computed >= len(sequence.tokens)
         batch.rows.append(Row(sequence, sequence.computed, 1, samples=True, future=future))
-        sequence.slots.extend(slots)
-        sequence.computed += 1
+        self.cache.grow(sequence, slots, owned=True)
         sequence.pending += 1
         return 1
 
@@ -164,15 +162,11 @@ class Scheduler:
         if not self._adopt(sequence, batch):
             return 0
         left = len(sequence.tokens) - sequence.computed
-        count = min(left, budget, self.pool.free + self.tree.evictable)
-        slots = self._take(max(count, 1), sequence, batch)
+        slots = self._take(max(1, min(left, budget, self.cache.room)), sequence, batch)
         if slots is None:
             return 0
-        count = len(slots)
-        start = sequence.computed
-        sequence.slots.extend(slots)
-        sequence.computed += count
-        self._publish(sequence, start, slots)
+        start, count = sequence.computed, len(slots)
+        self.cache.grow(sequence, slots)
         last = sequence.computed == len(sequence.tokens)
         batch.rows.append(Row(sequence, start, count, samples=last))
         sequence.pending += last
@@ -191,13 +185,10 @@ class Scheduler:
 
         False where there is such KV but no room for it now: a trained prefix can't be computed instead.
         """
-        if sequence.shared < sequence.computed or sequence.node is None:
-            return True  # it owns slots of its own already: the rest is its own, too
         end = len(sequence.tokens) - 1  # one token at least is computed: its logits are needed
-        node, slots = self.tree.match(sequence.node, sequence.tokens, sequence.computed, end)
-        self._move(sequence, node, slots)
+        self.cache.follow(sequence, end)
         adapter, start = sequence.adapter, sequence.computed
-        if adapter is None or start >= sequence.lead:
+        if adapter is None or start >= sequence.lead or sequence.shared < start:
             return True
         ready = min(self._shelf.compiled(adapter), sequence.lead, end)
         if ready <= start:
@@ -205,34 +196,10 @@ class Scheduler:
         taken = self._take(ready - start, sequence, batch)
         if taken is None:
             return False
-        below = self.tree.append(sequence.node, sequence.tokens[start:ready], taken)
-        assert below is not None, "matched to here a moment ago; what a preempted one left since was evicted for room"
+        self.cache.grow(sequence, taken)
+        assert sequence.shared == ready, "followed to here a moment ago; what was left there since gave way for room"
         batch.loads.append(PrefixLoad(adapter, start, taken))
-        self._move(sequence, below, taken)
         return True
-
-    def _move(self, sequence: Sequence, node: Node, slots: list[int]) -> None:
-        """Takes `slots`, which end at tree node `node`, as the sequence's next shared ones."""
-        assert sequence.node is not None
-        if node is sequence.node:
-            return
-        self.tree.lock(node)
-        self.tree.unlock(sequence.node)
-        sequence.node = node
-        sequence.slots.extend(slots)
-        sequence.computed += len(slots)
-        sequence.shared = sequence.computed
-
-    def _publish(self, sequence: Sequence, start: int, slots: list[int]) -> None:
-        """Lets others share the chunk just scheduled, from this very step on."""
-        if sequence.shared != start or sequence.node is None:
-            return
-        node = self.tree.append(sequence.node, sequence.tokens[start : start + len(slots)], slots)
-        if node is not None:
-            self.tree.lock(node)
-            self.tree.unlock(sequence.node)
-            sequence.node = node
-            sequence.shared = sequence.computed
 
     def _admit(self, batch: Batch, budget: int, now: float) -> list[tuple[Sequence, SoftmuxError]]:
         failed: list[tuple[Sequence, SoftmuxError]] = []
@@ -261,14 +228,11 @@ class Scheduler:
 
     def _start(self, sequence: Sequence, batch: Batch, budget: int, now: float) -> int:
         """Moves the first of a line into the step; 0 where the pool has no room for its input yet."""
-        root = self.tree.root(sequence.root)
-        self.tree.lock(root)
-        sequence.node = root
-        node, slots = self.tree.match(root, sequence.tokens, 0, len(sequence.tokens) - 1)
-        self._move(sequence, node, slots)
+        self.cache.enter(sequence)
+        self.cache.follow(sequence, len(sequence.tokens) - 1)
         wanted = len(sequence.tokens) - sequence.computed + 1
-        if wanted > self.pool.free + self.tree.evictable and (self.running or batch.rows):
-            self._let_go(sequence)
+        if wanted > self.cache.room and (self.running or batch.rows):
+            self.cache.leave(sequence)
             return 0
         self.waiting.pop(sequence.root)
         sequence.row = self._free_rows.pop()
@@ -289,13 +253,10 @@ class Scheduler:
 
     def _take(self, count: int, sequence: Sequence, batch: Batch) -> list[int] | None:
         """`count` slots: free ones, then the cache's least recently used, then those of whoever came after."""
-        while self.pool.free < count:
-            freed = self.tree.evict(count - self.pool.free)
-            if freed:
-                self.pool.give(freed)
-            elif not self._preempt_after(sequence, batch):
+        while (slots := self.cache.take(count)) is None:
+            if not self._preempt_after(sequence, batch):
                 return None
-        return self.pool.take(count)
+        return slots
 
     def _preempt_after(self, sequence: Sequence, batch: Batch) -> bool:
         """Sends the latest comer after `sequence` back to the queue; the tree keeps what it computed, while it can."""
@@ -377,7 +338,7 @@ class Scheduler:
         for sequence in list(self.running):
             self._retire(sequence, keep=False)
             self.waiting.push(sequence)
-        self.pool.give(self.tree.clear())
+        self.cache.clear()
         self._unsaved.clear()
         return felled
 
@@ -409,25 +370,11 @@ class Scheduler:
         sequence.row = -1
         if sequence.adapter is not None:
             self._shelf.release(sequence.adapter)
-        assert sequence.node is not None
-        known = min(sequence.computed, len(sequence.tokens)) if keep else sequence.shared
-        own = sequence.slots[sequence.shared : known]
-        self.pool.give(self.tree.absorb(sequence.node, sequence.tokens[sequence.shared : known], own))
-        self.pool.give(sequence.slots[known:])
-        self._let_go(sequence)
-
-    def _let_go(self, sequence: Sequence) -> None:
-        assert sequence.node is not None
-        self.tree.unlock(sequence.node)
-        sequence.node = None
-        sequence.slots = []
-        sequence.computed = sequence.shared = 0
+        self.cache.leave(sequence, keep=keep)
 
     def check_integrity(self) -> None:
         """Every slot, row and reference is accounted for; tests call it after every scenario."""
-        own = [slot for s in self.running for slot in s.slots[s.shared :]]
-        self.pool.check_integrity(own + [slot for node in self.tree.nodes() for slot in node.slots])
-        self.tree.check_integrity([s.node for s in self.running if s.node is not None])
+        self.cache.check_integrity(self.running)
         rows = [s.row for s in self.running]
         assert len(set(rows)) == len(rows)
         assert not set(rows) & set(self._free_rows)

@@ -60,7 +60,7 @@ class WorkerStats:
     def snapshot(self) -> Stats:
         engine = self._engine
         scheduler, tiers = engine.scheduler, engine.tiers
-        used = scheduler.pool.capacity - scheduler.pool.free
+        used = scheduler.cache.pool.capacity - scheduler.cache.pool.free
         return Stats(
             counters={
                 "engine_steps_total": engine.steps,
@@ -76,8 +76,8 @@ class WorkerStats:
             gauges={
                 "num_requests_running": len(scheduler.running),
                 "num_requests_waiting": len(scheduler.waiting),
-                "kv_cache_usage_perc": used / scheduler.pool.capacity,
-                "prefix_cache_tokens": scheduler.tree.tokens,
+                "kv_cache_usage_perc": used / scheduler.cache.pool.capacity,
+                "prefix_cache_tokens": scheduler.cache.tree.tokens,
                 "adapters_in_host_memory": tiers.resident,
                 "adapters_host_bytes": tiers.host_bytes,
                 "adapters_with_resident_vectors": engine.runner.vocabulary.resident,

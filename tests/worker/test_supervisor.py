@@ -12,6 +12,7 @@ import pytest
 
 from softmux.errors import EngineDown, SelfTestFailed
 from softmux.types import SamplingParams
+from softmux.worker import supervisor as supervisor_module
 from softmux.worker.client import WorkerClient
 from softmux.worker.config import WorkerConfig
 from softmux.worker.messages import Generate
@@ -153,3 +154,34 @@ def test_a_worker_that_is_still_loading_can_be_stopped(tmp_path: Path) -> None:
         client.close()
 
     asyncio.run(run())
+
+
+def test_told_to_stop_while_a_worker_is_being_started_it_ends(tmp_path: Path) -> None:
+    async def run() -> None:
+        client = WorkerClient()
+        watched = supervisor(client, tmp_path)
+        running = asyncio.create_task(watched.run())
+        await asyncio.sleep(0)  # it has asked for the process, which is not there yet
+        assert watched.pid is None
+        await watched.stop()
+        await asyncio.wait_for(running, 10)
+        assert watched.pid is not None
+        assert not alive(watched.pid)
+        client.close()
+
+    asyncio.run(run())
+
+
+def test_told_to_stop_between_two_workers_it_does_not_wait_for_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "_FIRST_PAUSE", 60.0)
+
+    async def story(client: WorkerClient, watched: Supervisor) -> None:
+        with pytest.raises(EngineDown):
+            await answered(client, generate("poison", tokens=(255,)))
+        await asyncio.sleep(0.1)
+
+    began = time.monotonic()
+    supervised(tmp_path, story)
+    assert time.monotonic() - began < 30

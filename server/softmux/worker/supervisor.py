@@ -42,7 +42,7 @@ class Supervisor:
         self._command = tuple(command)
         self._process: asyncio.subprocess.Process | None = None
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self._starts = 0
         self._ready_once = asyncio.Event()
         self._spec: ModelSpec | None = None
@@ -68,22 +68,23 @@ class Supervisor:
         """Keeps a worker running until `stop`. Raises `SelfTestFailed` where starting another would not help: it
         refused the model, never became ready, or came back with another model than the one being served."""
         pause = _FIRST_PAUSE
-        while not self._stopping:
+        while not self._stopping.is_set():
             started = time.monotonic()
             self._starts += 1
             code = await self._one_life()
-            if self._stopping:
+            if self._stopping.is_set():
                 return
             self._give_up(code)
             if time.monotonic() - started > _STEADY_SECONDS:
                 pause = _FIRST_PAUSE
             log.error("the worker ended with code %s; it is started again in %.2g s", code, pause)
-            await asyncio.sleep(pause)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), pause)
             pause = min(_LONGEST_PAUSE, 2 * pause)
 
     async def stop(self) -> None:
         """Ends the worker, by force where it does not listen. Nothing is started any more."""
-        self._stopping = True
+        self._stopping.set()
         process = self._process
         if process is None or process.returncode is not None:
             return
@@ -107,6 +108,8 @@ class Supervisor:
             start_new_session=True,
         )
         self._process = process
+        if self._stopping.is_set():  # `stop` came while it was being started, and could not see it
+            process.kill()
         assert process.stdin is not None
         process.stdin.write(msgspec.json.encode(self._config) + b"\n")
         passing = asyncio.create_task(self._pass_stderr(process))

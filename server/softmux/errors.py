@@ -9,6 +9,7 @@
     ├── NotFound 404 not_found
     │   ├── TaskNotFound 404 task_not_found
     │   └── VersionNotFound 404 version_not_found
+    ├── MethodNotAllowed 405 method_not_allowed
     ├── DeadlineExceeded 408 deadline_exceeded
     ├── BaseMismatch 409 base_mismatch
     ├── TooLarge 413 too_large
@@ -79,6 +80,10 @@ class TaskNotFound(NotFound):
 
 class VersionNotFound(NotFound):
     code = "version_not_found"
+
+
+class MethodNotAllowed(SoftmuxError):
+    status, code = 405, "method_not_allowed"
 
 
 class DeadlineExceeded(SoftmuxError):

@@ -14,12 +14,13 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from softmux.errors import BadRequest, InternalError, InvalidRequest, SoftmuxError
+from softmux.errors import BadRequest, InternalError, InvalidRequest, MethodNotAllowed, NotFound, SoftmuxError
 
 log = logging.getLogger(__name__)
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 408: "timeout_error", 429: "rate_limit_error"}
 _LONGEST = 300
+_MANY = 1000
 _UNION_TAG = re.compile(r"^(str|constrained-str|list\[.*\]|\[key\])$")
 """What pydantic puts into a path for the member of a union it tried."""
 
@@ -41,8 +42,12 @@ def error_response(error: SoftmuxError) -> Response:
 
 def invalid(error: ValidationError | RequestValidationError) -> SoftmuxError:
     """pydantic's first finding in the contract's words: `BadRequest` for what is no JSON, else `InvalidRequest`."""
+    if isinstance(error, ValidationError) and error.error_count() > _MANY:  # a list of them would take seconds
+        return InvalidRequest(f"The body does not fit in {error.error_count():,} places; /docs says what a body holds.")
     first = max(error.errors(), key=lambda found: len(found["loc"]))  # of a union's findings, the one that got furthest
-    kind, path = first["type"], [part for part in first["loc"] if part not in ("body", "query", "path")]
+    kind, path = first["type"], list(first["loc"])
+    if isinstance(error, RequestValidationError):
+        del path[0]  # the part of the request: “query”, “path”
     if kind == "json_invalid":
         return BadRequest(f"The body is not valid JSON: {_short(str(first['ctx']['error']))}.")
     param = _short(str(path[0])) if path else None
@@ -57,25 +62,14 @@ def invalid(error: ValidationError | RequestValidationError) -> SoftmuxError:
     return InvalidRequest(_short(said) + ".", param=param)
 
 
-class _RouteError(SoftmuxError):
-    """An answer of the framework that the tree has no name for, such as 405."""
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status  # type: ignore[misc]
-        self.code = code  # type: ignore[misc]
-
-
 def _http(request: Request, error: HTTPException) -> SoftmuxError:
     if error.status_code == 404:
-        return _RouteError(
-            404, "not_found", f"There is no route {_short(request.url.path)}; /docs lists what there is."
-        )
+        return NotFound(f"There is no route {_short(request.url.path)}; /docs lists what there is.")
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "another one")
-        return _RouteError(405, "method_not_allowed", f"{request.method} is not for this route; it takes {allowed}.")
+        return MethodNotAllowed(f"{request.method} is not for this route; it takes {allowed}.")
     if error.status_code < 500:
-        return _RouteError(error.status_code, "bad_request", str(error.detail))
+        return BadRequest(str(error.detail))
     return InternalError(str(error.detail))
 
 

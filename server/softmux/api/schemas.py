@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
 
@@ -17,6 +17,9 @@ _SEEDS = 1 << 63
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 Count = Annotated[int, Field(ge=0, lt=1 << 31)]
 Penalty = Annotated[FiniteFloat, Field(ge=-2, le=2)]
+Item = TypeVar("Item")
+Many = Annotated[list[Item], Field(fail_fast=True)]
+"""A list that may be long: its first wrong item is enough, and millions of findings would stall the server."""
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 
 
@@ -33,7 +36,7 @@ class Message(Body):
     """A turn of a chat."""
 
     role: Annotated[str, StringConstraints(min_length=1, max_length=64)]
-    content: str | list[TextPart]
+    content: str | Many[TextPart]
     name: str | None = None
 
     def as_chat(self) -> dict[str, str]:
@@ -106,10 +109,10 @@ class Sampling(Body):
 class GenerateBody(Sampling):
     """`POST /v1/generate`."""
 
-    prompt: str | list[TokenId] | list[str] | None = Field(
+    prompt: str | Many[TokenId] | Many[str] | None = Field(
         default=None, description="Text, token ids, or a batch of texts."
     )
-    messages: Annotated[list[Message], Field(min_length=1)] | None = Field(
+    messages: Annotated[Many[Message], Field(min_length=1)] | None = Field(
         default=None, description="A chat, rendered with the model's own template."
     )
     variables: dict[str, str] | None = Field(default=None, description="Values of the slots of a task's template.")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from transformers import AutoTokenizer
 
@@ -265,6 +268,7 @@ def test_no_such_route_and_no_such_method(server: Served) -> None:
     response = server.http.get("/v1/generate")
     assert (response.status_code, response.headers["allow"]) == (405, "POST")
     assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+    assert response.json()["error"]["code"] == "method_not_allowed"
 
 
 def test_the_routes_around_it(server: Served) -> None:
@@ -276,6 +280,30 @@ def test_the_routes_around_it(server: Served) -> None:
     assert server.http.get("/docs").status_code == 200
     paths = server.http.get("/openapi.json").json()["paths"]
     assert "requestBody" in paths["/v1/generate"]["post"]
+
+
+def test_every_reference_of_the_openapi_document_leads_somewhere(server: Served) -> None:
+    document = server.http.get("/openapi.json").json()
+
+    def references(value: Any) -> list[str]:
+        if isinstance(value, dict):
+            named = [value["$ref"]] if isinstance(value.get("$ref"), str) else []
+            return named + [found for inner in value.values() for found in references(inner)]
+        return [found for inner in value for found in references(inner)] if isinstance(value, list) else []
+
+    for reference in references(document):
+        place = document
+        for step in reference.removeprefix("#/").split("/"):
+            assert step in place, f"{reference} is not there"
+            place = place[step]
+    body = document["paths"]["/v1/generate"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert "role" in json.dumps(body["properties"]["messages"])
+
+
+def test_prompts_are_not_logged(server: Served) -> None:
+    generate(server, prompt="a secret wish", max_tokens=1)
+    assert "/v1/generate" in server.log.read_text()
+    assert "secret wish" not in server.log.read_text()
 
 
 def test_metrics_tell_of_requests_and_of_the_engine(server: Served) -> None:
@@ -294,13 +322,23 @@ def test_metrics_tell_of_requests_and_of_the_engine(server: Served) -> None:
     assert values['softmux_batch_rows_bucket{le="+Inf"}'] == values["softmux_batch_rows_count"]
 
 
-def test_a_client_that_leaves_frees_the_engine(server: Served) -> None:
-    with server.http.stream(
-        "POST", "/v1/generate", json={"prompt": "a", "max_tokens": 480, "ignore_eos": True, "stream": True}
-    ) as response:
-        next(response.iter_bytes())
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_frees_the_engine(server: Served, stream: bool) -> None:
+    def gone() -> float:
+        found = re.search(r'^softmux_requests_total\{outcome="gone".* (\S+)$', server.http.get("/metrics").text, re.M)
+        return float(found[1]) if found else 0.0
+
+    before = gone()
+    body = {"prompt": ["a"] * 8, "n": 8, "max_tokens": 480, "ignore_eos": True, "stream": stream}
+    if stream:
+        with server.http.stream("POST", "/v1/generate", json=body) as response:
+            next(response.iter_bytes())
+    else:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{server.url}/v1/generate", json=body, timeout=0.5)
     for _ in range(100):
         text = server.http.get("/metrics").text
-        if "softmux_num_requests_running 0.0" in text and 'outcome="gone"' in text:
+        if "softmux_num_requests_running 0.0" in text and gone() == before + 1:
             return
+        time.sleep(0.05)
     raise AssertionError(text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
@@ -11,6 +11,25 @@ from softmux.api.errors import invalid
 from softmux.errors import BadRequest, TooLarge, UnsupportedMediaType
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+def described(model: type[BaseModel]) -> dict[str, Any]:
+    """A route's `openapi_extra` for a JSON body that is read by `read_json`.
+
+    What pydantic defines aside goes where it is named: its references would be looked for at the document's top.
+    """
+    schema = model.model_json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def inlined(value: Any) -> Any:
+        if isinstance(value, list):
+            return [inlined(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        named = definitions[value["$ref"].rpartition("/")[2]] if "$ref" in value else {}
+        return {key: inlined(item) for key, item in {**named, **value}.items() if key != "$ref"}
+
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": inlined(schema)}}}}
 
 
 async def read_json(request: Request, model: type[Model], max_bytes: int) -> Model:

@@ -10,17 +10,17 @@ from starlette.responses import JSONResponse, Response
 
 from softmux.api.admission import admit
 from softmux.api.auth import principal_of, require
-from softmux.api.body import read_json
+from softmux.api.body import described, read_json
 from softmux.api.multipart import read_upload
 from softmux.api.schemas import ActivateBody
 from softmux.api.services import services_of
 from softmux.errors import SoftmuxError, VersionNotFound
+from softmux.formats.folder import ALLOWED_FILES, REQUIRED_FILES
 from softmux.registry.keyspace import check_name
 from softmux.registry.records import VersionRecord
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 
-_FILES = ("adapter_config.json", "adapter_model.safetensors", "softmux.json")
 _PART = {"type": "string", "contentMediaType": "application/octet-stream"}
 _UPLOAD = {
     "requestBody": {
@@ -29,17 +29,12 @@ _UPLOAD = {
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
-                    "properties": dict.fromkeys(
-                        ("adapter_config.json", "adapter_model.safetensors", "softmux.json"), _PART
-                    ),
-                    "required": list(_FILES[:2]),
+                    "properties": dict.fromkeys(ALLOWED_FILES, _PART),
+                    "required": list(REQUIRED_FILES),
                 }
             }
         },
     }
-}
-_ACTIVATE = {
-    "requestBody": {"required": True, "content": {"application/json": {"schema": ActivateBody.model_json_schema()}}}
 }
 _MAX_SMALL_BODY = 4096
 
@@ -132,7 +127,7 @@ async def versions(request: Request, task: str) -> dict[str, Any]:
     return {"data": [version_json(record) for record in found]}
 
 
-@router.post("/{task}/activate", openapi_extra=_ACTIVATE, summary="Make a version the active one")
+@router.post("/{task}/activate", openapi_extra=described(ActivateBody), summary="Make a version the active one")
 async def activate(request: Request, task: str) -> dict[str, Any]:
     services = services_of(request)
     tenant = require(request, "publisher").tenant

@@ -9,7 +9,7 @@ from pydantic import Field
 from starlette.responses import JSONResponse, Response
 
 from softmux.api.auth import require
-from softmux.api.body import read_json
+from softmux.api.body import described, read_json
 from softmux.api.schemas import Body
 from softmux.api.services import services_of
 from softmux.registry.keys import KeyRecord
@@ -29,10 +29,6 @@ class KeyBody(Body):
     role: Annotated[Literal["user", "publisher", "admin"], Field(description="What the key may do.")] = "user"
 
 
-def _of(model: type[Body]) -> dict[str, Any]:
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}}
-
-
 def key_json(record: KeyRecord) -> dict[str, Any]:
     return {
         "id": record.id,
@@ -50,7 +46,7 @@ async def tenants(request: Request) -> dict[str, Any]:
     return {"data": [{"name": name} for name in await services_of(request).registry.keys.tenants()]}
 
 
-@router.post("/tenants", openapi_extra=_of(TenantBody), status_code=201, summary="Create a tenant")
+@router.post("/tenants", openapi_extra=described(TenantBody), status_code=201, summary="Create a tenant")
 async def create_tenant(request: Request) -> Response:
     require(request, "admin")
     body = await read_json(request, TenantBody, _MAX_BODY)
@@ -64,7 +60,7 @@ async def keys(request: Request) -> dict[str, Any]:
     return {"data": [key_json(record) for record in await services_of(request).registry.keys.list_keys()]}
 
 
-@router.post("/keys", openapi_extra=_of(KeyBody), status_code=201, summary="Create a key; it is shown this once")
+@router.post("/keys", openapi_extra=described(KeyBody), status_code=201, summary="Create a key; it is shown this once")
 async def create_key(request: Request) -> dict[str, Any]:
     require(request, "admin")
     body = await read_json(request, KeyBody, _MAX_BODY)

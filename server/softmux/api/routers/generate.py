@@ -7,12 +7,13 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated, Any
 
 import msgspec
+import structlog
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from softmux.api import sse
 from softmux.api.auth import principal_of
-from softmux.api.body import read_json
+from softmux.api.body import described, read_json
 from softmux.api.choice import Choice, Piece, choice_json, joined
 from softmux.api.generation import Generation, Prompt
 from softmux.api.presence import ClientGone, while_present
@@ -22,14 +23,13 @@ from softmux.errors import InvalidRequest, Overloaded, SoftmuxError
 from softmux.telemetry.exposition import BARE
 from softmux.telemetry.labels import OTHER
 
+log = structlog.stdlib.get_logger(__name__)
 router = APIRouter(tags=["generate"])
 
-_BODY = {
-    "requestBody": {"required": True, "content": {"application/json": {"schema": GenerateBody.model_json_schema()}}}
-}
 
-
-@router.post("/v1/generate", openapi_extra=_BODY, summary="Generate text, for a task or with the bare model")
+@router.post(
+    "/v1/generate", openapi_extra=described(GenerateBody), summary="Generate text, for a task or with the bare model"
+)
 async def generate(request: Request, task: Annotated[str | None, Query(max_length=100)] = None) -> Response:
     services = services_of(request)
     began = time.monotonic()
@@ -39,6 +39,9 @@ async def generate(request: Request, task: Annotated[str | None, Query(max_lengt
         if services.draining:
             raise Overloaded("The server is shutting down; send the request to another one.", retry_after=5.0)
         body = await read_json(request, GenerateBody, services.settings.max_body_bytes)
+        if services.settings.log_prompts:
+            messages = [message.as_chat() for message in body.messages or ()]
+            log.info("asked", tenant=tenant, task=task, prompt=body.prompt, messages=messages, variables=body.variables)
         resolved = services.resolve(tenant, task)
         label = services.metrics.task_label(tenant, resolved.adapter.task if resolved.adapter else None)
         prompts = _prompts(services, resolved, body)

@@ -83,7 +83,41 @@ def test_a_killed_worker_is_told_within_two_seconds_and_comes_back(server: Serve
     assert server.http.get("/health/live").status_code == 200
     wait_for(lambda: server.http.get("/health/ready").status_code == 200, 60)
     assert post(server, "prompt-tuning", prompt="a", max_tokens=2).status_code == 200
-    assert "softmux_worker_restarts_total 1.0" in server.http.get("/metrics").text
+    assert restarts(server) >= 1
+
+
+def test_an_upload_whose_worker_dies_is_told_so_and_can_be_sent_again(
+    server: Served, adapters: dict[str, Path]
+) -> None:
+    before = restarts(server)
+    worker = server.worker_pid()
+    os.kill(worker, signal.SIGSTOP)  # the upload is with the worker when it dies
+    answers: list[httpx.Response] = []
+
+    def put() -> None:
+        answers.append(server.http.put("/v1/adapters/late", files=upload_parts(adapters["prompt-tuning"])))
+
+    uploading = threading.Thread(target=put)
+    uploading.start()
+    time.sleep(1)
+    assert not answers
+    os.kill(worker, signal.SIGKILL)
+    uploading.join(5)
+    assert (answers[0].status_code, answers[0].json()["error"]["code"]) == (503, "engine_down")
+    assert int(answers[0].headers["retry-after"]) >= 1
+    assert server.http.get("/v1/adapters/late").status_code == 404
+    wait_for(lambda: server.http.get("/health/ready").status_code == 200, 60)
+    assert restarts(server) == before + 1
+    put()
+    assert answers[1].status_code == 201
+    assert post(server, "late", prompt="a", max_tokens=2).status_code == 200
+    assert server.http.delete("/v1/adapters/late").status_code == 204
+
+
+def restarts(server: Served) -> float:
+    lines = server.http.get("/metrics").text.splitlines()
+    [line] = [line for line in lines if line.startswith("softmux_worker_restarts_total ")]
+    return float(line.split()[1])
 
 
 def test_a_start_publishes_folders_and_undoes_nothing_and_a_drain_ends_whole(
@@ -182,11 +216,31 @@ def test_beyond_loopback_it_starts_with_keys_alone(base: tuple[Any, Path], tmp_p
     assert refused.returncode == 1
     assert "SOFTMUX_ADMIN_KEY" in refused.stderr
     secret = "a-first-admin-key-from-outside"
-    env = {"SOFTMUX_ADMIN_KEY": secret}
+    env = {"SOFTMUX_ADMIN_KEY": secret, "SOFTMUX_LOG_PROMPTS": "true", "SOFTMUX_METRICS_NETWORKS": "127.0.0.0/8"}
     with Served(base[1], tmp_path / "b", "--host", "0.0.0.0", env=env, key=secret) as server:
         assert server.http.get("/v1/model").status_code == 200
         assert httpx.get(f"{server.url}/v1/model").status_code == 401
+        assert "softmux_worker_up" in httpx.get(f"{server.url}/metrics").text  # from an allowed network
+        assert post(server, prompt="an open wish", max_tokens=1).status_code == 200
+        assert "an open wish" in server.log.read_text()  # asked for
         assert secret not in server.log.read_text()
+
+
+def test_a_key_file_that_holds_no_key_ends_the_start_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text("\n")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "short").write_text("short")
+    serve = ("serve", "--model", "x", "--host", "0.0.0.0", "--port", "0", "--data", str(tmp_path / "data"))
+    for name, reason in (
+        ("missing", "No such file"),
+        ("binary", "is not text"),
+        ("empty", "without keys"),
+        ("short", "at least 16"),
+    ):
+        ran = softmux(*serve, "--admin-key-file", str(tmp_path / name))
+        assert ran.returncode == 1
+        assert reason in ran.stderr
+        assert "Traceback" not in ran.stderr
 
 
 def test_what_cannot_be_served_ends_the_start_with_the_reason(tmp_path: Path) -> None:
@@ -207,7 +261,9 @@ def test_without_its_registry_it_goes_on_generating_and_refuses_changes(base: tu
     redis = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         wait_for(lambda: Path(path).exists(), 10)
-        with Served(base[1], tmp_path / "data", "--redis", f"unix://{path}") as server:
+        (tmp_path / "key").write_text("an-admin-key-from-a-file\n")
+        options = ("--redis", f"unix://{path}", "--admin-key-file", str(tmp_path / "key"))
+        with Served(base[1], tmp_path / "data", *options, key="an-admin-key-from-a-file") as server:
             parts = upload_parts(adapters["prompt-tuning"])
             assert server.http.put("/v1/adapters/mine", files=parts).status_code == 201
             expected = post(server, "mine", prompt="a", max_tokens=4).json()["choices"]
@@ -219,6 +275,7 @@ def test_without_its_registry_it_goes_on_generating_and_refuses_changes(base: tu
             assert "retry-after" in response.headers
             assert time.monotonic() - began < 2
             assert post(server, "mine", prompt="a", max_tokens=4).json()["choices"] == expected
+            assert post(server, "mine", key="sk-wrong", prompt="a").status_code == 401
             assert server.http.get("/health/ready").status_code == 200
     finally:
         redis.kill()

@@ -87,6 +87,6 @@ def parse_networks(text: str) -> Sequence[ipaddress.IPv4Network | ipaddress.IPv6
 def _bearer(scope: Scope) -> str | None:
     for name, value in scope["headers"]:
         if name == b"authorization":
-            scheme, _, secret = value.decode("latin-1").partition(" ")
+            scheme, _, secret = value.decode("utf-8", errors="replace").partition(" ")
             return secret.strip() if scheme.lower() == "bearer" else None
     return None

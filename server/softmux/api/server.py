@@ -90,6 +90,8 @@ class Server:
                 secret = await asyncio.to_thread(settings.admin_key_file.read_text)
             except OSError as error:
                 raise RefusedToStart(f"the admin key's file {settings.admin_key_file}: {error.strerror}") from None
+            except UnicodeDecodeError:
+                raise RefusedToStart(f"the admin key's file {settings.admin_key_file} is not text") from None
         if secret is not None and secret.strip():
             await registry.keys.ensure_admin_key(secret.strip())
         await registry.follow()

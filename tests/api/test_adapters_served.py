@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,56 @@ def test_versions_are_uploaded_activated_rolled_back_and_deleted(
     assert server.http.get(f"/v1/adapters/{task}").status_code == 404
     assert server.http.delete(f"/v1/adapters/{task}").json()["error"]["code"] == "task_not_found"
     assert put(server, task, upload_parts(other)).json()["version"] == 3
+
+
+def test_a_reply_names_the_version_that_made_it_while_the_name_moves(
+    server: Served, task: str, adapters: dict[str, Path], other: Path
+) -> None:
+    put(server, task, upload_parts(adapters["prompt-tuning"]))
+    put(server, task, upload_parts(other))
+    body = {"prompt": "a film", "max_tokens": 8, "ignore_eos": True}
+    expected = {number: text(server, f"{task}@{number}") for number in (1, 2)}
+    assert expected[1] != expected[2]
+    done = threading.Event()
+
+    def move() -> None:
+        with httpx.Client(base_url=server.url) as http:
+            while not done.is_set():
+                for number in (1, 2):
+                    http.post(f"/v1/adapters/{task}/activate", json={"version": number})
+
+    moving = threading.Thread(target=move)
+    moving.start()
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            asked = [pool.submit(server.http.post, "/v1/generate", params={"task": task}, json=body) for _ in range(60)]
+            replies = [reply.result().json() for reply in asked]
+    finally:
+        done.set()
+        moving.join()
+    assert {reply["adapter"]["version"] for reply in replies} == {1, 2}
+    for reply in replies:
+        assert reply["choices"][0]["text"] == expected[reply["adapter"]["version"]]
+
+
+def test_a_request_ends_on_its_version_though_the_task_is_deleted(
+    server: Served, task: str, adapters: dict[str, Path]
+) -> None:
+    put(server, task, upload_parts(adapters["prompt-tuning"]))
+    body = {"prompt": "a film", "max_tokens": 300, "ignore_eos": True}
+    expected = server.http.post("/v1/generate", params={"task": task}, json=body).json()["choices"][0]["text"]
+    pieces = []
+    with server.http.stream("POST", "/v1/generate", params={"task": task}, json={**body, "stream": True}) as response:
+        for line in response.iter_lines():
+            if not pieces:
+                with httpx.Client(base_url=server.url) as http:
+                    assert http.delete(f"/v1/adapters/{task}").status_code == 204
+                    gone = http.post("/v1/generate", params={"task": task}, json=body)
+                    assert (gone.status_code, gone.json()["error"]["code"]) == (404, "task_not_found")
+            if line.startswith("data: {"):
+                pieces.append(json.loads(line.removeprefix("data: ")))
+    assert "".join(piece["choices"][0]["text"] for piece in pieces) == expected
+    assert pieces[-1]["usage"]["completion_tokens"] == 300
 
 
 def test_a_file_comes_back_byte_for_byte(server: Served, adapters: dict[str, Path]) -> None:

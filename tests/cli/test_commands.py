@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,10 @@ def test_a_folder_is_inspected_without_any_server(adapters: dict[str, Path], tmp
     assert (facts["virtual_tokens"], facts["parameters"]) == (5, 240)
     assert facts["tensors"] == {"prompt_embeddings": [5, 48]}
     assert facts["bytes"] == sum(facts["files"].values())
+    odd = shutil.copytree(adapters["prompt-tuning"], tmp_path / "odd")
+    (odd / "softmux.json").write_text("{not JSON")
+    refused = run("inspect", str(odd))
+    assert (refused.exit_code, "softmux.json can't be read" in refused.output) == (1, True)
     nothing = run("inspect", str(tmp_path))
     assert (nothing.exit_code, "lacks adapter_config.json" in nothing.output) == (1, True)
 

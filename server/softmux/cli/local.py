@@ -20,15 +20,12 @@ def inspect(
     """Say what an adapter's folder holds: method, virtual tokens, parameters, bytes. Nothing of it is run."""
     from softmux.formats.config import CONFIG_FILE
     from softmux.formats.folder import load_folder
+    from softmux.formats.json_file import read_object
+    from softmux.formats.softmux_json import SOFTMUX_FILE
     from softmux.formats.tensors import WEIGHTS_FILE, read_safetensors
 
     files = load_folder(folder)
-    try:
-        config = json.loads(files[CONFIG_FILE])
-    except ValueError as error:
-        fail(f"it is not valid JSON: {error}", CONFIG_FILE)
-    if not isinstance(config, dict):
-        fail("it is not a JSON object", CONFIG_FILE)
+    config = read_object(files[CONFIG_FILE], CONFIG_FILE)
     tensors = read_safetensors(files[WEIGHTS_FILE])
     found = {
         "folder": str(folder),
@@ -38,7 +35,7 @@ def inspect(
         "bytes": sum(len(data) for data in files.values()),
         "base": config.get("base_model_name_or_path"),
         "task_type": config.get("task_type"),
-        "softmux_json": json.loads(files["softmux.json"]) if "softmux.json" in files else None,
+        "softmux_json": read_object(files[SOFTMUX_FILE], SOFTMUX_FILE) if SOFTMUX_FILE in files else None,
         "tensors": {name: list(tensor.shape) for name, tensor in tensors.items()},
         "files": {name: len(data) for name, data in files.items()},
     }

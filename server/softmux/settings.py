@@ -31,12 +31,14 @@ class Settings(BaseSettings):
     max_step_tokens: int = Field(default=2048, ge=16, description="Token budget of a step (chunked prefill).")
     max_waiting: int = Field(default=4096, ge=1, description="Sequences waiting at most; beyond it 503 overloaded.")
     kv_tokens: int | None = Field(
-        default=None, ge=64, description="Tokens the KV pool holds. Default: by memory (CUDA), or 32,768 (CPU)."
+        default=None,
+        ge=64,
+        description="Tokens the KV pool holds. Default: by memory (CUDA), or up to 32,768 in 2 GiB (CPU).",
     )
     kv_memory_fraction: float = Field(default=0.9, gt=0, le=1, description="Share of GPU memory used in all.")
     context_length: int | None = Field(default=None, ge=16, description="Caps the model's own context length.")
     group_by_adapter: bool = Field(
-        default=True, description="Prefer waiting rows whose adapter is already in the step."
+        default=True, description="Let up to 8 waiting rows of one adapter in together, before the next adapter's turn."
     )
     host_cache_bytes: int = Field(default=2 << 30, ge=0, description="Host tier for adapters and compiled KV, bytes.")
     disk_cache_bytes: int = Field(default=20 << 30, ge=0, description="Disk tier for adapters and compiled KV, bytes.")

@@ -78,9 +78,14 @@ class PackedModel:
                     f"--model {model}: no such folder, and not to be had from the hub: {error}"
                 ) from error
         try:
-            config = AutoConfig.from_pretrained(folder)
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             module = AutoModelForCausalLM.from_pretrained(
-                folder, config=config, dtype=dtype, use_safetensors=True, attn_implementation="eager"
+                folder,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                attn_implementation="eager",
             ).to(device)
         except Exception as error:
             raise SelfTestFailed(f"{model} cannot be loaded as a causal language model: {error}") from error

@@ -43,7 +43,6 @@ class Generate(_Message, frozen=True, kw_only=True):
     adapter: AdapterRef | None = None
     sample: int = 0
     deadline: float | None = None
-    priority: int = 0
 
 
 class Abort(_Message, frozen=True, kw_only=True):

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from starlette.requests import Request
+from starlette.types import Message
 
+from softmux.api import body as body_module
 from softmux.api.errors import invalid
+from softmux.api.multipart import read_upload
 from softmux.api.schemas import GenerateBody
-from softmux.errors import SoftmuxError
+from softmux.errors import BadRequest, DeadlineExceeded, SoftmuxError
 
 
 def refused(body: bytes) -> SoftmuxError:
@@ -55,3 +61,31 @@ def test_a_body_of_many_errors_is_refused_at_once(item: Any, around: str, param:
     error = refused((around % inside).encode())
     assert time.monotonic() - began < 1
     assert (error.status, error.code, error.param) == (422, "invalid_request", param)
+
+
+def request_of(receive: Callable[[], Awaitable[Message]], kind: bytes) -> Request:
+    return Request({"type": "http", "method": "POST", "path": "/", "headers": [(b"content-type", kind)]}, receive)
+
+
+@pytest.mark.parametrize("upload", [False, True])
+def test_a_body_that_stops_coming_or_is_cut_off_is_given_up(monkeypatch: pytest.MonkeyPatch, upload: bool) -> None:
+    monkeypatch.setattr(body_module, "_SILENT_SECONDS", 0.05)
+
+    async def read(then: Message | None) -> None:
+        sent = iter([{"type": "http.request", "body": b"--b\r\n", "more_body": True}, *([then] if then else [])])
+
+        async def receive() -> Message:
+            for message in sent:
+                return message
+            await asyncio.sleep(60)
+            raise AssertionError("nobody waits so long")
+
+        if upload:
+            await read_upload(request_of(receive, b"multipart/form-data; boundary=b"), 1000)
+        else:
+            await body_module.read_bytes(request_of(receive, b"application/json"), 1000)
+
+    with pytest.raises(DeadlineExceeded, match="Nothing more of the body"):
+        asyncio.run(asyncio.wait_for(read(None), 5))
+    with pytest.raises(BadRequest, match="connection ended"):
+        asyncio.run(asyncio.wait_for(read({"type": "http.disconnect"}), 5))

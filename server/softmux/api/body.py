@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from softmux.api.errors import invalid
-from softmux.errors import BadRequest, TooLarge, UnsupportedMediaType
+from softmux.errors import BadRequest, DeadlineExceeded, TooLarge, UnsupportedMediaType
 
 Model = TypeVar("Model", bound=BaseModel)
+
+_SILENT_SECONDS = 30.0
+"""How long a client may send nothing of a body it has begun."""
 
 
 def described(model: type[BaseModel]) -> dict[str, Any]:
@@ -33,7 +38,8 @@ def described(model: type[BaseModel]) -> dict[str, Any]:
 
 
 async def read_json(request: Request, model: type[Model], max_bytes: int) -> Model:
-    """The body as `model`. Raises `UnsupportedMediaType`, `TooLarge`, `BadRequest` (no JSON) or `InvalidRequest`."""
+    """The body as `model`. Raises `UnsupportedMediaType`, `BadRequest` (no JSON), `InvalidRequest`, or as
+    `body_chunks` does."""
     said = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if said != "application/json" and not said.endswith("+json"):
         raise UnsupportedMediaType("Send the body as JSON, with the header content-type: application/json.")
@@ -45,19 +51,33 @@ async def read_json(request: Request, model: type[Model], max_bytes: int) -> Mod
 
 
 async def read_bytes(request: Request, max_bytes: int) -> bytes:
-    """The whole body. Raises `TooLarge` as soon as it is known to be longer than `max_bytes`."""
+    """The whole body. Raises as `body_chunks` does."""
+    return b"".join([chunk async for chunk in body_chunks(request, max_bytes)])
+
+
+async def body_chunks(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
+    """The body as it comes. Raises `TooLarge` as soon as it is known to be longer than `max_bytes`, `BadRequest` where
+    the connection ends before it, `DeadlineExceeded` where nothing more comes: what waits for it must not be held up.
+    """
     too_large = TooLarge(f"The body is larger than the {max_bytes:,} bytes this server takes; send less at once.")
     length = request.headers.get("content-length", "")
     if length.isascii() and length.isdigit() and int(length[:20]) > max_bytes:
         raise too_large
-    chunks: list[bytes] = []
     size = 0
+    stream = request.stream()
     try:
-        async for chunk in request.stream():
+        while True:
+            async with asyncio.timeout(_SILENT_SECONDS):
+                chunk = await anext(stream, None)
+            if chunk is None:
+                return
             size += len(chunk)
             if size > max_bytes:
                 raise too_large
-            chunks.append(chunk)
+            yield chunk
+    except TimeoutError:
+        raise DeadlineExceeded(
+            f"Nothing more of the body has come for {_SILENT_SECONDS:.0f} s; send it again, without a pause."
+        ) from None
     except ClientDisconnect:
         raise BadRequest("The connection ended before the body did.") from None
-    return b"".join(chunks)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
-from softmux.errors import BadRequest, InvalidAdapter, TooLarge, UnsupportedMediaType
+from softmux.api.body import body_chunks
+from softmux.errors import BadRequest, InvalidAdapter, UnsupportedMediaType
 
 _MOST_PARTS = 16
 _LONGEST_HEADERS = 8 << 10
@@ -66,18 +67,14 @@ class _Parts:
 
 
 async def read_upload(request: Request, max_bytes: int) -> dict[str, bytes]:
-    """The body's parts, by name. Raises `UnsupportedMediaType`, `BadRequest` (no multipart), `TooLarge`, or
-    `InvalidAdapter` for a part sent twice."""
+    """The body's parts, by name. Raises `UnsupportedMediaType`, `BadRequest` (no multipart), `InvalidAdapter` for a
+    part sent twice, or as `body_chunks` does."""
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     if kind != b"multipart/form-data":
         raise UnsupportedMediaType("Send the adapter's files as multipart/form-data, one part for each file.")
     boundary = options.get(b"boundary", b"")
     if not 0 < len(boundary) <= 200:
         raise BadRequest("The multipart body has no usable boundary; let your HTTP client write the header.")
-    too_large = TooLarge(f"The upload is larger than the {max_bytes:,} bytes this server takes.")
-    length = request.headers.get("content-length", "")
-    if length.isascii() and length.isdigit() and int(length[:20]) > max_bytes:
-        raise too_large
     parts = _Parts()
     parser = MultipartParser(
         boundary,
@@ -91,19 +88,13 @@ async def read_upload(request: Request, max_bytes: int) -> dict[str, bytes]:
             "on_end": parts.end,
         },
     )
-    size = 0
     try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > max_bytes:
-                raise too_large
+        async for chunk in body_chunks(request, max_bytes):
             if chunk:
                 parser.write(chunk)
         parser.finalize()
     except MultipartParseError as error:
         raise BadRequest(f"The body is not valid multipart/form-data: {str(error)[:200]}.") from None
-    except ClientDisconnect:
-        raise BadRequest("The connection ended before the body did.") from None
     if not parts.ended:
         raise BadRequest("The multipart body ends before its last boundary; send it whole.")
     return {name: bytes(data) for name, data in parts.files.items()}

@@ -11,7 +11,6 @@ from softmux.engine.attention.base import AttentionBackend
 from softmux.engine.attention.torch_sdpa import TorchAttention
 from softmux.engine.runner import ModelRunner
 from softmux.engine.selftest import self_test
-from softmux.errors import SelfTestFailed
 from softmux.types import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -38,32 +37,37 @@ def prove(runner: ModelRunner, spec: ModelSpec) -> None:
     from softmux.engine.attention.triton_paged import TritonAttention
     from softmux.engine.fused import FusedDecoder
     from softmux.engine.graphs import DecodeGraphs
+    from softmux.engine.kernels.argmax import argmax
+    from softmux.engine.products import Products
 
     assert isinstance(runner.backend, TritonAttention)
-    fused = FusedDecoder.of(runner.model, runner.pool, runner.backend)
+    products = Products()
+    fused = FusedDecoder.of(runner.model, runner.pool, runner.backend, products)
     if fused is None:
         log.info("%s runs as transformers wrote it: no fused layers are known for it", spec.architecture)
         return
     runner.fused = fused
     try:
+        products.measure(fused.weights)
         self_test(runner, spec)
-    except SelfTestFailed as error:
-        log.warning("fused layers are left out: %s", error.message)
+    except Exception as error:
+        log.warning("fused layers are left out: %s", error)
         runner.fused = None
         return
     graphs = DecodeGraphs(
         lambda embeddings, positions, slots: fused.forward(embeddings, positions, slots, None),
         runner.model.embedding,
         runner.backend,
+        argmax,
         table=runner.table,
         last_tokens=runner.last_tokens,
         spare_slot=runner.pool.spare,
         max_rows=runner.max_rows,
     )
-    graphs.capture()
-    runner.graphs = graphs
     try:
+        graphs.capture()
+        runner.graphs = graphs
         self_test(runner, spec)
-    except SelfTestFailed as error:
-        log.warning("CUDA graphs are left out: %s", error.message)
+    except Exception as error:
+        log.warning("CUDA graphs are left out: %s", error)
         runner.graphs = None

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from softmux.engine.attention.triton_paged import TritonAttention
@@ -71,10 +70,14 @@ class FusedDecoder:
         self._rotation = _rotation(decoder.rotary_emb, model)
         self._scaling = float(decoder.layers[0].self_attn.scaling)
 
+    @property
+    def weights(self) -> list[torch.Tensor]:
+        """Every matrix of the step, in the order in which it reads them."""
+        each = [weight for layer in self._layers for weight in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+        return [*each, self._head]
+
     @classmethod
-    def of(
-        cls, model: PackedModel, pool: KVPool, attention: TritonAttention, linear: Linear = F.linear
-    ) -> FusedDecoder | None:
+    def of(cls, model: PackedModel, pool: KVPool, attention: TritonAttention, linear: Linear) -> FusedDecoder | None:
         config: Any = model.text_config
         if model.architecture not in _KNOWN or config.hidden_act != "silu" or getattr(config, "mlp_bias", False):
             return None

@@ -44,7 +44,8 @@ class DecodeGraphs:
     """`replay` pads a step to the next size. Padding rows use the table's last row and the pool's spare slot, so they
     read and write nobody's KV.
 
-    `forward(embeddings, positions, slots) → logits` is the model; `table` and `last_tokens` are the runner's.
+    `forward(embeddings, positions, slots) → logits` is the model, `argmax(logits) → tokens` chooses greedily (−1 where
+    a row is not finite); `table` and `last_tokens` are the runner's.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class DecodeGraphs:
         forward: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
         embedding: Callable[[torch.Tensor], torch.Tensor],
         attention: TritonAttention,
+        argmax: Callable[[torch.Tensor], torch.Tensor],
         *,
         table: torch.Tensor,
         last_tokens: torch.Tensor,
@@ -61,6 +63,7 @@ class DecodeGraphs:
         self._forward = forward
         self._embedding = embedding
         self._attention = attention
+        self._argmax = argmax
         self._table = table
         self._last_tokens = last_tokens
         self._padding = (0, table.shape[0] - 1, 0, spare_slot)
@@ -100,8 +103,7 @@ class DecodeGraphs:
         splits = self._attention.splits(inputs.shape[1])
         self._attention.begin_decode(DecodeRows(self._table, rows, positions, slots, splits))
         logits = self._forward(self._embedding(tokens), positions, slots)
-        highest, chosen = logits.max(-1)
-        chosen = torch.where(highest.isfinite(), chosen, -1)
+        chosen = self._argmax(logits)
         self._last_tokens.index_copy_(0, at_rows, chosen.clamp(min=0))
         return logits, chosen
 

@@ -13,6 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
+from softmux.engine.kernels.launch import follows, pdl_options
+
 _LOG2E = 1.4426950408889634
 
 
@@ -32,8 +34,9 @@ def _decode(
     q_ptr, keys_ptr, values_ptr, table_ptr, rows_ptr, positions_ptr, out_ptr, partial_ptr, lse_ptr,
     scale, softcap, window, heads, kv_heads, table_stride, splits,
     GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, BLOCK: tl.constexpr,
-    SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, SPLIT: tl.constexpr,
+    SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, SPLIT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    follows(PDL)
     at = tl.program_id(0)
     kv_head = tl.program_id(1)
     split = tl.program_id(2)
@@ -82,7 +85,10 @@ def _decode(
 
 
 @triton.jit
-def _merge(partial_ptr, lse_ptr, out_ptr, splits, D: tl.constexpr, D_PAD: tl.constexpr, SPLITS: tl.constexpr):
+def _merge(
+    partial_ptr, lse_ptr, out_ptr, splits, D: tl.constexpr, D_PAD: tl.constexpr, SPLITS: tl.constexpr, PDL: tl.constexpr
+):
+    follows(PDL)
     at = tl.program_id(0)
     s = tl.arange(0, SPLITS)
     d = tl.arange(0, D_PAD)
@@ -184,10 +190,19 @@ def decode(
         scaling, softcap or 1.0, window or 0, heads, kv_heads, table.stride(0), splits,
         GROUP=group, GROUP_PAD=max(16, triton.next_power_of_2(group)), D=width, D_PAD=wide, BLOCK=block,
         SOFTCAP=softcap is not None, WINDOW=window is not None, SPLIT=splits > 1, num_warps=4, num_stages=3,
+        **pdl_options(query),
     )  # fmt: skip
     if splits > 1:
         _merge[(count * heads,)](
-            partial, lse, out, splits, D=width, D_PAD=wide, SPLITS=triton.next_power_of_2(splits), num_warps=2
+            partial,
+            lse,
+            out,
+            splits,
+            D=width,
+            D_PAD=wide,
+            SPLITS=triton.next_power_of_2(splits),
+            num_warps=2,
+            **pdl_options(query),
         )
 
 

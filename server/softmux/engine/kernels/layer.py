@@ -6,9 +6,14 @@ import torch
 import triton
 import triton.language as tl
 
+from softmux.engine.kernels.launch import follows, pdl_options
+
 
 @triton.jit
-def _add_norm(x_ptr, residual_ptr, weight_ptr, out_ptr, width, eps, ADD: tl.constexpr, BLOCK: tl.constexpr):
+def _add_norm(
+    x_ptr, residual_ptr, weight_ptr, out_ptr, width, eps, ADD: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
+):
+    follows(PDL)
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     live = at < width
@@ -29,8 +34,9 @@ def add_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps:
     tokens, width = x.shape
     block = triton.next_power_of_2(width)
     _add_norm[(tokens,)](
-        x, residual, weight, out, width, eps, ADD=add, BLOCK=block, num_warps=min(16, max(1, block // 512))
-    )
+        x, residual, weight, out, width, eps, ADD=add, BLOCK=block, num_warps=min(16, max(1, block // 512)),
+        **pdl_options(x),
+    )  # fmt: skip
     return out
 
 
@@ -38,7 +44,9 @@ def add_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps:
 def _rope_write(
     qkv_ptr, q_ptr, keys_ptr, values_ptr, cos_ptr, sin_ptr, positions_ptr, slots_ptr, q_norm_ptr, k_norm_ptr, eps,
     heads, kv_heads, stride, D: tl.constexpr, HALF: tl.constexpr, NORM: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
+    follows(PDL)
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     d = tl.arange(0, HALF)
@@ -91,13 +99,14 @@ def rope_write(
     q_norm, k_norm = norms if norms is not None else (qkv, qkv)
     _rope_write[(tokens, heads + 2 * kv_heads)](
         qkv, query, keys, values, *rotation, positions, slots, q_norm, k_norm, eps, heads, kv_heads, qkv.stride(0),
-        D=width, HALF=triton.next_power_of_2(width // 2), NORM=norms is not None, num_warps=1,
+        D=width, HALF=triton.next_power_of_2(width // 2), NORM=norms is not None, num_warps=1, **pdl_options(qkv),
     )  # fmt: skip
     return query
 
 
 @triton.jit
-def _silu_mul(x_ptr, out_ptr, width, BLOCK: tl.constexpr):
+def _silu_mul(x_ptr, out_ptr, width, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    follows(PDL)
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     live = at < width
@@ -112,5 +121,7 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
     """`[tokens, 2·inner]` → silu(first half)·second half, `[tokens, inner]`."""
     tokens, twice = gate_up.shape
     out = torch.empty((tokens, twice // 2), dtype=gate_up.dtype, device=gate_up.device)
-    _silu_mul[(tokens, triton.cdiv(twice // 2, 1024))](gate_up, out, twice // 2, BLOCK=1024, num_warps=4)
+    _silu_mul[(tokens, triton.cdiv(twice // 2, 1024))](
+        gate_up, out, twice // 2, BLOCK=1024, num_warps=4, **pdl_options(gate_up)
+    )
     return out

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from triton.language.extra import cuda as tl_cuda
+
+from softmux.engine.kernels.launch import follows, pdl_options
 
 
 @triton.jit
@@ -22,39 +23,27 @@ def _stream(
     live = o < outputs
     place = weight_ptr + o.to(tl.int64)[:, None] * width + k[None, :]
     w = tl.load(place, mask=live[:, None] & (k < width)[None, :], other=0.0)
-    if PDL:
-        tl_cuda.gdc_launch_dependents()
-        tl_cuda.gdc_wait()
-    acc0 = tl.zeros([OUT, BLOCK], tl.float32)
-    acc1 = tl.zeros([OUT, BLOCK], tl.float32)
-    acc2 = tl.zeros([OUT, BLOCK], tl.float32)
-    acc3 = tl.zeros([OUT, BLOCK], tl.float32)
+    follows(PDL)  # the first weights are on their way by now
+    first = tl.zeros([OUT, BLOCK], tl.float32)
+    second = tl.zeros([OUT, BLOCK], tl.float32)
     for at in range(0, width, BLOCK):
         if at > 0:
             w = tl.load(place + at, mask=live[:, None] & (at + k < width)[None, :], other=0.0)
         wide = w.to(tl.float32)
         inside = at + k < width
-        acc0 += wide * tl.load(x_ptr + at + k, mask=inside, other=0.0).to(tl.float32)[None, :]
+        first += wide * tl.load(x_ptr + at + k, mask=inside, other=0.0).to(tl.float32)[None, :]
         if ROWS > 1:
-            acc1 += wide * tl.load(x_ptr + width + at + k, mask=inside, other=0.0).to(tl.float32)[None, :]
-        if ROWS > 2:
-            acc2 += wide * tl.load(x_ptr + 2 * width + at + k, mask=inside, other=0.0).to(tl.float32)[None, :]
-        if ROWS > 3:
-            acc3 += wide * tl.load(x_ptr + 3 * width + at + k, mask=inside, other=0.0).to(tl.float32)[None, :]
+            second += wide * tl.load(x_ptr + width + at + k, mask=inside, other=0.0).to(tl.float32)[None, :]
     bias = tl.zeros([OUT], tl.float32)
     if BIAS:
         bias = tl.load(bias_ptr + o, mask=live, other=0.0).to(tl.float32)
     kind = out_ptr.dtype.element_ty
-    tl.store(out_ptr + o, (tl.sum(acc0, 1) + bias).to(kind), mask=live)
+    tl.store(out_ptr + o, (tl.sum(first, 1) + bias).to(kind), mask=live)
     if ROWS > 1:
-        tl.store(out_ptr + outputs + o, (tl.sum(acc1, 1) + bias).to(kind), mask=live)
-    if ROWS > 2:
-        tl.store(out_ptr + 2 * outputs + o, (tl.sum(acc2, 1) + bias).to(kind), mask=live)
-    if ROWS > 3:
-        tl.store(out_ptr + 3 * outputs + o, (tl.sum(acc3, 1) + bias).to(kind), mask=live)
+        tl.store(out_ptr + outputs + o, (tl.sum(second, 1) + bias).to(kind), mask=live)
 
 
-STREAM_ROWS = 4
+STREAM_ROWS = 2
 
 
 def stream(
@@ -63,17 +52,15 @@ def stream(
     bias: torch.Tensor | None = None,
     *,
     outputs_each: int = 8,
-    pdl: bool = False,
 ) -> torch.Tensor:
-    """`x [rows ≤ 4, in]`, `weight [out, in]` contiguous → `[rows, out]`. `outputs_each` output rows a program."""
+    """`x [rows ≤ 2, in]`, `weight [out, in]` contiguous → `[rows, out]`. `outputs_each` output rows a program (a power
+    of two)."""
     rows, width = x.shape
     outputs = weight.shape[0]
     out = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
     block = min(1024, triton.next_power_of_2(width))
-    each = outputs_each if rows == 1 else max(2, outputs_each // rows)
-    extra = {"launch_pdl": True} if pdl else {}
-    _stream[(triton.cdiv(outputs, each),)](
+    _stream[(triton.cdiv(outputs, outputs_each),)](
         x, weight, bias if bias is not None else x, out, width, outputs,
-        ROWS=rows, OUT=each, BLOCK=block, BIAS=bias is not None, PDL=pdl, num_warps=8, num_stages=3, **extra,
+        ROWS=rows, OUT=outputs_each, BLOCK=block, BIAS=bias is not None, num_warps=8, num_stages=3, **pdl_options(x),
     )  # fmt: skip
     return out

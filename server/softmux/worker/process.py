@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -79,6 +80,8 @@ class Worker:
 
     def run(self) -> None:
         parent = os.getppid()
+        gc.collect()
+        gc.freeze()  # the model and the pools live as long as the process: no collection need walk them again
         signal.signal(signal.SIGTERM, self.stop)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle: it drains, then ends us
         told = 0.0

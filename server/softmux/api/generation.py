@@ -15,14 +15,12 @@ from typing import Any
 from softmux.api.choice import Choice, Piece, joined
 from softmux.api.schemas import Sampling
 from softmux.api.services import Resolved, Services
+from softmux.api.tokenizer import LONG_TEXT
 from softmux.errors import ContextTooLong, InternalError, InvalidRequest
 from softmux.formats.layout import lay_out
 from softmux.types import Output, SamplingParams
 from softmux.worker.channel import Channel, SequenceFailed
 from softmux.worker.messages import Generate
-
-_THREAD_FROM = 20_000
-"""Characters from which on tokenizing is worth a thread of its own."""
 
 Prompt = str | list[int] | None
 
@@ -224,6 +222,6 @@ async def _laid_out(
         ]
 
     texts = [prompt for prompt in prompts if isinstance(prompt, str)] + list((variables or {}).values())
-    if sum(map(len, texts)) > _THREAD_FROM:
+    if sum(map(len, texts)) >= LONG_TEXT:
         return await asyncio.to_thread(all_of_them)
     return all_of_them()

@@ -14,6 +14,9 @@ from softmux.api.detokenize import ByteLevelDetokenizer, ByteTable, Detokenizer,
 from softmux.api.tokenizer_export import ExportedTokenizer
 from softmux.errors import InternalError, InvalidRequest
 
+LONG_TEXT = 20_000
+"""Characters from which on tokenizing is worth a thread of its own."""
+
 
 class Tokenizer:
     """An `Encoder` of `softmux.formats.layout`, and the detokenizers that go with it. Safe to use from threads."""
@@ -65,7 +68,11 @@ class Tokenizer:
                 f"This model has no tokenizer that the server can run ({self._why_none}); send token ids.",
                 param="prompt",
             )
-        ids: list[int] = self._fast.encode(text, add_special_tokens=add_special_tokens).ids
+        if len(text) < LONG_TEXT:
+            encoding = self._fast.encode(text, add_special_tokens=add_special_tokens)
+        else:  # unlike `encode`, it lets other threads run meanwhile
+            [encoding] = self._fast.encode_batch([text], add_special_tokens=add_special_tokens)
+        ids: list[int] = encoding.ids
         return ids
 
     def render_chat(self, messages: list[dict[str, Any]]) -> list[int]:

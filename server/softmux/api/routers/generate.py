@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated, Any
@@ -19,6 +20,7 @@ from softmux.api.generation import Generation, Prompt
 from softmux.api.presence import ClientGone, while_present
 from softmux.api.schemas import GenerateBody
 from softmux.api.services import Resolved, Services, services_of
+from softmux.api.tokenizer import LONG_TEXT
 from softmux.errors import InvalidRequest, Overloaded, SoftmuxError
 from softmux.telemetry.exposition import BARE
 from softmux.telemetry.labels import OTHER
@@ -44,7 +46,7 @@ async def generate(request: Request, task: Annotated[str | None, Query(max_lengt
             log.info("asked", tenant=tenant, task=task, prompt=body.prompt, messages=messages, variables=body.variables)
         resolved = services.resolve(tenant, task)
         label = services.metrics.task_label(tenant, resolved.adapter.task if resolved.adapter else None)
-        prompts = _prompts(services, resolved, body)
+        prompts = await _prompts(services, resolved, body)
         generation = await Generation.start(services, resolved, body, prompts, body.variables, label=label)
     except SoftmuxError as error:
         services.metrics.request(label, error.code, time.monotonic() - began)
@@ -66,14 +68,17 @@ async def generate(request: Request, task: Annotated[str | None, Query(max_lengt
         services.metrics.request(label, outcome, time.monotonic() - began)
 
 
-def _prompts(services: Services, resolved: Resolved, body: GenerateBody) -> Sequence[Prompt]:
+async def _prompts(services: Services, resolved: Resolved, body: GenerateBody) -> Sequence[Prompt]:
     """The prompts of the request, each a string, ids, or None where variables say it all."""
     if body.messages is not None:
         if body.prompt is not None:
             raise InvalidRequest("Send prompt or messages, not both.", param="prompt")
         if resolved.layout.template is not None:
             raise InvalidRequest("This task has a template; send variables instead of messages.", param="messages")
-        return [services.encoder().render_chat([message.as_chat() for message in body.messages])]
+        chat, encoder = [message.as_chat() for message in body.messages], services.encoder()
+        if sum(len(turn["content"]) for turn in chat) >= LONG_TEXT:
+            return [await asyncio.to_thread(encoder.render_chat, chat)]
+        return [encoder.render_chat(chat)]
     if isinstance(body.prompt, list):
         if not body.prompt:
             raise InvalidRequest("The prompt is an empty list; give it at least one token or text.", param="prompt")

@@ -47,5 +47,8 @@ class Settings(BaseSettings):
 
     max_upload_bytes: int = Field(default=256 << 20, ge=1024, description="One adapter upload at most.")
     max_body_bytes: int = Field(default=4 << 20, ge=1024, description="One JSON body at most.")
+    drain_seconds: float = Field(
+        default=300.0, ge=0, description="After SIGTERM, running requests may take this long to end; seconds."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Log verbosity.")
     log_prompts: bool = Field(default=False, description="Write prompts to the log (off: never).")

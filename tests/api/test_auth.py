@@ -61,6 +61,23 @@ def test_a_key_an_open_path_or_a_network_for_metrics(
         assert response.json()["error"]["code"] == "unauthorized"
 
 
+@pytest.mark.parametrize(("site", "status"), [("cross-site", 403), ("same-origin", 200), (None, 200)])
+def test_a_page_of_another_site_does_not_drive_a_server_without_keys(
+    tmp_path: Path, site: str | None, status: int
+) -> None:
+    async def ask() -> int:
+        registry = await Registry.open(None, tmp_path)
+        try:
+            transport = httpx.ASGITransport(Gate(_shows_who, registry.keys))
+            headers = {} if site is None else {"sec-fetch-site": site}
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+                return (await http.post("/v1/keys", headers=headers)).status_code
+        finally:
+            await registry.close()
+
+    assert asyncio.run(ask()) == status
+
+
 def test_a_network_that_is_none_is_named() -> None:
     with pytest.raises(ValueError, match=r"10\.0\.0\.0/40"):
         parse_networks("127.0.0.0/8 10.0.0.0/40")

@@ -310,6 +310,18 @@ def test_a_model_without_a_tokenizer_is_served_by_ids_and_a_second_signal_ends_a
         wait_for(lambda: not _alive(worker), 10)
 
 
+def test_a_drain_has_an_end(base: tuple[Any, Path], tmp_path: Path) -> None:
+    with Served(base[1], tmp_path / "data", "--drain-seconds", "0.5") as server:
+        body = {"prompt": [1, 5], "max_tokens": 500, "ignore_eos": True, "stream": True}
+        with httpx.stream("POST", f"{server.url}/v1/generate", json=body, timeout=60) as response:
+            next(response.iter_lines())  # and then this client reads no more
+            began = time.monotonic()
+            assert server.process is not None
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(20) == 0
+            assert time.monotonic() - began < 15
+
+
 def _cut_off(server: Served, events: list[str]) -> None:
     body = {"prompt": [1, 5], "max_tokens": 500, "ignore_eos": True, "stream": True, "return_token_ids": True}
     try:

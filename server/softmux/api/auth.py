@@ -42,6 +42,8 @@ class Gate:
 
     def _principal(self, scope: Scope) -> Identity:
         if not self._keys.has_keys():
+            if _header(scope, b"sec-fetch-site") == "cross-site":  # a page elsewhere must not drive a keyless server
+                raise Forbidden("A page of another site may not call a server that has no keys; make a key first.")
             return ALONE
         if scope["path"] == "/metrics" and self._allowed_network(scope):
             return ALONE
@@ -85,8 +87,12 @@ def parse_networks(text: str) -> Sequence[ipaddress.IPv4Network | ipaddress.IPv6
 
 
 def _bearer(scope: Scope) -> str | None:
+    scheme, _, secret = (_header(scope, b"authorization") or "").partition(" ")
+    return secret.strip() if scheme.lower() == "bearer" else None
+
+
+def _header(scope: Scope, wanted: bytes) -> str | None:
     for name, value in scope["headers"]:
-        if name == b"authorization":
-            scheme, _, secret = value.decode("utf-8", errors="replace").partition(" ")
-            return secret.strip() if scheme.lower() == "bearer" else None
+        if name == wanted:
+            return str(value.decode("utf-8", errors="replace"))
     return None

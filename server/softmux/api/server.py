@@ -136,8 +136,13 @@ class Server:
             log.info("draining", running=self._in_flight.count)
             if self._in_flight.count:
                 await asyncio.wait(
-                    {supervising, asyncio.create_task(self._in_flight.none())}, return_when=asyncio.FIRST_COMPLETED
+                    {supervising, asyncio.create_task(self._in_flight.none())},
+                    timeout=self._settings.drain_seconds,
+                    return_when=asyncio.FIRST_COMPLETED,
                 )
+                if self._in_flight.count:
+                    log.warning("ended with requests running", running=self._in_flight.count)
+                    http.force_exit = True
         finally:
             http.should_exit = True
             starting.cancel()

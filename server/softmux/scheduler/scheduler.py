@@ -59,6 +59,7 @@ class Scheduler:
         self.waiting = WaitingQueue(group)
         self.running: list[Sequence] = []
         self._by_id: dict[tuple[bytes, str], Sequence] = {}
+        self._dated: set[Sequence] = set()
         self._draining: list[Sequence] = []
         self._free_rows = list(range(max_rows - 1, -1, -1))
         self._inflight: dict[int, int] = {}
@@ -92,6 +93,8 @@ class Scheduler:
             raise InternalError(f"sequence {sequence.id} is already running")
         sequence.order = next(self._order)
         self._by_id[key] = sequence
+        if sequence.deadline is not None:
+            self._dated.add(sequence)
         self.waiting.push(sequence)
 
     def abort(self, client: bytes, sequence_id: str) -> None:
@@ -106,7 +109,7 @@ class Scheduler:
 
     def expired(self, now: float) -> list[Sequence]:
         """Ends and returns every sequence whose deadline has passed."""
-        late = [s for s in self._by_id.values() if s.deadline is not None and s.deadline <= now]
+        late = [s for s in self._dated if s.deadline is not None and s.deadline <= now]
         for sequence in late:
             self._end(sequence, "abort")
         return late
@@ -356,6 +359,7 @@ class Scheduler:
         """The sequence is over. Its slots are given back once no step in flight writes to them."""
         sequence.finished = reason
         del self._by_id[sequence.client, sequence.id]
+        self._dated.discard(sequence)
         if self.waiting.remove(sequence):
             return
         if self._inflight.get(id(sequence)):

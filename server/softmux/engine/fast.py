@@ -9,6 +9,7 @@ import torch
 
 from softmux.engine.attention.base import AttentionBackend
 from softmux.engine.attention.torch_sdpa import TorchAttention
+from softmux.engine.prepacked import Prepacked
 from softmux.engine.runner import ModelRunner
 from softmux.engine.selftest import self_test
 from softmux.types import ModelSpec
@@ -32,8 +33,26 @@ def prove(runner: ModelRunner, spec: ModelSpec) -> None:
     Raises `SelfTestFailed` only for the module itself; a fast path that fails is left out, and the log says so.
     """
     self_test(runner, spec)
-    if runner.backend.name != "triton":
+    if runner.device.type == "cpu":
+        _prepack(runner, spec)
+    if runner.backend.name == "triton":
+        _fuse(runner, spec)
+
+
+def _prepack(runner: ModelRunner, spec: ModelSpec) -> None:
+    prepacked = Prepacked(runner.model.module)
+    try:
+        swapped = prepacked.swap()
+        self_test(runner, spec)
+    except Exception as error:
+        log.warning("linear layers run as torch lays them out: %s", error)
+        prepacked.undo()
         return
+    prepacked.keep()
+    log.info("%d linear layers are laid out for oneDNN", swapped)
+
+
+def _fuse(runner: ModelRunner, spec: ModelSpec) -> None:
     from softmux.engine.attention.triton_paged import TritonAttention
     from softmux.engine.fused import FusedDecoder
     from softmux.engine.graphs import DecodeGraphs

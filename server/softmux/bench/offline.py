@@ -60,15 +60,14 @@ class OfflineEngine:
     def forget(self) -> None:
         """Makes everything cold: no KV in the pool, no adapter in host memory."""
         engine = self.engine
-        engine.scheduler.cache.clear()
+        self.forget_texts()
         for root, _ in self._tasks:
             engine.tiers.forget(root)
             engine.runner.vocabulary.forget(root)
 
     def forget_texts(self) -> None:
         """Empties the KV pool but leaves the adapters in host memory."""
-        scheduler = self.engine.scheduler
-        scheduler.cache.clear()
+        self.engine.scheduler.cache.clear()
 
     def run(self, jobs: list[Job]) -> Run:
         engine = self.engine

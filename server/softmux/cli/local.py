@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from softmux.cli.output import as_json, facts, fail
-from softmux.errors import SoftmuxError
 
 
 def inspect(
@@ -58,8 +57,6 @@ def tune(
         run(recipe, out, device, cache=cache)
     except ModuleNotFoundError as error:
         fail(f"{error}: tuning needs more packages, `pip install 'softmux[tune]'` brings them")
-    except SoftmuxError as error:
-        fail(str(error))
 
 
 def bench(context: typer.Context) -> None:

@@ -73,7 +73,6 @@ class ModelRunner:
         model.use(self.backend)
         self.fused: FusedDecoder | None = None
         self.graphs: DecodeGraphs | None = None
-        self.graph_steps = 0
 
     @torch.inference_mode()
     def launch(self, batch: Batch) -> Launched:
@@ -82,13 +81,7 @@ class ModelRunner:
             self.pool.write(self.tiers.prefix(load.adapter), load.start, load.slots)
         if not batch.rows:
             return Launched(batch, [], None)
-        static = self._static(batch.rows) if self.graphs is not None else None
-        if static is not None and self.graphs is not None:
-            self.graph_steps += 1
-            logits, tokens = self.graphs.replay(static)
-        else:
-            self._update_table(batch.rows)
-            logits, tokens = self._forward(batch.rows), None
+        logits, tokens = self._replay(batch.rows) or (self._forward(batch.rows), None)
         for save in batch.saves:
             self.tiers.keep_prefix(save.adapter, self.pool.read(save.slots))
         sampling = [row for row in batch.rows if row.samples]
@@ -126,10 +119,15 @@ class ModelRunner:
 
     # --- laying out --------------------------------------------------------------------------------------------------
 
-    def _static(self, rows: list[Row]) -> StaticRows | None:
-        """The step as a graph takes it, if it is one: every row decodes, and the table knows all but its newest."""
+    def _replay(self, rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Logits and greedy tokens from a graph; None where there is none for this step."""
         if self.graphs is None or not self.graphs.fits(len(rows)):
             return None
+        static = self._static(rows)
+        return None if static is None else self.graphs.replay(static)
+
+    def _static(self, rows: list[Row]) -> StaticRows | None:
+        """The step as a graph takes it, if it is one: every row decodes, and the table knows all but its newest."""
         static = StaticRows([], [], [], [])
         ends: list[tuple[int, tuple[object, int, int]]] = []
         for row in rows:
@@ -150,6 +148,7 @@ class ModelRunner:
 
     def _forward(self, rows: list[Row]) -> torch.Tensor:
         """Logits of the rows that sample, `[rows, vocab]`."""
+        self._update_table(rows)
         embeddings, positions = self._inputs(rows)
         packed, wanted = self._pack(rows)
         if self.fused is None:

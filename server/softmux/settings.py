@@ -19,6 +19,9 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="Weights and KV: auto is bfloat16 on CUDA, float32 on the CPU."
     )
+    attention_backend: Literal["auto", "triton", "torch", "flashinfer"] = Field(
+        default="auto", description="How attention is computed: auto is Triton on CUDA, torch elsewhere."
+    )
     redis: str | None = Field(default=None, description="redis://… of a real server; without it an embedded one.")
     data: Path = Field(default=Path("softmux-data"), description="Where the registry's and the caches' files live.")
     adapters: Path | None = Field(default=None, description="Folders published at start for the tenant `default`.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -12,28 +13,36 @@ from softmux.engine.attention.base import AttentionBackend, PackedRows
 from softmux.engine.attention.torch_sdpa import TorchAttention
 from softmux.engine.fast import best_backend
 from softmux.engine.kv import KVPool
+from softmux.errors import SelfTestFailed
 from softmux.types import LayerKV
 
 Make = Callable[[KVPool], AttentionBackend]
 SLOTS, CONTEXT, MAX_ROWS = 700, 160, 12
 
 
-def on_gpu(pool: KVPool) -> AttentionBackend:
+def triton(pool: KVPool) -> AttentionBackend:
     made = best_backend(torch.device("cuda"))(pool)  # type: ignore[call-arg]
     assert made.name == "triton"
     return made
+
+
+def flashinfer(pool: KVPool) -> AttentionBackend:
+    pytest.importorskip("flashinfer", reason="flashinfer-python is not installed")
+    if pool.keys[0].shape[-1] not in (64, 128, 256):
+        pytest.skip("FlashInfer has no kernels for heads of this size, and says so")
+    return best_backend(torch.device("cuda"), "flashinfer")(pool)  # type: ignore[call-arg]
 
 
 BACKENDS = [
     pytest.param(TorchAttention, "cpu", torch.float32, id="torch-cpu"),
     pytest.param(TorchAttention, "cuda", torch.float32, id="torch-cuda", marks=pytest.mark.gpu),
     pytest.param(TorchAttention, "cuda", torch.bfloat16, id="torch-cuda-bf16", marks=pytest.mark.gpu),
-    pytest.param(on_gpu, "cuda", torch.float32, id="triton", marks=pytest.mark.gpu),
-    pytest.param(on_gpu, "cuda", torch.bfloat16, id="triton-bf16", marks=pytest.mark.gpu),
+    pytest.param(triton, "cuda", torch.float32, id="triton", marks=pytest.mark.gpu),
+    pytest.param(triton, "cuda", torch.bfloat16, id="triton-bf16", marks=pytest.mark.gpu),
+    pytest.param(flashinfer, "cuda", torch.bfloat16, id="flashinfer-bf16", marks=pytest.mark.gpu),
+    pytest.param(flashinfer, "cuda", torch.float16, id="flashinfer-fp16", marks=pytest.mark.gpu),
 ]
-MASKS = [(None, None), (7, None), (1, None), (64, None), (None, 5.0), (20, 5.0)]
-HEADS = [(4, 4, 64), (8, 2, 64), (6, 1, 80), (4, 2, 128), (2, 1, 256)]
-TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 3e-2}
+TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 3e-2, torch.float16: 6e-3}
 """TF32 products on a GPU are allowed; the CPU is held closer below."""
 
 
@@ -113,3 +122,34 @@ def test_rows_of_any_shape_attend_to_their_own_past_alone(
     assert (found.cpu().double() - torch.cat(expected)).abs().max() < tolerance
     assert torch.equal(pool.keys[layer][slots].cpu(), torch.cat(key)), "the new tokens' keys are in the pool"
     assert torch.isnan(pool.keys[0]).all(), "another layer's are untouched"
+
+
+@pytest.mark.parametrize("asked", ["triton", "flashinfer"])
+def test_a_backend_that_cannot_run_here_is_refused_in_words(asked: str) -> None:
+    with pytest.raises(SelfTestFailed, match=rf"--attention-backend {asked} needs a CUDA device.*the model runs on"):
+        best_backend(torch.device("cpu"), asked)
+
+
+def test_torch_can_be_asked_for_anywhere_and_auto_never_takes_flashinfer() -> None:
+    for device in ("cpu", "cuda"):
+        assert best_backend(torch.device(device), "torch") is TorchAttention
+        assert best_backend(torch.device(device), "auto").__name__ in ("TorchAttention", "TritonAttention")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "words"),
+    [(torch.float32, 64, "no kernels for float32; use --dtype"), (torch.bfloat16, 80, "no kernels for heads of 80")],
+)
+def test_flashinfer_says_what_it_has_no_kernels_for(dtype: torch.dtype, head_dim: int, words: str) -> None:
+    from softmux.engine.attention.flashinfer import FlashInferAttention
+
+    with pytest.raises(SelfTestFailed, match=words):
+        FlashInferAttention(KVPool([LayerKV(2, head_dim)], 8, dtype, torch.device("cpu")))
+
+
+def test_flashinfer_that_is_not_installed_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    from softmux.engine.attention.flashinfer import FlashInferAttention
+
+    monkeypatch.setitem(sys.modules, "flashinfer", None)
+    with pytest.raises(SelfTestFailed, match=r"cannot be imported.*install flashinfer-python"):
+        FlashInferAttention(KVPool([LayerKV(2, 64)], 8, torch.bfloat16, torch.device("cpu")))

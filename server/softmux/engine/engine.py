@@ -107,7 +107,7 @@ class Engine:
             context_length=context,
             resident_vectors=settings.resident_vectors,
             tiers=self.tiers,
-            backend=best_backend(device),
+            backend=best_backend(device, settings.attention_backend),
         )
         self._overlap = device.type == "cuda"
         self._flying: Launched | None = None

@@ -12,19 +12,39 @@ from softmux.engine.attention.torch_sdpa import TorchAttention
 from softmux.engine.prepacked import Prepacked
 from softmux.engine.runner import ModelRunner
 from softmux.engine.selftest import self_test
+from softmux.errors import SelfTestFailed
 from softmux.types import ModelSpec
 
 log = logging.getLogger(__name__)
 
 
-def best_backend(device: torch.device) -> type[AttentionBackend]:
-    """Triton on a CUDA device where it is installed, torch elsewhere."""
-    if device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+def best_backend(device: torch.device, asked: str = "auto") -> type[AttentionBackend]:
+    """The backend of that name. `auto`: Triton on a CUDA device where it is installed, torch elsewhere.
+
+    Raises `SelfTestFailed`, in words, where what was asked for can't run here.
+    """
+    on_gpu = device.type == "cuda"
+    has_triton = importlib.util.find_spec("triton") is not None
+    if asked == "triton" and not (on_gpu and has_triton):
+        raise SelfTestFailed(f"--attention-backend triton needs a CUDA device and Triton; {_lacks(on_gpu)}: use auto")
+    if asked == "flashinfer":
+        if not on_gpu or importlib.util.find_spec("flashinfer") is None:
+            raise SelfTestFailed(
+                f"--attention-backend flashinfer needs a CUDA device and flashinfer-python; {_lacks(on_gpu)}: use auto"
+            )
+        from softmux.engine.attention.flashinfer import FlashInferAttention
+
+        return FlashInferAttention
+    if asked != "torch" and on_gpu and has_triton:
         from softmux.engine.attention.triton_paged import TritonAttention
 
         return TritonAttention
-    log.info("attention by torch: %s", "no Triton" if device.type == "cuda" else "on the CPU")
+    log.info("attention by torch: %s", "asked for" if asked == "torch" else _lacks(on_gpu))
     return TorchAttention
+
+
+def _lacks(on_gpu: bool) -> str:
+    return "it is not installed" if on_gpu else "the model runs on the CPU"
 
 
 def prove(runner: ModelRunner, spec: ModelSpec) -> None:

@@ -54,3 +54,88 @@ def test_silu_times_up() -> None:
 
     x = torch.randn((3, 6000), device="cuda")
     torch.testing.assert_close(silu_mul(x), F.silu(x[:, :3000]) * x[:, 3000:])
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize(("inner", "width"), [(37, 96), (64, 2048), (10, 1500)])
+@pytest.mark.parametrize("each", [4, 8])
+def test_streamed_gated_products(rows: int, inner: int, width: int, each: int) -> None:
+    from softmux.engine.kernels.linear import stream_gated
+
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+        x = torch.randn((rows, width), device="cuda", dtype=dtype)
+        weight = torch.randn((2 * inner, width), device="cuda", dtype=dtype) / width**0.5
+        both = F.linear(x.double(), weight.double())
+        expected = F.silu(both[:, :inner]) * both[:, inner:]
+        got = stream_gated(x, weight, outputs_each=each).double()
+        assert (got - expected).norm() / expected.norm() < tolerance
+
+
+def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    low, high = x.chunk(2, -1)
+    return torch.cat([low * cos - high * sin, high * cos + low * sin], -1)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "width", "normed", "window", "splits"),
+    [
+        (32, 8, 64, False, None, 1),
+        (32, 8, 64, False, None, 32),
+        (8, 2, 128, True, None, 5),
+        (6, 3, 80, False, 50, 3),
+        (4, 4, 256, True, 7, 8),
+    ],
+)
+def test_rope_with_write_and_decode(
+    heads: int, kv_heads: int, width: int, normed: bool, window: int | None, splits: int
+) -> None:
+    from softmux.engine.kernels.rope import rope_write
+    from softmux.engine.kernels.rope_decode import rope_decode
+
+    lengths, slots = [1, 40, 333], 1000
+    positions = torch.tensor([length - 1 for length in lengths], device="cuda", dtype=torch.int32)
+    rows = torch.tensor([3, 0, 5], device="cuda", dtype=torch.int32)
+    table = torch.zeros((6, 400), device="cuda", dtype=torch.int32)
+    offset = 0
+    order = torch.randperm(slots, device="cuda").int()
+    for row, length in zip(rows.tolist(), lengths, strict=True):
+        table[row, :length] = order[offset : offset + length]
+        offset += length
+    at = table[rows.long(), positions.long()]
+    cos, sin = torch.randn((2, 400, width // 2), device="cuda").unbind(0)
+    keys, values = torch.randn((2, slots, kv_heads, width), device="cuda").unbind(0)
+    qkv = torch.randn((3, (heads + 2 * kv_heads) * width), device="cuda")
+    norms = (torch.randn(width, device="cuda"), torch.randn(width, device="cuda")) if normed else None
+
+    parts = qkv.view(3, -1, width)
+    query, key = parts[:, :heads], parts[:, heads : heads + kv_heads]
+    if norms is not None:
+        query, key = (F.rms_norm(x, (width,), w, 1e-5) for x, w in zip((query, key), norms, strict=True))
+    turn = (cos[positions.long()][:, None], sin[positions.long()][:, None])
+    query, key = _turn(query, *turn), _turn(key, *turn)
+    expected_keys, expected_values = keys.clone(), values.clone()
+    expected_keys[at.long()], expected_values[at.long()] = key, parts[:, heads + kv_heads :]
+    attended = []
+    for i, length in enumerate(lengths):
+        seen = table[rows[i], max(0, length - (window or length)) : length].long()
+        k, v = (x[seen].repeat_interleave(heads // kv_heads, 1) for x in (expected_keys, expected_values))
+        weights = torch.einsum("hd,nhd->hn", query[i].double(), k.double()).mul(width**-0.5).softmax(-1)
+        attended.append(torch.einsum("hn,nhd->hd", weights, v.double()))
+
+    written = (keys.clone(), values.clone())
+    got = rope_write(qkv, *written, (cos, sin), positions, at, norms, 1e-5, heads=heads)
+    torch.testing.assert_close(got, query, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(written[0], expected_keys, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(written[1], expected_values)
+
+    arrived = torch.zeros(3 * kv_heads, dtype=torch.int32, device="cuda")
+    for _ in range(3):  # the counters are left as they were
+        written = (keys.clone(), values.clone())
+        got = rope_decode(
+            qkv, *written, (cos, sin), table, rows, positions, at, norms, 1e-5, arrived,
+            heads=heads, scaling=width**-0.5, window=window, splits=splits,
+        )  # fmt: skip
+        torch.testing.assert_close(got.double(), torch.stack(attended), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(written[0], expected_keys, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(written[1], expected_values)
+        assert not arrived.any()

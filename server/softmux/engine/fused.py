@@ -7,7 +7,6 @@ twice and the untouched module still works), and one launch each for norm + resi
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +14,13 @@ import torch
 from torch import nn
 
 from softmux.engine.attention.triton_paged import TritonAttention
-from softmux.engine.kernels import layer as kernels
+from softmux.engine.kernels.layer import add_norm
+from softmux.engine.kernels.rope import rope_write
 from softmux.engine.kv import KVPool
 from softmux.engine.packed import PackedModel
+from softmux.engine.products import Products
 
 _KNOWN = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-
-Linear = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
-"""Where every product of the step goes: `(x [rows, in], weight [out, in], bias) → [rows, out]`."""
 
 
 @dataclass(slots=True)
@@ -55,12 +53,12 @@ def _merge(projections: list[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor | N
 class FusedDecoder:
     """A decoder's forward over packed rows, equal to the module's within rounding (the self-test compares them)."""
 
-    def __init__(self, model: PackedModel, pool: KVPool, attention: TritonAttention, linear: Linear) -> None:
+    def __init__(self, model: PackedModel, pool: KVPool, attention: TritonAttention, products: Products) -> None:
         config: Any = model.text_config
         self._model = model
         self._pool = pool
         self._attention = attention
-        self._linear = linear
+        self._products = products
         decoder = model.module.model
         self._eps = float(config.rms_norm_eps)
         self._heads = int(config.num_attention_heads)
@@ -77,13 +75,15 @@ class FusedDecoder:
         return [*each, self._head]
 
     @classmethod
-    def of(cls, model: PackedModel, pool: KVPool, attention: TritonAttention, linear: Linear) -> FusedDecoder | None:
+    def of(
+        cls, model: PackedModel, pool: KVPool, attention: TritonAttention, products: Products
+    ) -> FusedDecoder | None:
         config: Any = model.text_config
         if model.architecture not in _KNOWN or config.hidden_act != "silu" or getattr(config, "mlp_bias", False):
             return None
         if model.module.lm_head.bias is not None:
             return None
-        return cls(model, pool, attention, linear)
+        return cls(model, pool, attention, products)
 
     def _take(self, layer: Any) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
@@ -114,25 +114,31 @@ class FusedDecoder:
         """`embeddings [tokens, hidden]` → logits `[rows, vocab]` of the `wanted` tokens (None: all). The attention
         backend has been told of the step (`begin`)."""
         residual = torch.empty_like(embeddings)
+        products = self._products
         x = embeddings
-        add = False
         for number, layer in enumerate(self._layers):
-            normed = kernels.add_norm(x, residual, layer.input_norm, self._eps, add=add)
-            add = True
-            qkv = self._linear(normed, layer.qkv, layer.qkv_bias)
-            query = kernels.rope_write(
-                qkv, self._pool.keys[number], self._pool.values[number], self._rotation, positions, slots,
-                layer.head_norms, self._eps, heads=self._heads,
-            )  # fmt: skip
-            attended = self._attention.attend_written(
-                number, query, scaling=self._scaling, window=layer.window, softcap=None
-            )
-            x = self._linear(attended.flatten(1), layer.out, layer.out_bias)
-            normed = kernels.add_norm(x, residual, layer.post_norm, self._eps, add=True)
-            x = self._linear(kernels.silu_mul(self._linear(normed, layer.gate_up, None)), layer.down, None)
+            normed = add_norm(x, residual, layer.input_norm, self._eps, add=number > 0)
+            attended = self._attend(number, layer, products(normed, layer.qkv, layer.qkv_bias), positions, slots)
+            x = products(attended.flatten(1), layer.out, layer.out_bias)
+            normed = add_norm(x, residual, layer.post_norm, self._eps, add=True)
+            x = products(products.gated(normed, layer.gate_up), layer.down, None)
         if wanted is not None:
             x, residual = x.index_select(0, wanted), residual.index_select(0, wanted)
-        return self._linear(kernels.add_norm(x, residual, self._norm, self._eps, add=True), self._head, None)
+        return products(add_norm(x, residual, self._norm, self._eps, add=True), self._head, None)
+
+    def _attend(
+        self, number: int, layer: _Layer, qkv: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor
+    ) -> torch.Tensor:
+        if self._attention.decoding:
+            return self._attention.rotate_and_decode(
+                number, qkv, self._rotation, layer.head_norms, self._eps,
+                heads=self._heads, scaling=self._scaling, window=layer.window,
+            )  # fmt: skip
+        query = rope_write(
+            qkv, self._pool.keys[number], self._pool.values[number], self._rotation, positions, slots,
+            layer.head_norms, self._eps, heads=self._heads,
+        )  # fmt: skip
+        return self._attention.attend_written(number, query, scaling=self._scaling, window=layer.window, softcap=None)
 
 
 @torch.inference_mode()

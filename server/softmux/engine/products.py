@@ -8,7 +8,8 @@ import time
 import torch
 import torch.nn.functional as F
 
-from softmux.engine.kernels.linear import STREAM_ROWS, stream
+from softmux.engine.kernels.layer import silu_mul
+from softmux.engine.kernels.linear import STREAM_ROWS, stream, stream_gated
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,13 @@ class Products:
         if each is None:
             return F.linear(x, weight, bias)
         return stream(x, weight, bias, outputs_each=each)
+
+    def gated(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """silu(gate)·up, `[rows, inner]`, of a merged `weight` `[2·inner, in]`: gate rows, then up rows."""
+        each = self._outputs_each.get((x.shape[0], weight.shape)) if x.shape[0] <= STREAM_ROWS else None
+        if each is None:
+            return silu_mul(F.linear(x, weight))
+        return stream_gated(x, weight, outputs_each=each)
 
     @torch.inference_mode()
     def measure(self, weights: list[torch.Tensor]) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from softmux.engine.attention.base import DecodeRows, PackedRows
 from softmux.engine.kernels import attention as kernels
+from softmux.engine.kernels.rope_decode import rope_decode
 from softmux.engine.kv import KVPool
 
 
@@ -33,6 +34,8 @@ class TritonAttention:
         self._chunks: _Chunks | None = None
         self._slots = torch.empty(0, dtype=torch.int64, device=pool.device)
         self._table = torch.empty(0, dtype=torch.int32, device=pool.device)
+        self._arrived = torch.zeros(self._processors, dtype=torch.int32, device=pool.device)
+        """Keys are split only where rows · kv_heads is no more than the processors (`splits_for`)."""
 
     def splits(self, rows: int) -> int:
         return kernels.splits_for(rows, self._pool.keys[0].shape[1], self._processors)
@@ -41,6 +44,11 @@ class TritonAttention:
         """Every row of the step decodes: nothing is looked at on the host, so the step can be captured in a graph."""
         self._decode, self._picked, self._chunks = rows, None, None
         self._slots, self._table = rows.slots, rows.table
+
+    @property
+    def decoding(self) -> bool:
+        """Whether every row of the step brings one token, so that `rotate_and_decode` may be used."""
+        return self._decode is not None and self._picked is None
 
     def begin(self, rows: PackedRows) -> None:
         device = self._pool.device
@@ -68,7 +76,7 @@ class TritonAttention:
         if s:
             part = sent[: 4 * s].view(4, s)
             self._decode = DecodeRows(rows.table, part[0], part[2], rows.slots, self.splits(s))
-            self._picked = part[1]
+            self._picked = part[1] if c else None
         if c:
             part = sent[4 * s : 4 * (s + c)].view(4, c)
             blocks = sent[4 * (s + c) :].view(2, b)
@@ -88,6 +96,27 @@ class TritonAttention:
         self._pool.keys[layer].index_copy_(0, self._slots.long(), key)
         self._pool.values[layer].index_copy_(0, self._slots.long(), value)
         return self.attend_written(layer, query.contiguous(), scaling=scaling, window=window, softcap=softcap)
+
+    def rotate_and_decode(
+        self,
+        layer: int,
+        qkv: torch.Tensor,
+        rotation: tuple[torch.Tensor, torch.Tensor],
+        norms: tuple[torch.Tensor, torch.Tensor] | None,
+        eps: float,
+        *,
+        heads: int,
+        scaling: float,
+        window: int | None,
+    ) -> torch.Tensor:
+        """As `attend`, for the merged product of a layer with rotary embedding, in one launch (see `rope_decode`)."""
+        rows = self._decode
+        assert rows is not None, "only in a step whose rows all decode"
+        keys, values = self._pool.keys[layer], self._pool.values[layer]
+        return rope_decode(
+            qkv, keys, values, rotation, self._table, rows.table_rows, rows.positions, rows.slots, norms, eps,
+            self._arrived, heads=heads, scaling=scaling, window=window, splits=rows.splits,
+        )  # fmt: skip
 
     def attend_written(
         self, layer: int, query: torch.Tensor, *, scaling: float, window: int | None, softcap: float | None

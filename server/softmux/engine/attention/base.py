@@ -59,3 +59,8 @@ class AttentionBackend(Protocol):
 
         `window` w: a position attends to itself and the w − 1 before it. `softcap` c: scores become c·tanh(s/c).
         """
+
+    def attend_written(
+        self, layer: int, query: torch.Tensor, *, scaling: float, window: int | None, softcap: float | None
+    ) -> torch.Tensor:
+        """As `attend`, where the new tokens' keys and values are in the pool already. `query` is contiguous."""

@@ -112,11 +112,17 @@ class FlashInferAttention:
         window: int | None,
         softcap: float | None,
     ) -> torch.Tensor:
+        self._pool.keys[layer].index_copy_(0, self._slots, key)
+        self._pool.values[layer].index_copy_(0, self._slots, value)
+        return self.attend_written(layer, query.contiguous(), scaling=scaling, window=window, softcap=softcap)
+
+    def attend_written(
+        self, layer: int, query: torch.Tensor, *, scaling: float, window: int | None, softcap: float | None
+    ) -> torch.Tensor:
+        """As `attend`, where the new keys and values are in the pool already. `query` is contiguous."""
         keys, values = self._pool.keys[layer], self._pool.values[layer]
-        keys.index_copy_(0, self._slots, key)
-        values.index_copy_(0, self._slots, value)
         wrapper = self._planned((window, softcap, scaling), query.shape[1])
-        output: torch.Tensor = wrapper.run(query.contiguous(), (keys[:, None], values[:, None]))
+        output: torch.Tensor = wrapper.run(query, (keys[:, None], values[:, None]))
         return output
 
     def _planned(self, mask: _Mask, heads: int) -> Any:

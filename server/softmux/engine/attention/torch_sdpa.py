@@ -103,10 +103,15 @@ class TorchAttention:
         window: int | None,
         softcap: float | None,
     ) -> torch.Tensor:
+        self._pool.keys[layer].index_copy_(0, self._slots, key)
+        self._pool.values[layer].index_copy_(0, self._slots, value)
+        return self.attend_written(layer, query, scaling=scaling, window=window, softcap=softcap)
+
+    def attend_written(
+        self, layer: int, query: torch.Tensor, *, scaling: float, window: int | None, softcap: float | None
+    ) -> torch.Tensor:
         keys, values = self._pool.keys[layer], self._pool.values[layer]
-        keys.index_copy_(0, self._slots, key)
-        values.index_copy_(0, self._slots, value)
-        output = torch.empty((*query.shape[:2], value.shape[-1]), dtype=query.dtype, device=query.device)
+        output = torch.empty_like(query, memory_format=torch.contiguous_format)
         for group in self._groups:
             q = _block(query.index_select(0, group.query_index), group.rows, group.queries)
             k = _block(keys.index_select(0, group.slots), group.rows, group.keys)

@@ -16,12 +16,14 @@ from softmux.engine.kv import KVPool
 class _Chunks:
     blocks: tuple[torch.Tensor, torch.Tensor]
     rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+    queries: int
+    """A block has up to so many."""
 
 
 class TritonAttention:
     """Rows that bring one token decode with split keys; longer ones go through the extend kernel.
 
-    The packed step has its decoding rows anywhere; their queries are picked out and put back, unless all decode.
+    The packed step has its decoding rows anywhere.
     """
 
     name = "triton"
@@ -64,15 +66,18 @@ class TritonAttention:
         for members in (single, longer):
             for values in (rows.table_rows, offsets, rows.starts, rows.counts):
                 numbers.extend(values[i] for i in members)
-        block_rows: list[int] = []
-        block_firsts: list[int] = []
-        for number, i in enumerate(longer):
-            for first in range(0, rows.counts[i], kernels.QUERY_BLOCK):
-                block_rows.append(number)
-                block_firsts.append(first)
+        queries = kernels.query_block(max((rows.counts[i] for i in longer), default=0))
+        blocks_of = [
+            (rows.starts[i] + first, number, first)
+            for number, i in enumerate(longer)
+            for first in range(0, rows.counts[i], queries)
+        ]
+        blocks_of.sort(reverse=True)  # those with the most keys first, so that the last to run are short
+        block_rows = [number for _, number, _ in blocks_of]
+        block_firsts = [first for _, _, first in blocks_of]
         host = torch.tensor([*numbers, *block_rows, *block_firsts], dtype=torch.int32)
         sent = host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
-        s, c, b = len(single), len(longer), len(block_rows)
+        s, c, b = len(single), len(longer), len(blocks_of)
         if s:
             part = sent[: 4 * s].view(4, s)
             self._decode = DecodeRows(rows.table, part[0], part[2], rows.slots, self.splits(s))
@@ -80,7 +85,7 @@ class TritonAttention:
         if c:
             part = sent[4 * s : 4 * (s + c)].view(4, c)
             blocks = sent[4 * (s + c) :].view(2, b)
-            self._chunks = _Chunks((blocks[0], blocks[1]), (part[0], part[1], part[2], part[3]))
+            self._chunks = _Chunks((blocks[0], blocks[1]), (part[0], part[1], part[2], part[3]), queries)
 
     def attend(
         self,
@@ -127,16 +132,12 @@ class TritonAttention:
         if self._chunks is not None:
             kernels.extend(
                 query, keys, values, self._table, out, self._chunks.blocks, self._chunks.rows,
-                scaling=scaling, window=window, softcap=softcap,
+                scaling=scaling, window=window, softcap=softcap, queries=self._chunks.queries,
             )  # fmt: skip
         rows = self._decode
         if rows is not None:
-            picked = query if self._picked is None else query.index_select(0, self._picked)
-            decoded = out if self._picked is None else torch.empty_like(picked)
             kernels.decode(
-                picked, keys, values, self._table, rows.table_rows, rows.positions, decoded,
+                query, keys, values, self._table, rows.table_rows, rows.positions, out, self._picked,
                 scaling=scaling, window=window, softcap=softcap, splits=rows.splits,
             )  # fmt: skip
-            if self._picked is not None:
-                out.index_copy_(0, self._picked.long(), decoded)
         return out

@@ -21,23 +21,26 @@ _LOG2E = 1.4426950408889634
 @triton.jit
 def _scores(q, k, scale, softcap, SOFTCAP: tl.constexpr):
     """q·k in the exponent's base two, soft-capped if asked: c·tanh(s/c)."""
-    s = tl.dot(q, k, input_precision="ieee") * scale
+    s = tl.dot(q, k, input_precision="ieee")
     if SOFTCAP:
-        t = s / softcap
+        t = s * scale / softcap
         e = tl.exp(-2.0 * tl.abs(t))
-        s = tl.where(t < 0, -1.0, 1.0) * (1.0 - e) / (1.0 + e) * softcap
-    return s * 1.4426950408889634
+        return tl.where(t < 0, -1.0, 1.0) * (1.0 - e) / (1.0 + e) * softcap * 1.4426950408889634
+    return s * (scale * 1.4426950408889634)
 
 
 @triton.jit
 def _decode(
-    q_ptr, keys_ptr, values_ptr, table_ptr, rows_ptr, positions_ptr, out_ptr, partial_ptr, lse_ptr,
+    q_ptr, keys_ptr, values_ptr, table_ptr, rows_ptr, positions_ptr, picked_ptr, out_ptr, partial_ptr, lse_ptr,
     scale, softcap, window, heads, kv_heads, table_stride, splits,
     GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, BLOCK: tl.constexpr,
-    SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, SPLIT: tl.constexpr, PDL: tl.constexpr,
+    SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, SPLIT: tl.constexpr, PICKED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     follows(PDL)
     at = tl.program_id(0)
+    token = at
+    if PICKED:
+        token = tl.load(picked_ptr + at)
     kv_head = tl.program_id(1)
     split = tl.program_id(2)
     row = tl.load(rows_ptr + at).to(tl.int64)
@@ -54,7 +57,8 @@ def _decode(
     n = tl.arange(0, BLOCK)
     head = kv_head * GROUP + g
     q_mask = (g < GROUP)[:, None] & (d < D)[None, :]
-    q = tl.load(q_ptr + (at * heads + head)[:, None] * D + d[None, :], mask=q_mask, other=0.0)
+    q_place = (token * heads + head)[:, None] * D + d[None, :]
+    q = tl.load(q_ptr + q_place, mask=q_mask, other=0.0)
     m = tl.full([GROUP_PAD], -float("inf"), tl.float32)
     total = tl.zeros([GROUP_PAD], tl.float32)
     acc = tl.zeros([GROUP_PAD, D_PAD], tl.float32)
@@ -81,15 +85,19 @@ def _decode(
         tl.store(lse_ptr + (at * heads + head) * splits + split, lse, mask=g < GROUP)
     else:
         out = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
-        tl.store(out_ptr + (at * heads + head)[:, None] * D + d[None, :], out, mask=q_mask)
+        tl.store(out_ptr + q_place, out, mask=q_mask)
 
 
 @triton.jit
 def _merge(
-    partial_ptr, lse_ptr, out_ptr, splits, D: tl.constexpr, D_PAD: tl.constexpr, SPLITS: tl.constexpr, PDL: tl.constexpr
-):
+    partial_ptr, lse_ptr, picked_ptr, out_ptr, splits, heads,
+    D: tl.constexpr, D_PAD: tl.constexpr, SPLITS: tl.constexpr, PICKED: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     follows(PDL)
     at = tl.program_id(0)
+    target = at
+    if PICKED:
+        target = tl.load(picked_ptr + at // heads) * heads + at % heads
     s = tl.arange(0, SPLITS)
     d = tl.arange(0, D_PAD)
     lse = tl.load(lse_ptr + at * splits + s, mask=s < splits, other=-float("inf"))
@@ -97,7 +105,45 @@ def _merge(
     mask = (s < splits)[:, None] & (d < D)[None, :]
     part = tl.load(partial_ptr + (at * splits + s)[:, None] * D + d[None, :], mask=mask, other=0.0)
     out = tl.sum(part * weight[:, None], 0) / tl.sum(weight, 0)
-    tl.store(out_ptr + at * D + d, out.to(out_ptr.dtype.element_ty), mask=d < D)
+    tl.store(out_ptr + target * D + d, out.to(out_ptr.dtype.element_ty), mask=d < D)
+
+
+@triton.jit
+def _extend_block(
+    q, m, total, acc, at, last, position, window, scale, softcap, keys_ptr, values_ptr, slots_ptr, kv_heads, kv_head,
+    D: tl.constexpr, D_PAD: tl.constexpr, BLOCK: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
+    MASKED: tl.constexpr,
+):  # fmt: skip
+    """One block of keys from `at` on, for all queries of the program. Not `MASKED`: every query sees every key."""
+    d = tl.arange(0, D_PAD)
+    key = at + tl.arange(0, BLOCK)
+    live = key < last
+    if MASKED:
+        slot = tl.load(slots_ptr + key, mask=live, other=0).to(tl.int64)
+    else:
+        slot = tl.load(slots_ptr + key).to(tl.int64)
+    place = (slot * kv_heads + kv_head)[:, None] * D + d[None, :]
+    if MASKED or D != D_PAD:
+        kv_mask = live[:, None] & (d < D)[None, :]
+        k = tl.load(keys_ptr + place, mask=kv_mask, other=0.0)
+        v = tl.load(values_ptr + place, mask=kv_mask, other=0.0)
+    else:
+        k = tl.load(keys_ptr + place)
+        v = tl.load(values_ptr + place)
+    s = _scores(q, tl.trans(k), scale, softcap, SOFTCAP)
+    if MASKED:
+        seen = live[None, :] & (key[None, :] <= position[:, None])
+        if WINDOW:
+            seen &= key[None, :] > position[:, None] - window
+        s = tl.where(seen, s, -float("inf"))
+    higher = tl.maximum(m, tl.max(s, 1))
+    safe = higher
+    if WINDOW:  # a query may have seen nothing yet
+        safe = tl.where(higher == -float("inf"), 0.0, higher)
+    p = tl.exp2(s - safe[:, None])
+    fade = tl.exp2(m - safe)
+    acc = acc * fade[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
+    return higher, total * fade + tl.sum(p, 1), acc
 
 
 @triton.jit
@@ -107,8 +153,8 @@ def _extend(
     q_stride, GROUP: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, QUERIES: tl.constexpr, BLOCK: tl.constexpr,
     SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
-    block = tl.program_id(0)
-    head = tl.program_id(1)
+    head = tl.program_id(0)
+    block = tl.program_id(1)
     i = tl.load(block_row_ptr + block)
     first = tl.load(block_first_ptr + block)
     row = tl.load(rows_ptr + i).to(tl.int64)
@@ -119,38 +165,30 @@ def _extend(
 
     query = first + tl.arange(0, QUERIES)
     d = tl.arange(0, D_PAD)
-    n = tl.arange(0, BLOCK)
     q_mask = (query < count)[:, None] & (d < D)[None, :]
     q_place = (offset + query).to(tl.int64)[:, None] * q_stride + head * D + d[None, :]
     q = tl.load(q_ptr + q_place, mask=q_mask, other=0.0)
     position = start + query
     last = tl.minimum(start + first + QUERIES, start + count)
     begin = 0
+    all_seen = (start + first + 1) // BLOCK * BLOCK  # keys before it are seen by every query of the block
     if WINDOW:
         begin = tl.maximum(0, start + first - window + 1) // BLOCK * BLOCK
+        all_seen = begin
+    slots_ptr = table_ptr + row * table_stride
     m = tl.full([QUERIES], -float("inf"), tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
     acc = tl.zeros([QUERIES, D_PAD], tl.float32)
-    for at in range(begin, last, BLOCK):
-        key = at + n
-        live = key < last
-        slot = tl.load(table_ptr + row * table_stride + key, mask=live, other=0).to(tl.int64)
-        place = (slot * kv_heads + kv_head)[:, None] * D + d[None, :]
-        kv_mask = live[:, None] & (d < D)[None, :]
-        k = tl.load(keys_ptr + place, mask=kv_mask, other=0.0)
-        s = _scores(q, tl.trans(k), scale, softcap, SOFTCAP)
-        seen = live[None, :] & (key[None, :] <= position[:, None])
-        if WINDOW:
-            seen &= key[None, :] > position[:, None] - window
-        s = tl.where(seen, s, -float("inf"))
-        higher = tl.maximum(m, tl.max(s, 1))
-        safe = tl.where(higher == -float("inf"), 0.0, higher)
-        p = tl.exp2(s - safe[:, None])
-        fade = tl.exp2(m - safe)
-        v = tl.load(values_ptr + place, mask=kv_mask, other=0.0)
-        acc = acc * fade[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
-        total = total * fade + tl.sum(p, 1)
-        m = higher
+    for at in range(begin, all_seen, BLOCK):
+        m, total, acc = _extend_block(
+            q, m, total, acc, at, last, position, window, scale, softcap, keys_ptr, values_ptr, slots_ptr, kv_heads,
+            kv_head, D, D_PAD, BLOCK, SOFTCAP, WINDOW, False,
+        )  # fmt: skip
+    for at in range(all_seen, last, BLOCK):
+        m, total, acc = _extend_block(
+            q, m, total, acc, at, last, position, window, scale, softcap, keys_ptr, values_ptr, slots_ptr, kv_heads,
+            kv_head, D, D_PAD, BLOCK, SOFTCAP, WINDOW, True,
+        )  # fmt: skip
     out = (acc / tl.where(total > 0, total, 1.0)[:, None]).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + q_place, out, mask=q_mask)
 
@@ -168,6 +206,7 @@ def decode(
     rows: torch.Tensor,
     positions: torch.Tensor,
     out: torch.Tensor,
+    picked: torch.Tensor | None = None,
     *,
     scaling: float,
     window: int | None,
@@ -175,8 +214,9 @@ def decode(
     splits: int,
 ) -> None:
     """One new token a row. `query`, `out` `[rows, heads, head_dim]`; `keys`, `values` `[slots, kv_heads, head_dim]`;
-    `table` `[table_rows, context]` int32; `rows`, `positions` `[rows]` integers, on the device."""
-    count, heads, width = query.shape
+    `table` `[table_rows, context]` int32; `rows`, `positions` `[rows]` integers, on the device. With `picked` `[rows]`
+    int32, `query` and `out` are those of a whole step `[tokens, …]`, and row i's token is `picked[i]`."""
+    count, (heads, width) = len(rows), query.shape[1:]
     kv_heads = keys.shape[1]
     group = heads // kv_heads
     wide = max(16, triton.next_power_of_2(width))
@@ -186,27 +226,23 @@ def decode(
         partial = torch.empty((count, heads, splits, width), dtype=torch.float32, device=query.device)
         lse = torch.empty((count, heads, splits), dtype=torch.float32, device=query.device)
     _decode[(count, kv_heads, splits)](
-        query, keys, values, table, rows, positions, out, partial, lse,
+        query, keys, values, table, rows, positions, query if picked is None else picked, out, partial, lse,
         scaling, softcap or 1.0, window or 0, heads, kv_heads, table.stride(0), splits,
         GROUP=group, GROUP_PAD=max(16, triton.next_power_of_2(group)), D=width, D_PAD=wide, BLOCK=block,
-        SOFTCAP=softcap is not None, WINDOW=window is not None, SPLIT=splits > 1, num_warps=4, num_stages=3,
-        **pdl_options(query),
+        SOFTCAP=softcap is not None, WINDOW=window is not None, SPLIT=splits > 1, PICKED=picked is not None,
+        num_warps=4, num_stages=3, **pdl_options(query),
     )  # fmt: skip
     if splits > 1:
         _merge[(count * heads,)](
-            partial,
-            lse,
-            out,
-            splits,
-            D=width,
-            D_PAD=wide,
-            SPLITS=triton.next_power_of_2(splits),
-            num_warps=2,
+            partial, lse, query if picked is None else picked, out, splits, heads,
+            D=width, D_PAD=wide, SPLITS=triton.next_power_of_2(splits), PICKED=picked is not None, num_warps=2,
             **pdl_options(query),
-        )
+        )  # fmt: skip
 
 
-QUERY_BLOCK = 64
+def query_block(longest: int) -> int:
+    """Queries a program of `extend` takes, for chunks of up to `longest` tokens."""
+    return 128 if longest >= 128 else 64
 
 
 def extend(
@@ -221,16 +257,20 @@ def extend(
     scaling: float,
     window: int | None,
     softcap: float | None,
+    queries: int,
 ) -> None:
-    """Chunks of any length. `query`, `out` `[tokens, heads, head_dim]`; `blocks` names, for each block of
-    `QUERY_BLOCK` queries, its row (an index into `rows`) and its first query; `rows` are the rows' table rows, packed
-    offsets, start positions and counts, int32 on the device."""
+    """Chunks of any length. `query`, `out` `[tokens, heads, head_dim]`; `blocks` names, for each block of `queries`
+    queries (`query_block`), its row (an index into `rows`) and its first query, long ones best first; `rows` are the
+    rows' table rows, packed offsets, start positions and counts, int32 on the device."""
     _, heads, width = query.shape
     kv_heads = keys.shape[1]
     wide = max(16, triton.next_power_of_2(width))
-    block = 64 if wide <= 128 and query.dtype != torch.float32 else 32
-    _extend[(len(blocks[0]), heads)](
+    if query.dtype == torch.float32:
+        block, warps, stages = 32, 4, 2
+    else:
+        block, warps, stages = (64, 8 if queries == 128 else 4, 3) if wide <= 128 else (32, 4, 2)
+    _extend[(heads, len(blocks[0]))](
         query, keys, values, table, out, *blocks, *rows, scaling, softcap or 1.0, window or 0, kv_heads,
-        table.stride(0), heads * width, GROUP=heads // kv_heads, D=width, D_PAD=wide, QUERIES=QUERY_BLOCK, BLOCK=block,
-        SOFTCAP=softcap is not None, WINDOW=window is not None, num_warps=4, num_stages=2,
+        table.stride(0), heads * width, GROUP=heads // kv_heads, D=width, D_PAD=wide, QUERIES=queries, BLOCK=block,
+        SOFTCAP=softcap is not None, WINDOW=window is not None, num_warps=warps, num_stages=stages,
     )  # fmt: skip

@@ -39,7 +39,9 @@ def prompt_files(vectors: torch.Tensor) -> dict[str, bytes]:
 
 
 @torch.no_grad()
-def eager_logits(base: Any, tokens: list[int], vectors: torch.Tensor | None = None) -> torch.Tensor:
+def eager_logits(
+    base: Any, tokens: list[int], vectors: torch.Tensor | None = None, device: str = "cpu"
+) -> torch.Tensor:
     """`[tokens, vocab]` of the eager module on embeddings laid out by hand: id −1 − i stands for `vectors[i]`."""
     embedding = base.get_input_embeddings()
     rows = []
@@ -48,7 +50,7 @@ def eager_logits(base: Any, tokens: list[int], vectors: torch.Tensor | None = No
             assert vectors is not None
             rows.append(vectors[-1 - token])
         else:
-            rows.append(embedding(torch.tensor(token)))
+            rows.append(embedding(torch.tensor(token, device=device)))
     return base(inputs_embeds=torch.stack(rows)[None], use_cache=False).logits[0]
 
 

@@ -9,7 +9,30 @@ from typing import Literal
 
 import msgspec
 
-Method = Literal["prompt_tuning", "prefix_tuning", "p_tuning"]
+Method = Literal[
+    "prompt_tuning",
+    "prefix_tuning",
+    "p_tuning",
+    "p_tuning_v2",
+    "cpt",
+    "cartridge",
+    "lora",
+    "trainable_tokens",
+    "lora+prompt_tuning",
+    "lora+prefix_tuning",
+    "lora+p_tuning",
+    "lora+p_tuning_v2",
+    "lora+cpt",
+    "lora+cartridge",
+]
+KV_METHODS: frozenset[str] = frozenset(
+    {"prefix_tuning", "p_tuning_v2", "cartridge", "lora+prefix_tuning", "lora+p_tuning_v2", "lora+cartridge"}
+)
+"""The methods whose virtual tokens are trained keys and values: they lead, and no vector stands behind them."""
+
+Family = Literal["decoder", "encoder", "encoder-decoder"]
+HeadKind = Literal["sequence", "token"]
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 FinishReason = Literal["stop", "length", "abort"]
 
 DEFAULT_TENANT = "default"
@@ -20,6 +43,14 @@ class LayerKV(msgspec.Struct, frozen=True):
 
     kv_heads: int
     head_dim: int
+
+
+class LinearShape(msgspec.Struct, frozen=True, array_like=True):
+    """A linear module of the base: its path in the unmodified module, and the widths of its input and output."""
+
+    name: str
+    inputs: int
+    outputs: int
 
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +74,19 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     embedding_norm: float
     """Mean L2 norm of the embedding rows, by which an adapter's unusual norms are told."""
+    model_type: str = ""
+    """The config's `model_type`, as `llama` or `bert`."""
+    family: Family = "decoder"
+    serves: frozenset[str] = frozenset({"prompt", "prefix"})
+    """The kinds of parts that this engine runs on this base (`softmux.formats.parts`); others are refused at
+    admission, by `softmux.formats.serving`."""
+    linears: tuple[LinearShape, ...] = ()
+    """What a LoRA may act on."""
+    input_embedding: str = ""
+    output_embedding: str = ""
+    """Paths of the module's embedding and of its output projection; empty where it has none."""
+    tied_embeddings: bool = False
+    """Whether these two share one weight."""
 
 
 class FileEntry(msgspec.Struct, frozen=True):
@@ -79,6 +123,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """As `softmux.json` gives it, and then equal to the server's at admission."""
     combines: bool | None = None
     """`combines` of `softmux.json`."""
+    head: HeadKind | None = None
+    """The kind of classification head it brings; None generates. `labels` are then those of the head's outputs."""
+    problem_type: ProblemType | None = None
+    """How a head's outputs are read: softmax, a sigmoid each, or as they are."""
 
     @property
     def bytes(self) -> int:

@@ -47,7 +47,7 @@ def test_manifest_names_the_version(saved: Saved) -> None:
         "adapter_config.json\x00",
         "ADAPTER_CONFIG.JSON",
         "",
-        "adapter_model.lora.safetensors",
+        "adapter_model.lora.bin",
         "x" * 10000,
     ],
 )

@@ -12,8 +12,10 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
+from softmux.engine.anatomy import embeddings, linear_shapes
 from softmux.engine.attention.base import AttentionBackend, PackedRows
 from softmux.engine.fingerprint import base_fingerprint, tokenizer_fingerprint
+from softmux.engine.serves import SERVES
 from softmux.errors import SelfTestFailed
 from softmux.types import LayerKV, ModelSpec
 
@@ -206,6 +208,7 @@ class PackedModel:
     def spec(self, context_length: int) -> ModelSpec:
         """Reads the weights' files once for the fingerprint."""
         hidden_size, norm = self._embedding_scale()
+        given, output, tied = embeddings(self.module)
         return ModelSpec(
             model_id=self.model_id,
             architecture=self.architecture,
@@ -220,6 +223,12 @@ class PackedModel:
             parameters=sum(parameter.numel() for parameter in self.module.parameters()),
             device=str(self.device),
             embedding_norm=norm,
+            model_type=str(getattr(self.text_config, "model_type", "")),
+            serves=SERVES["decoder"],
+            linears=linear_shapes(self.module),
+            input_embedding=given,
+            output_embedding=output,
+            tied_embeddings=tied,
         )
 
     @torch.inference_mode()

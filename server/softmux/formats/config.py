@@ -1,37 +1,38 @@
-"""`adapter_config.json` as PEFT 0.5 to 0.21 writes it for the methods served here: a closed schema.
+"""`adapter_config.json` as PEFT 0.5 to 0.21 writes it: closed schemas, and what every method's has in common.
 
 Names of models, tokenizers and revisions in it are labels: kept, shown, never opened.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from softmux.errors import InvalidAdapter
 from softmux.formats.json_file import fit, read_object, shown
-from softmux.types import ModelSpec
+from softmux.formats.peft_types import HEADS, INSTEAD, why_not
+from softmux.types import ModelSpec, ProblemType
 
 CONFIG_FILE = "adapter_config.json"
 
 Count = Annotated[int, Field(strict=True, ge=1, le=1 << 24)]
 Label = Annotated[str, Field(strict=True, max_length=4096)]
+Name = Annotated[str, Field(strict=True, min_length=1, max_length=4096)]
+Names = Annotated[list[Name], Field(max_length=4096)]
+TokenIds = Annotated[list[Annotated[int, Field(strict=True, ge=0, le=1 << 31)]], Field(max_length=1 << 16)]
 
 _EXECUTING = frozenset({"auto_mapping", "auto_map", "trust_remote_code"})
 """Fields by which a loader would import code. Null is nothing; anything else is refused, at any depth."""
 
-_INSTEAD = {
-    "LORA": "LoRA is not served by this server yet: merge it into the base model (`merge_and_unload`) and serve that",
-    "MULTITASK_PROMPT_TUNING": "publish one prompt-tuning adapter for each of its tasks",
-    "CPT": "train it as PROMPT_TUNING, with the context text as the initial text",
-    "CARTRIDGE": "CARTRIDGE is not served by this server yet: train it as PREFIX_TUNING",
-}
+_HEAD_MODULES = frozenset({"classifier", "score", "pooler", "pre_classifier"})
+"""Modules that may be saved whole: the heads PEFT adds by itself, and what some encoders have before them."""
 
 
-class PromptLearningConfig(BaseModel):
-    """The fields that PEFT writes for every prompt-learning method. Numbers may be null: PEFT fills them on use."""
+class AdapterConfig(BaseModel):
+    """The fields of every method. Beside PEFT's own, `id2label`, `num_labels` and `problem_type` may say what a
+    head's outputs mean, as a transformers config says it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -45,6 +46,19 @@ class PromptLearningConfig(BaseModel):
     auto_map: None = None
     trust_remote_code: None = None
     modules_to_save: list[StrictStr] | None = None
+    id2label: Annotated[dict[StrictStr, Name], Field(min_length=1, max_length=1024)] | None = None
+    label2id: Annotated[dict[Name, StrictInt], Field(max_length=1024)] | None = None
+    num_labels: Count | None = None
+    problem_type: ProblemType | None = None
+
+    @property
+    def has_head(self) -> bool:
+        return self.task_type in HEADS
+
+
+class PromptLearningConfig(AdapterConfig):
+    """The fields that PEFT writes for every prompt-learning method. Numbers may be null: PEFT fills them on use."""
+
     num_virtual_tokens: Annotated[int, Field(strict=True, le=1 << 24)]
     token_dim: Count | None = None
     num_transformer_submodules: Annotated[int, Field(strict=True)] | None = None
@@ -52,32 +66,19 @@ class PromptLearningConfig(BaseModel):
     num_layers: Count | None = None
 
 
-class PromptTuningConfig(PromptLearningConfig):
-    prompt_tuning_init: StrictStr | None = None
-    prompt_tuning_init_text: StrictStr | None = None
-    tokenizer_name_or_path: Label | None = None
-    tokenizer_kwargs: dict[str, Any] | None = None
-
-
-class PTuningConfig(PromptLearningConfig):
-    """`encoder_hidden_size` null means `token_dim`, as in PEFT."""
-
-    encoder_reparameterization_type: Literal["MLP", "LSTM"] = "MLP"
-    encoder_hidden_size: Count | None = None
-    encoder_num_layers: Annotated[int, Field(strict=True, ge=1, le=64)] = 2
-    encoder_dropout: Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)] = 0.0
-
-
-class PrefixTuningConfig(PromptLearningConfig):
-    """`token_dim` is kv_heads · head_dim and `num_attention_heads` is kv_heads, as PEFT sets them for GQA too."""
-
-    init_weights: StrictStr | None = None
-    encoder_hidden_size: Count | None = None
-    prefix_projection: StrictBool = False
-
-
 def invalid_field(field: str, message: str) -> InvalidAdapter:
     return InvalidAdapter(f"{CONFIG_FILE}: {message}", param=f"{CONFIG_FILE}: {field}")
+
+
+def hidden_size(config: PromptLearningConfig, spec: ModelSpec) -> int:
+    """The width of a learned vector."""
+    if config.token_dim not in (None, spec.hidden_size):
+        raise invalid_field(
+            "token_dim",
+            f"vectors of {config.token_dim} numbers, but {spec.model_id} has a hidden size of {spec.hidden_size}; "
+            "train it on this base.",
+        )
+    return spec.hidden_size
 
 
 def _named(value: Any) -> Iterator[tuple[str, Any]]:
@@ -101,26 +102,35 @@ def _refuse_code(raw: dict[str, Any]) -> None:
             )
 
 
-def _refuse_unserved(config: PromptLearningConfig) -> None:
+def _refuse_unserved(config: AdapterConfig, spec: ModelSpec) -> None:
     """What PEFT can express and this server would serve wrongly."""
-    if config.task_type not in (None, "CAUSAL_LM"):
-        raise invalid_field(
-            "task_type",
-            f"“{shown(config.task_type)}” can't be served on a causal language model; train it with CAUSAL_LM.",
-        )
-    if config.modules_to_save is not None:
+    reason = why_not(config.peft_type, config.task_type, spec.family)
+    if reason is not None:
+        raise invalid_field("task_type", f"“{shown(config.task_type)}” can't be served on {spec.model_id}: {reason}.")
+    saved = config.modules_to_save
+    if saved is not None and not config.has_head:
         raise invalid_field(
             "modules_to_save", "an adapter that replaces modules of the base is not served; train it without them."
         )
+    for name in saved or ():
+        if name.rpartition(".")[2] not in _HEAD_MODULES:
+            raise invalid_field(
+                "modules_to_save",
+                f"“{shown(name)}” is a module of the base, and an adapter that replaces one is not served; only a "
+                f"head may be saved whole ({', '.join(sorted(_HEAD_MODULES))}).",
+            )
+    for field in ("id2label", "label2id", "num_labels", "problem_type"):
+        if getattr(config, field) is not None and not config.has_head:
+            raise invalid_field(field, f"“{field}” describes a head, and the task type {config.task_type} has none.")
+
+
+def _check_against(config: PromptLearningConfig, spec: ModelSpec) -> None:
+    """The numbers every prompt-learning method shares, against the running model."""
     if config.num_transformer_submodules not in (None, 1):
         raise invalid_field(
             "num_transformer_submodules",
             f"{config.num_transformer_submodules} submodules are an encoder-decoder's; a causal model has 1.",
         )
-
-
-def _check_against(config: PromptLearningConfig, spec: ModelSpec) -> None:
-    """The numbers every method shares, against the running model."""
     if config.num_virtual_tokens < 1:
         raise invalid_field(
             "num_virtual_tokens", f"{config.num_virtual_tokens} virtual tokens learn nothing; at least 1 is needed."
@@ -139,7 +149,7 @@ def _check_against(config: PromptLearningConfig, spec: ModelSpec) -> None:
         )
 
 
-def read_config(data: bytes, schemas: dict[str, type[PromptLearningConfig]], spec: ModelSpec) -> PromptLearningConfig:
+def read_config(data: bytes, schemas: Mapping[str, type[AdapterConfig]], spec: ModelSpec) -> AdapterConfig:
     """The config in `data`, of the schema that `schemas` names for its `peft_type`, checked against `spec`.
 
     Raises `InvalidAdapter` naming the field.
@@ -151,9 +161,10 @@ def read_config(data: bytes, schemas: dict[str, type[PromptLearningConfig]], spe
     if not isinstance(peft_type, str):
         raise invalid_field("peft_type", f"it must be there and name the method, one of {served}.")
     if peft_type not in schemas:
-        instead = _INSTEAD.get(peft_type, "train it with one of those, or serve it merged into its base model")
+        instead = INSTEAD.get(peft_type, "train it with one of those")
         raise invalid_field("peft_type", f"“{shown(peft_type)}” is not one of {served}: {instead}.")
     config = fit(schemas[peft_type], raw, CONFIG_FILE)
-    _refuse_unserved(config)
-    _check_against(config, spec)
+    _refuse_unserved(config, spec)
+    if isinstance(config, PromptLearningConfig):
+        _check_against(config, spec)
     return config

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from softmux.errors import TooLarge
 from softmux.formats.parts import Float32Array
@@ -113,3 +114,28 @@ def _lstm(weights: Weights, suffix: str, sequence: Float32Array) -> Float32Array
         hidden = _sigmoid(out) * np.tanh(cell)
         outputs[position] = hidden
     return outputs
+
+
+def cpt_bounds(types: NDArray[np.int64], dim: int, epsilon: float, format_epsilon: float) -> Float32Array:
+    """`[k]`: how long a delta PEFT's `CPTEmbedding` lets each token have. A type's remainder by 4 says what it is:
+    1 and 3 the format around input and output, 2 the input, 0 the output (left as it was)."""
+    scale = np.sqrt(np.float32(dim / 2048))
+    bounds = np.full(types.shape, 1e-10, dtype=np.float32)
+    bounds[(types > 0) & ((types % 4 == 1) | (types % 4 == 3))] = np.float32(format_epsilon) * scale
+    bounds[(types > 0) & (types % 4 == 2)] = np.float32(epsilon) * scale
+    return bounds
+
+
+def fold_cpt(weights: Weights, bounds: Float32Array) -> Float32Array:
+    """`[k, dim]`: the context's embeddings and their deltas, each delta shortened to its bound."""
+    delta = weights["delta_embedding.weight"]
+    with np.errstate(over="ignore", invalid="ignore"):
+        norms = np.linalg.norm(delta, axis=1)
+        factors = np.where(norms > 0, bounds / np.maximum(np.maximum(norms, bounds), np.float32(1e-30)), np.float32(1))
+        folded: Float32Array = weights["embedding.weight"] + delta * factors[:, None].astype(np.float32)
+        return folded
+
+
+def fold_cartridge(weights: Weights) -> Float32Array:
+    """`[k, layers · 2 · dim]`: the frozen tokens, then the trained."""
+    return np.concatenate([weights[name] for name in ("frozen_embedding", "trainable_embedding") if name in weights])

@@ -6,31 +6,44 @@ import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
+from types import MappingProxyType
 
 from softmux.errors import InvalidAdapter, TooLarge
-from softmux.formats.config import CONFIG_FILE, PromptLearningConfig, read_config
+from softmux.formats import review
+from softmux.formats.config import CONFIG_FILE, AdapterConfig, invalid_field, read_config
 from softmux.formats.digest import adapter_digest, file_entries
 from softmux.formats.json_file import shown
-from softmux.formats.methods import METHODS, MethodFormat
-from softmux.formats.parts import Float32Array, Parts, PromptPart
+from softmux.formats.methods import METHODS
+from softmux.formats.methods.head import read_head, split_head
+from softmux.formats.parts import HeadPart, LoraPart, Parts, parameters
+from softmux.formats.serving import check_served
 from softmux.formats.softmux_json import SOFTMUX_FILE, SoftmuxJson, read_softmux_json
 from softmux.formats.template import Template
-from softmux.formats.tensors import WEIGHTS_FILE, invalid_tensor, read_safetensors
-from softmux.types import Manifest, ModelSpec
+from softmux.formats.tensors import WEIGHTS_FILE, read_safetensors
+from softmux.types import Manifest, Method, ModelSpec
 
 REQUIRED_FILES = (CONFIG_FILE, WEIGHTS_FILE)
-ALLOWED_FILES = (*REQUIRED_FILES, SOFTMUX_FILE)
-
-_MAX_FINITE = {"float16": 65504.0, "bfloat16": 3.3895e38}
-_ODD_NORM = 64.0
-"""How many times larger or smaller than the mean embedding a learned vector is before a person is told."""
+LORA_FILES = ("adapter_config.lora.json", "adapter_model.lora.safetensors")
+"""The LoRA that was trained together with the soft prompt in `REQUIRED_FILES`."""
+ALLOWED_FILES = (*REQUIRED_FILES, SOFTMUX_FILE, *LORA_FILES)
 
 _CONVERT = (
     'python -c "import torch; from safetensors.torch import save_file; save_file({k: v.contiguous() for k, v in '
     "torch.load('adapter_model.bin', weights_only=True).items()}, 'adapter_model.safetensors')\""
 )
+
+
+_PAIRS: Mapping[Method, Method] = MappingProxyType(
+    {
+        "prompt_tuning": "lora+prompt_tuning",
+        "prefix_tuning": "lora+prefix_tuning",
+        "p_tuning": "lora+p_tuning",
+        "p_tuning_v2": "lora+p_tuning_v2",
+        "cpt": "lora+cpt",
+        "cartridge": "lora+cartridge",
+    }
+)
+"""What a soft prompt is called with a LoRA beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,31 +56,119 @@ class Adapter:
     checks: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Half:
+    """One config with its weights: an adapter, or the soft prompt or the LoRA of a pair."""
+
+    config: AdapterConfig
+    method: Method
+    parts: Parts
+
+
 def read_adapter(files: Mapping[str, bytes], spec: ModelSpec) -> Adapter:
-    """The adapter in `files` (by name), checked against the running model.
+    """The adapter in `files` (by name), checked against the running model and what its engine serves.
 
     Raises `InvalidAdapter` with `param` “file: field or tensor”, `BaseMismatch` where `softmux.json` names another
     base or tokenizer, `TooLarge` for JSON or folded weights beyond reason. Never executes or opens what a file names.
     """
+    adapter = parse_adapter(files, spec)
+    check_served(adapter.parts, spec)
+    return adapter
+
+
+def parse_adapter(files: Mapping[str, bytes], spec: ModelSpec) -> Adapter:
+    """`read_adapter`, whether or not the engine serves such parts."""
     _check_names(files)
     said = read_softmux_json(files.get(SOFTMUX_FILE), spec)
+    halves = [_read_half(files, said, spec)]
+    if LORA_FILES[0] in files:
+        halves.append(_read_lora_half(files, said, spec))
+        _check_pair(*halves)
+    parts = tuple(part for half in halves for part in half.parts)
+    review.check_range(parts, spec)
+    virtual_tokens = sum(part.virtual_tokens for part in parts)
+    method = _method(halves)
+    if said.template is not None:
+        Template.parse(said.template).check(method, virtual_tokens)
+    manifest = _manifest(files, method, halves[0].config, said, parts, spec)
+    peft_types = [half.config.peft_type for half in halves]
+    return Adapter(manifest, parts, review.warnings(parts, spec), review.checks(peft_types, said, manifest, spec))
+
+
+def _read_half(files: Mapping[str, bytes], said: SoftmuxJson, spec: ModelSpec) -> _Half:
     config = read_config(files[CONFIG_FILE], {name: row.config for name, row in METHODS.items()}, spec)
     row = METHODS[config.peft_type]
-    parts = row.read(config, read_safetensors(files[WEIGHTS_FILE]), spec)
-    _check_range(parts, spec)
-    virtual_tokens = sum(part.virtual_tokens for part in parts)
-    if said.template is not None:
-        Template.parse(said.template).check(row.method, virtual_tokens)
+    tensors = read_safetensors(files[WEIGHTS_FILE])
+    if not config.has_head:
+        return _Half(config, row.method, row.read(config, tensors, spec))
+    head, rest = split_head(tensors)
+    parts = row.read(config, rest, spec)
+    method: Method = "p_tuning_v2" if row.method == "prefix_tuning" else row.method
+    return _Half(config, method, (*parts, read_head(config, head, said.labels, spec)))
+
+
+def _read_lora_half(files: Mapping[str, bytes], said: SoftmuxJson, spec: ModelSpec) -> _Half:
+    """A pair's LoRA, read as an adapter of its own whose files have other names."""
+    alone = {name: files[file] for name, file in zip(REQUIRED_FILES, LORA_FILES, strict=True)}
+    try:
+        return _read_half(alone, said, spec)
+    except (InvalidAdapter, TooLarge) as error:
+        message, param = error.message, error.param or ""
+        for name, file in zip(REQUIRED_FILES, LORA_FILES, strict=True):
+            message, param = message.replace(name, file), param.replace(name, file)
+        raise type(error)(message, param=param) from None
+
+
+def _check_pair(soft: _Half, lora: _Half) -> None:
+    """Raises `InvalidAdapter` unless they are a soft prompt and a LoRA of one training."""
+    if lora.config.peft_type != "LORA" or any(isinstance(part, LoraPart) for part in soft.parts):
+        raise InvalidAdapter(
+            f"A pair is a soft prompt in {CONFIG_FILE} and a LoRA in {LORA_FILES[0]}, and these are "
+            f"{soft.config.peft_type} and {lora.config.peft_type}; send each in its own file, or each alone.",
+            param=f"{LORA_FILES[0]}: peft_type",
+        )
+    for field in ("base_model_name_or_path", "revision", "task_type"):
+        ours, theirs = getattr(soft.config, field), getattr(lora.config, field)
+        if None not in (ours, theirs) and ours != theirs:
+            raise InvalidAdapter(
+                f"The pair was not trained together: “{field}” is “{shown(ours)}” in {CONFIG_FILE} and "
+                f"“{shown(theirs)}” in {LORA_FILES[0]}. Only what was trained together is served together.",
+                param=f"{LORA_FILES[0]}: {field}",
+            )
+    if sum(isinstance(part, HeadPart) for part in (*soft.parts, *lora.parts)) > 1:
+        raise InvalidAdapter(
+            f"Both files of the pair hold a head; save it in {WEIGHTS_FILE} alone, and leave task_type null in "
+            f"{LORA_FILES[0]}.",
+            param=f"{LORA_FILES[1]}: classifier",
+        )
+    if soft.method not in _PAIRS:
+        raise invalid_field("peft_type", f"a LoRA is not served beside {soft.config.peft_type}; send each alone.")
+
+
+def _method(halves: list[_Half]) -> Method:
+    return halves[0].method if len(halves) == 1 else _PAIRS[halves[0].method]
+
+
+def _manifest(
+    files: Mapping[str, bytes],
+    method: Method,
+    config: AdapterConfig,
+    said: SoftmuxJson,
+    parts: Parts,
+    spec: ModelSpec,
+) -> Manifest:
     entries = file_entries(files)
-    manifest = Manifest(
+    head = next((part for part in parts if isinstance(part, HeadPart)), None)
+    labels = tuple(said.labels) if isinstance(said.labels, list) else said.labels
+    return Manifest(
         digest=adapter_digest(entries, spec.base_fingerprint),
-        method=row.method,
+        method=method,
         base_fingerprint=spec.base_fingerprint,
         files=entries,
-        virtual_tokens=virtual_tokens,
-        parameters=sum(part.parameters for part in parts),
+        virtual_tokens=sum(part.virtual_tokens for part in parts),
+        parameters=parameters(parts),
         template=said.template,
-        labels=tuple(said.labels) if isinstance(said.labels, list) else said.labels,
+        labels=head.labels if head is not None else labels,
         trained_lengths=(said.trained_lengths[0], said.trained_lengths[1]) if said.trained_lengths else None,
         notes=said.notes,
         base_label=config.base_model_name_or_path,
@@ -75,8 +176,9 @@ def read_adapter(files: Mapping[str, bytes], spec: ModelSpec) -> Adapter:
         revision_label=config.revision,
         tokenizer_fingerprint=said.tokenizer_fingerprint,
         combines=said.combines,
+        head=head.head if head is not None else None,
+        problem_type=head.problem_type if head is not None else None,
     )
-    return Adapter(manifest, parts, _warnings(parts, spec), _checks(row, config, said, manifest, spec))
 
 
 def load_folder(path: Path, *, max_bytes: int = 256 << 20) -> dict[str, bytes]:
@@ -117,8 +219,6 @@ def _check_names(files: Mapping[str, bytes]) -> None:
             hint = ""
             if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl")):
                 hint = f" Pickled weights are never opened; convert them: {_CONVERT}"
-            elif name.endswith((".lora.json", ".lora.safetensors")):
-                hint = " A pair of a soft prompt and a LoRA is not served by this server yet."
             raise InvalidAdapter(
                 f"A file named “{shown(name)}” does not belong to an adapter; send {', '.join(ALLOWED_FILES)}.{hint}",
                 param=shown(name) or "(no name)",
@@ -127,71 +227,12 @@ def _check_names(files: Mapping[str, bytes]) -> None:
 
 
 def _require(present: Iterable[str], others: Iterable[str]) -> None:
+    present = list(present)
+    for name, other in (LORA_FILES, reversed(LORA_FILES)):
+        if name in present and other not in present:
+            raise InvalidAdapter(f"{name} comes with {other}, which is missing; send both, or neither.", param=other)
     for name in REQUIRED_FILES:
         if name not in present:
             convert = name == WEIGHTS_FILE and "adapter_model.bin" in others
             hint = f"; pickled weights are never opened, convert them: {_CONVERT}" if convert else ""
             raise InvalidAdapter(f"The adapter lacks {name}; PEFT's save_pretrained writes it{hint}.", param=name)
-
-
-def _arrays(parts: Parts) -> list[tuple[str, Float32Array]]:
-    arrays: list[tuple[str, Float32Array]] = []
-    for part in parts:
-        if isinstance(part, PromptPart):
-            arrays.append(("vectors", part.vectors))
-        else:
-            arrays += [("keys", part.keys), ("values", part.values)]
-    return arrays
-
-
-def _check_range(parts: Parts, spec: ModelSpec) -> None:
-    """Finite in the file is not yet finite in the model's dtype."""
-    limit = _MAX_FINITE.get(spec.dtype)
-    for name, array in _arrays(parts):
-        if limit is not None and float(np.abs(array).max()) > limit:
-            raise invalid_tensor(
-                "prompt_embeddings",
-                f"its {name} reach {float(np.abs(array).max()):.3g}, which is infinite in {spec.dtype}, "
-                "the dtype this server runs; train with smaller values.",
-            )
-
-
-def _warnings(parts: Parts, spec: ModelSpec) -> tuple[str, ...]:
-    warnings: list[str] = []
-    for name, array in _arrays(parts):
-        norms = np.linalg.norm(array.reshape(-1, array.shape[-1]).astype(np.float64), axis=1)
-        if not norms.any():
-            warnings.append(f"All learned {name} are zero: the adapter looks untrained.")
-        elif name == "vectors" and spec.embedding_norm > 0:
-            odd = np.count_nonzero(
-                (norms > _ODD_NORM * spec.embedding_norm) | (norms * _ODD_NORM < spec.embedding_norm)
-            )
-            if odd:
-                warnings.append(
-                    f"{odd} of {len(norms)} vectors have unusual norms, {norms.min():.3g} to {norms.max():.3g}; "
-                    f"the model's embeddings have {spec.embedding_norm:.3g} on average. Was it trained on this base, "
-                    "and did training converge?"
-                )
-        elif name != "vectors" and norms.max() > 1e4:
-            warnings.append(
-                f"The learned {name} have unusual norms, up to {norms.max():.3g} a head. Was it trained on this base, "
-                "and did training converge?"
-            )
-    return tuple(warnings)
-
-
-def _checks(
-    row: MethodFormat, config: PromptLearningConfig, said: SoftmuxJson, manifest: Manifest, spec: ModelSpec
-) -> tuple[str, ...]:
-    checks = [
-        f"The files are exactly those of an adapter: {', '.join(file.name for file in manifest.files)}.",
-        f"{CONFIG_FILE} is a {config.peft_type} config without unknown fields, and nothing in it asks for code to run.",
-        f"Its numbers fit {spec.model_id}: {manifest.virtual_tokens} virtual tokens, "
-        f"{manifest.parameters:,} learned numbers of the shapes that {row.method} needs.",
-        f"{WEIGHTS_FILE} holds exactly the expected tensors, and every value is finite, in {spec.dtype} too.",
-    ]
-    if said.base_fingerprint or said.tokenizer_fingerprint:
-        checks.append(f"The fingerprints in {SOFTMUX_FILE} are this server's.")
-    if said.template is not None:
-        checks.append("The template's learned tokens are the adapter's, and its slots have names.")
-    return tuple(checks)

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from softmux.errors import InvalidRequest
 from softmux.formats.json_file import shown
 from softmux.formats.template import Learned, Template, Text
-from softmux.types import Manifest, Method
+from softmux.types import KV_METHODS, Manifest, Method
 
 
 class Encoder(Protocol):
@@ -75,14 +75,14 @@ def lay_out(
     if layout.template is None:
         ids = virtual_ids(layout.virtual_tokens) + _plain(tokenizer, prompt, variables)
     else:
-        lead = virtual_ids(layout.virtual_tokens) if layout.method == "prefix_tuning" else ()
+        lead = virtual_ids(layout.virtual_tokens) if layout.method in KV_METHODS else ()
         ids = lead + _filled(layout.template, tokenizer, _slot_values(layout.template, prompt, variables))
     for token in ids:
         if token >= vocab_size:
             raise InvalidRequest(
                 f"Token id {token} is beyond the model's vocabulary; ids are 0 to {vocab_size - 1}.", param="prompt"
             )
-    if not ids or (layout.method == "prefix_tuning" and ids[-1] < 0):
+    if not ids or (layout.method in KV_METHODS and ids[-1] < 0):
         raise InvalidRequest("The prompt holds no token; give it at least one.", param="prompt")
     return ids
 

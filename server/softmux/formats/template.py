@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from softmux.errors import InvalidAdapter
 from softmux.formats.json_file import shown
-from softmux.types import Method
+from softmux.types import KV_METHODS, Method
 
 _TOKEN = re.compile(
     r"(?P<open>\{\{)|(?P<close>\}\})|\{p:(?P<learned>[0-9]{1,6})\}|\{(?P<slot>[A-Za-z_][A-Za-z0-9_]*)\}"
@@ -82,7 +82,7 @@ class Template:
 
     def check(self, method: Method, virtual_tokens: int) -> None:
         """Raises `InvalidAdapter` unless the template can serve an adapter of `method` with `virtual_tokens`."""
-        if method == "prefix_tuning":
+        if method in KV_METHODS:
             if self.virtual_tokens:
                 raise _invalid("a prefix always leads, so its template holds text and slots but no {p:N}")
         elif self.virtual_tokens != virtual_tokens:

@@ -21,7 +21,7 @@ from softmux.engine.tiers import AdapterSource
 from softmux.errors import BadRequest, DeadlineExceeded, InvalidRequest, SoftmuxError
 from softmux.scheduler.sequence import Sequence
 from softmux.settings import Settings
-from softmux.types import Output
+from softmux.types import KV_METHODS, Output
 from softmux.worker.canary import CLIENT, Canary
 from softmux.worker.messages import (
     PROTOCOL,
@@ -214,5 +214,5 @@ def _check_layout(message: Generate) -> None:
         raise InvalidRequest(
             f"virtual token {-1 - min(tokens)}: the adapter has {adapter.virtual_tokens}", param="prompt"
         )
-    if adapter.method == "prefix_tuning" and tokens[-1] < 0:
+    if adapter.method in KV_METHODS and tokens[-1] < 0:
         raise InvalidRequest("a prefix needs a prompt of one token at least behind it", param="prompt")

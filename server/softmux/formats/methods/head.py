@@ -1,0 +1,190 @@
+"""Classification heads, as PEFT saves them whole beside an adapter (`modules_to_save`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from softmux.errors import InvalidAdapter
+from softmux.formats.config import CONFIG_FILE, AdapterConfig, invalid_field
+from softmux.formats.methods.encoded import Tensors
+from softmux.formats.parts import Activation, Dense, HeadPart
+from softmux.formats.softmux_json import SOFTMUX_FILE
+from softmux.formats.tensors import Tensor, invalid_tensor
+from softmux.types import HeadKind, ModelSpec, ProblemType
+
+_HEAD = re.compile(
+    r"base_model\.(?:model\.)?(?P<module>(?:[a-z0-9_]+\.)?pooler\.dense|pre_classifier|classifier\.dense"
+    r"|classifier\.out_proj|classifier|score)(?:\.modules_to_save(?:\.default)?)?\.(?P<what>weight|bias)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Build:
+    """How a kind of base classifies a sequence: the module before the output and its activation, whether the base has
+    that module too (BERT's pooler; else the folder must hold it), and what the output's module is called."""
+
+    dense: str | None = None
+    activation: Activation = "tanh"
+    from_base: bool = False
+    output: tuple[str, ...] = ("classifier", "score")
+
+
+_IN_CLASSIFIER = ("classifier.out_proj",)
+_SEQUENCE: Mapping[str, _Build] = MappingProxyType(
+    {
+        "bert": _Build("pooler.dense", from_base=True),
+        "roberta": _Build("classifier.dense", output=_IN_CLASSIFIER),
+        "xlm-roberta": _Build("classifier.dense", output=_IN_CLASSIFIER),
+        "camembert": _Build("classifier.dense", output=_IN_CLASSIFIER),
+        "electra": _Build("classifier.dense", "gelu", output=_IN_CLASSIFIER),
+        "distilbert": _Build("pre_classifier", "relu"),
+        "deberta-v2": _Build("pooler.dense", "gelu"),
+    }
+)
+_TOKEN_ENCODERS = frozenset({*_SEQUENCE})
+_PLAIN = _Build()
+
+
+def split_head(tensors: Tensors) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(a head's tensors, by `module.weight` and `module.bias`, every other tensor by its name)."""
+    head: dict[str, Tensor] = {}
+    rest: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        match = _HEAD.fullmatch(name)
+        if match is None:
+            rest[name] = tensor
+            continue
+        module = "pooler.dense" if match["module"].endswith("pooler.dense") else match["module"]
+        key = f"{module}.{match['what']}"
+        if key in head:
+            raise invalid_tensor(name, "it is there under two names; send it once.")
+        head[key] = tensor
+    return head, rest
+
+
+def read_head(
+    config: AdapterConfig, tensors: Mapping[str, Tensor], said: list[str] | dict[str, str] | None, spec: ModelSpec
+) -> HeadPart:
+    """The head in `tensors` (`split_head`'s); `said` are softmux.json's labels. Raises `InvalidAdapter`."""
+    kind: HeadKind = "sequence" if config.task_type == "SEQ_CLS" else "token"
+    build = _build(kind, spec)
+    left = dict(tensors)
+    dense = _dense(build, left, spec)
+    module = next((name for name in build.output if f"{name}.weight" in left), None)
+    if module is None:
+        raise invalid_tensor(
+            f"base_model.{build.output[0]}.weight",
+            f"it is missing: a {config.task_type} adapter on {spec.model_id} holds its head; train it with PEFT's "
+            "task type, which saves the head.",
+        )
+    weight = left.pop(f"{module}.weight")
+    width = dense.weight.shape[0] if dense is not None else spec.hidden_size
+    if len(weight.shape) != 2 or weight.shape[0] < 1 or weight.shape[1] != width:
+        raise invalid_tensor(
+            weight.name, f"its shape is {list(weight.shape)}, and a head on this base needs [labels, {width}]."
+        )
+    count = weight.shape[0]
+    bias = left.pop(f"{module}.bias", None)
+    if bias is not None:
+        _expect(bias, (count,))
+    for tensor in left.values():
+        raise invalid_tensor(tensor.name, f"it is no part of a {kind} head on {spec.model_id}; remove it.")
+    labels = _labels(config, said, count)
+    return HeadPart(
+        head=kind,
+        weight=weight.float32(),
+        bias=bias.float32() if bias is not None else None,
+        dense=dense,
+        base_pooler=kind == "sequence" and build.from_base and dense is None,
+        labels=labels,
+        problem_type=_problem(config, kind, count),
+    )
+
+
+def _build(kind: HeadKind, spec: ModelSpec) -> _Build:
+    if spec.family == "decoder":
+        return _PLAIN
+    if kind == "token" and spec.model_type in _TOKEN_ENCODERS:
+        return _PLAIN
+    if kind == "sequence" and spec.model_type in _SEQUENCE:
+        return _SEQUENCE[spec.model_type]
+    raise InvalidAdapter(
+        f"How {spec.model_id} ({spec.model_type or 'of unknown type'}) classifies is not known to this server: its "
+        f"heads are served on decoders and on {', '.join(sorted(_SEQUENCE))}.",
+        param=f"{CONFIG_FILE}: task_type",
+    )
+
+
+def _dense(build: _Build, left: dict[str, Tensor], spec: ModelSpec) -> Dense | None:
+    if build.dense is None:
+        return None
+    weight, bias = (left.pop(f"{build.dense}.{what}", None) for what in ("weight", "bias"))
+    if weight is None and bias is None and build.from_base:
+        return None
+    if weight is None or bias is None:
+        save = f"modules_to_save=['{build.dense.partition('.')[0]}']"
+        raise invalid_tensor(
+            f"base_model.{build.dense}.weight",
+            f"it is missing: {spec.model_type} has it between its last layer and the head, made anew for each "
+            f"training; train with {save}, so that it is saved.",
+        )
+    _expect(weight, (spec.hidden_size, spec.hidden_size))
+    _expect(bias, (spec.hidden_size,))
+    return Dense(weight.float32(), bias.float32(), build.activation)
+
+
+def _expect(tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tensor.shape != shape:
+        raise invalid_tensor(
+            tensor.name, f"its shape is {list(tensor.shape)}, and the head on this base needs {list(shape)}."
+        )
+
+
+def _labels(config: AdapterConfig, said: list[str] | dict[str, str] | None, count: int) -> tuple[str, ...]:
+    """One for each output: softmux.json's, else the config's `id2label`; a regression of one output needs none."""
+    if isinstance(said, dict):
+        raise InvalidAdapter(
+            f"{SOFTMUX_FILE}: a map of labels to words is for tasks that generate; a head's labels are a list, in the "
+            "order of its outputs.",
+            param=f"{SOFTMUX_FILE}: labels",
+        )
+    if config.num_labels not in (None, count):
+        raise invalid_field("num_labels", f"it is {config.num_labels}, and the head has {count} outputs.")
+    if said is not None:
+        if len(said) != count:
+            raise InvalidAdapter(
+                f"{SOFTMUX_FILE} names {len(said)} labels, and the head has {count} outputs; name one for each.",
+                param=f"{SOFTMUX_FILE}: labels",
+            )
+        return tuple(said)
+    if config.id2label is not None:
+        if sorted(config.id2label) != sorted(map(str, range(count))):
+            raise invalid_field("id2label", f"it must name the outputs 0 to {count - 1}, each once.")
+        named = tuple(config.id2label[str(index)] for index in range(count))
+        if len(set(named)) != count:
+            raise invalid_field("id2label", "it gives two outputs one name.")
+        return named
+    if count == 1:
+        return ("LABEL_0",)
+    raise InvalidAdapter(
+        f"Nothing says what the head's {count} outputs mean; add {SOFTMUX_FILE} with "
+        '{"labels": ["…", "…"]} in their order, or id2label to the config.',
+        param=f"{SOFTMUX_FILE}: labels",
+    )
+
+
+def _problem(config: AdapterConfig, kind: HeadKind, count: int) -> ProblemType:
+    """As transformers decides where the config does not say."""
+    said = config.problem_type
+    if kind == "token" and said not in (None, "single_label_classification"):
+        raise invalid_field("problem_type", f"“{said}” is for sequences; each token has one label.")
+    if said == "single_label_classification" and count == 1:
+        raise invalid_field(
+            "problem_type", "one output can't choose between labels; it is a regression, or multi-label."
+        )
+    if said is not None:
+        return said
+    return "regression" if count == 1 and kind == "sequence" else "single_label_classification"

@@ -1,0 +1,94 @@
+"""What is said of an admitted adapter: values beyond the served dtype refuse it, odd ones are warned of."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from softmux.formats.config import CONFIG_FILE
+from softmux.formats.parts import Float32Array, LoraPart, Parts, PrefixPart, PromptPart
+from softmux.formats.softmux_json import SOFTMUX_FILE, SoftmuxJson
+from softmux.formats.tensors import WEIGHTS_FILE, invalid_tensor
+from softmux.types import Manifest, ModelSpec
+
+_MAX_FINITE = {"float16": 65504.0, "bfloat16": 3.3895e38}
+_ODD_NORM = 64.0
+"""How many times larger or smaller than the mean embedding a learned vector is before a person is told."""
+
+
+def check_range(parts: Parts, spec: ModelSpec) -> None:
+    """Finite in the file is not yet finite in the model's dtype."""
+    limit = _MAX_FINITE.get(spec.dtype)
+    for part in parts:
+        for name, array in part.arrays():
+            if limit is not None and array.size and float(np.abs(array).max()) > limit:
+                raise invalid_tensor(
+                    "prompt_embeddings" if isinstance(part, PromptPart | PrefixPart) else name,
+                    f"its {name} reach {float(np.abs(array).max()):.3g}, which is infinite in {spec.dtype}, "
+                    "the dtype this server runs; train with smaller values.",
+                )
+
+
+def warnings(parts: Parts, spec: ModelSpec) -> tuple[str, ...]:
+    """What is odd and served all the same, in sentences."""
+    told: list[str] = []
+    for part in parts:
+        match part:
+            case PromptPart():
+                told += _odd_vectors(part.vectors, spec)
+            case PrefixPart():
+                told += _odd_prefix("keys", part.keys) + _odd_prefix("values", part.values)
+            case LoraPart():
+                if not any(layer.b.any() for layer in part.layers.values()):
+                    told.append("Every B of the LoRA is zero: the adapter looks untrained.")
+            case _:
+                pass
+    return tuple(told)
+
+
+def _norms(array: Float32Array) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    return np.asarray(np.linalg.norm(array.reshape(-1, array.shape[-1]).astype(np.float64), axis=1))
+
+
+def _odd_vectors(vectors: Float32Array, spec: ModelSpec) -> list[str]:
+    norms = _norms(vectors)
+    if not norms.any():
+        return ["All learned vectors are zero: the adapter looks untrained."]
+    usual = spec.embedding_norm
+    odd = np.count_nonzero((norms > _ODD_NORM * usual) | (norms * _ODD_NORM < usual)) if usual > 0 else 0
+    if not odd:
+        return []
+    return [
+        f"{odd} of {len(norms)} vectors have unusual norms, {norms.min():.3g} to {norms.max():.3g}; "
+        f"the model's embeddings have {usual:.3g} on average. Was it trained on this base, and did training converge?"
+    ]
+
+
+def _odd_prefix(name: str, array: Float32Array) -> list[str]:
+    norms = _norms(array)
+    if not norms.any():
+        return [f"All learned {name} are zero: the adapter looks untrained."]
+    if norms.max() <= 1e4:
+        return []
+    return [
+        f"The learned {name} have unusual norms, up to {norms.max():.3g} a head. Was it trained on this base, "
+        "and did training converge?"
+    ]
+
+
+def checks(peft_types: list[str], said: SoftmuxJson, manifest: Manifest, spec: ModelSpec) -> tuple[str, ...]:
+    """What was looked at, in sentences."""
+    done = [
+        f"The files are exactly those of an adapter: {', '.join(file.name for file in manifest.files)}.",
+        f"{CONFIG_FILE} is a {' and a '.join(peft_types)} config without unknown fields, and nothing in it asks for "
+        "code to run.",
+        f"Its numbers fit {spec.model_id}: {manifest.virtual_tokens} virtual tokens, "
+        f"{manifest.parameters:,} learned numbers of the shapes that {manifest.method} needs.",
+        f"{WEIGHTS_FILE} holds exactly the expected tensors, and every value is finite, in {spec.dtype} too.",
+    ]
+    if manifest.head is not None:
+        done.append(f"Its {manifest.head} head has a label for each of its outputs.")
+    if said.base_fingerprint or said.tokenizer_fingerprint:
+        done.append(f"The fingerprints in {SOFTMUX_FILE} are this server's.")
+    if said.template is not None:
+        done.append("The template's learned tokens are the adapter's, and its slots have names.")
+    return tuple(done)

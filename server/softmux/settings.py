@@ -22,6 +22,12 @@ class Settings(BaseSettings):
     attention_backend: Literal["auto", "triton", "torch", "flashinfer"] = Field(
         default="auto", description="How attention is computed: auto is Triton on CUDA, torch elsewhere."
     )
+    quantization: Literal["auto", "fp8"] = Field(
+        default="auto", description="Weights: auto leaves them as they are, fp8 halves what linear layers take."
+    )
+    kv_cache_dtype: Literal["auto", "fp8"] = Field(
+        default="auto", description="Keys and values: auto keeps them in `dtype`, fp8 in half of bfloat16's bytes."
+    )
     redis: str | None = Field(default=None, description="redis://… of a real server; without it an embedded one.")
     data: Path = Field(default=Path("softmux-data"), description="Where the registry's and the caches' files live.")
     adapters: Path | None = Field(default=None, description="Folders published at start for the tenant `default`.")

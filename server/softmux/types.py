@@ -74,6 +74,10 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     embedding_norm: float
     """Mean L2 norm of the embedding rows, by which an adapter's unusual norms are told."""
+    quantization: str | None = None
+    """`fp8` where linear layers' weights are quantised; no part of `base_fingerprint`, which names a checkpoint."""
+    kv_cache_dtype: str | None = None
+    """`fp8` where keys and values are kept in fewer bits than `dtype`."""
     model_type: str = ""
     """The config's `model_type`, as `llama` or `bert`."""
     family: Family = "decoder"
@@ -87,6 +91,17 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Paths of the module's embedding and of its output projection; empty where it has none."""
     tied_embeddings: bool = False
     """Whether these two share one weight."""
+
+    @property
+    def kv_format(self) -> str:
+        """All that shapes keys and values beside the checkpoint and the input: a part of every cache's key. A server
+        of quantised weights takes the same adapters as one of full ones, but not its caches."""
+        words = [self.dtype]
+        if self.quantization:
+            words.append(f"weights {self.quantization}")
+        if self.kv_cache_dtype:
+            words.append(f"kv {self.kv_cache_dtype}")
+        return ", ".join(words)
 
 
 class FileEntry(msgspec.Struct, frozen=True):

@@ -74,7 +74,12 @@ class Engine:
             torch.set_num_threads(settings.threads)
         if model is None:
             device = pick_device(settings.device)
-            model = PackedModel.load(settings.model, device=device, dtype=pick_dtype(settings.dtype, device))
+            model = PackedModel.load(
+                settings.model,
+                device=device,
+                dtype=pick_dtype(settings.dtype, device),
+                quantization=settings.quantization,
+            )
         self.model = model
         device = model.device
         slots = settings.kv_tokens or self._kv_tokens(settings)
@@ -125,7 +130,7 @@ class Engine:
     # --- sequences ---------------------------------------------------------------------------------------------------
 
     def key(self, tenant: str, digest: str | None) -> RootKey:
-        return RootKey(tenant, digest, self.spec.base_fingerprint, self.spec.dtype)
+        return RootKey(tenant, digest, self.spec.base_fingerprint, self.spec.kv_format)
 
     def add(
         self,

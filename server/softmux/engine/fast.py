@@ -87,7 +87,7 @@ def _fuse(runner: ModelRunner, spec: ModelSpec) -> None:
         return
     runner.fused = fused
     try:
-        products.measure(fused.weights)
+        products.measure(fused.weights, runner.model.dtype)
         self_test(runner, spec)
     except Exception as error:
         log.warning("fused layers are left out: %s", error)

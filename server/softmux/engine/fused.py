@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from softmux.engine.attention.triton_paged import TritonAttention
+from softmux.engine.fp8 import Weight, merge, weight_of
 from softmux.engine.kernels.layer import add_norm
 from softmux.engine.kernels.rope import rope_write
 from softmux.engine.kv import KVPool
@@ -25,26 +26,21 @@ _KNOWN = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3Fo
 
 @dataclass(slots=True)
 class _Layer:
-    qkv: torch.Tensor
+    qkv: Weight
     qkv_bias: torch.Tensor | None
-    out: torch.Tensor
+    out: Weight
     out_bias: torch.Tensor | None
-    gate_up: torch.Tensor
-    down: torch.Tensor
+    gate_up: Weight
+    down: Weight
     input_norm: torch.Tensor
     post_norm: torch.Tensor
     head_norms: tuple[torch.Tensor, torch.Tensor] | None
     window: int | None
 
 
-def _merge(projections: list[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """One weight of several, rows under rows; the projections' own weights become views of it."""
-    merged = torch.cat([projection.weight.data for projection in projections])
-    at = 0
-    for projection in projections:
-        rows = projection.weight.shape[0]
-        projection.weight.data = merged[at : at + rows]
-        at += rows
+def _merge(projections: list[nn.Linear]) -> tuple[Weight, torch.Tensor | None]:
+    """One weight of several (`fp8.merge`), and one bias, where they have any."""
+    merged = merge([*projections])
     if projections[0].bias is None:
         return merged, None
     return merged, torch.cat([projection.bias.data for projection in projections])
@@ -69,7 +65,7 @@ class FusedDecoder:
         self._scaling = float(decoder.layers[0].self_attn.scaling)
 
     @property
-    def weights(self) -> list[torch.Tensor]:
+    def weights(self) -> list[Weight]:
         """Every matrix of the step, in the order in which it reads them."""
         each = [weight for layer in self._layers for weight in (layer.qkv, layer.out, layer.gate_up, layer.down)]
         return [*each, self._head]
@@ -98,10 +94,10 @@ class FusedDecoder:
         return _Layer(
             qkv=qkv,
             qkv_bias=qkv_bias,
-            out=attention.o_proj.weight.data,
+            out=weight_of(attention.o_proj),
             out_bias=None if attention.o_proj.bias is None else attention.o_proj.bias.data,
             gate_up=gate_up,
-            down=mlp.down_proj.weight.data,
+            down=weight_of(mlp.down_proj),
             input_norm=layer.input_layernorm.weight.data,
             post_norm=layer.post_attention_layernorm.weight.data,
             head_norms=norms,

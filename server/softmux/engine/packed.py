@@ -15,6 +15,8 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 from softmux.engine.anatomy import embeddings, linear_shapes
 from softmux.engine.attention.base import AttentionBackend, PackedRows
 from softmux.engine.fingerprint import base_fingerprint, tokenizer_fingerprint
+from softmux.engine.fp8 import E4M3, Fp8Linear
+from softmux.engine.fp8_loading import load_fp8
 from softmux.engine.serves import SERVES
 from softmux.errors import SelfTestFailed
 from softmux.types import LayerKV, ModelSpec
@@ -54,7 +56,8 @@ class PackedModel:
         self.config: Any = loaded.config
         self.text_config: Any = self.config.get_text_config()
         self.device: torch.device = next(module.parameters()).device
-        self.dtype: torch.dtype = next(module.parameters()).dtype
+        self.dtype: torch.dtype = next(p.dtype for p in module.parameters() if p.dtype != E4M3)
+        self._fp8 = [layer for layer in module.modules() if isinstance(layer, Fp8Linear)]
         self.embedding: Any = self.module.get_input_embeddings()
         self._attention = f"softmux_{next(_names)}"
         self._backend: Any = None
@@ -62,8 +65,9 @@ class PackedModel:
         self.layers = self._probe()
 
     @classmethod
-    def load(cls, model: str, *, device: torch.device, dtype: torch.dtype) -> PackedModel:
+    def load(cls, model: str, *, device: torch.device, dtype: torch.dtype, quantization: str = "auto") -> PackedModel:
         """From a folder in Hugging Face's layout, or a hub id. Only safetensors are read; no code of the model's.
+        `quantization` fp8: linear layers are quantised as they are read (`load_fp8`); auto: they stay as they are.
 
         A folder's model goes by the folder's name: where it lies is not its clients' business.
 
@@ -81,14 +85,17 @@ class PackedModel:
                 ) from error
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            module = AutoModelForCausalLM.from_pretrained(
-                folder,
-                config=config,
-                dtype=dtype,
-                use_safetensors=True,
-                trust_remote_code=False,
-                attn_implementation="eager",
-            ).to(device)
+            if quantization == "fp8":
+                module = load_fp8(folder, config, device=device, dtype=dtype)
+            else:
+                module = AutoModelForCausalLM.from_pretrained(
+                    folder,
+                    config=config,
+                    dtype=dtype,
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    attn_implementation="eager",
+                ).to(device)
         except Exception as error:
             raise SelfTestFailed(f"{model} cannot be loaded as a causal language model: {error}") from error
         return cls(module, folder, folder.name if Path(model).is_dir() else model)
@@ -138,15 +145,22 @@ class PackedModel:
         return logits
 
     def eager(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """The reference: the same module, its own eager attention, one row from its start → logits of every token."""
+        """The reference: the same module, its own eager attention, weights in fp8 multiplied plainly, one row from its
+        start → logits of every token."""
         self.module.set_attn_implementation("eager")
+        self._multiply_plainly(True)
         try:
             output = self.module(inputs_embeds=embeddings[None], use_cache=False)
         finally:
+            self._multiply_plainly(False)
             if self._backend is not None:
                 self.module.set_attn_implementation(self._attention)
         logits: torch.Tensor = output.logits[0]
         return logits
+
+    def _multiply_plainly(self, plainly: bool) -> None:
+        for layer in self._fp8:
+            layer.plainly = plainly
 
     def _probe(self) -> tuple[LayerKV, ...]:
         """The layers' KV shapes, as the module itself shows them in a forward of one token."""
@@ -223,6 +237,7 @@ class PackedModel:
             parameters=sum(parameter.numel() for parameter in self.module.parameters()),
             device=str(self.device),
             embedding_norm=norm,
+            quantization="fp8" if self._fp8 else None,
             model_type=str(getattr(self.text_config, "model_type", "")),
             serves=SERVES["decoder"],
             linears=linear_shapes(self.module),

@@ -30,7 +30,7 @@ def self_test(runner: ModelRunner, spec: ModelSpec) -> None:
     weight: torch.Tensor = runner.model.embedding.weight
     spread = float(weight.float().std())
     vectors = (torch.randn((_VIRTUAL, spec.hidden_size), generator=generator) * spread).to(runner.model.dtype)
-    bare = RootKey("self-test", None, spec.base_fingerprint, spec.dtype)
+    bare = RootKey("self-test", None, spec.base_fingerprint, spec.kv_format)
     tuned = bare._replace(digest="self-test")
     runner.tiers.adopt(tuned, HostAdapter(vectors=vectors))
     runner.tiers.hold(tuned)  # it is in no store: were it let go between two rows, it could not be had again

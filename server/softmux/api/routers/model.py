@@ -19,6 +19,8 @@ async def model(request: Request) -> dict[str, Any]:
         "object": "model",
         "architecture": spec.architecture,
         "dtype": spec.dtype,
+        "quantization": spec.quantization,
+        "kv_cache_dtype": spec.kv_cache_dtype,
         "device": spec.device,
         "hidden_size": spec.hidden_size,
         "layers": len(spec.layers),

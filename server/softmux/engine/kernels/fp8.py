@@ -1,0 +1,215 @@
+"""Products with weights in fp8 (e4m3, a scale for each output): `y = x·(data·scale)ᵀ`, the weight never held unpacked.
+
+Three ways, by rows. One or two: a walk through the weights with float32 sums (as in `linear.py`). Up to some hundreds:
+`tl.dot` on tiles that are turned into x's dtype in registers, which is exact, with the scale put on the float32 sums;
+the weight is the product's left side, so that it need not go back to shared memory, and few rows cost few columns.
+Beyond: pieces of the weight are unpacked into a scratch buffer and multiplied by the library, which costs little where
+arithmetic rules.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+
+from softmux.engine.fp8 import Fp8Weight
+from softmux.engine.kernels.launch import follows, pdl_options
+from softmux.engine.kernels.linear import STREAM_ROWS
+
+DOT_ROWS = 256
+"""Beyond so many rows `product` takes the library."""
+SCRATCH = 1 << 26
+"""Numbers of the scratch buffer: 128 MiB in half precision, and large enough that a piece fills the card."""
+
+
+@triton.jit
+def _stream(
+    x_ptr, weight_ptr, scale_ptr, bias_ptr, out_ptr, width, outputs,
+    ROWS: tl.constexpr, OUT: tl.constexpr, BLOCK: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    o = tl.program_id(0) * OUT + tl.arange(0, OUT)
+    k = tl.arange(0, BLOCK)
+    live = o < outputs
+    place = weight_ptr + o.to(tl.int64)[:, None] * width + k[None, :]
+    w = tl.load(place, mask=live[:, None] & (k < width)[None, :], other=0.0)
+    scale = tl.load(scale_ptr + o, mask=live, other=0.0)
+    follows(PDL)  # the first weights are on their way by now
+    first = tl.zeros([OUT, BLOCK], tl.float32)
+    second = tl.zeros([OUT, BLOCK], tl.float32)
+    for at in range(0, width, BLOCK):
+        if at > 0:
+            w = tl.load(place + at, mask=live[:, None] & (at + k < width)[None, :], other=0.0)
+        wide = w.to(tl.float32)
+        inside = at + k < width
+        first += wide * tl.load(x_ptr + at + k, mask=inside, other=0.0).to(tl.float32)[None, :]
+        if ROWS > 1:
+            second += wide * tl.load(x_ptr + width + at + k, mask=inside, other=0.0).to(tl.float32)[None, :]
+    bias = tl.zeros([OUT], tl.float32)
+    if BIAS:
+        bias = tl.load(bias_ptr + o, mask=live, other=0.0).to(tl.float32)
+    kind = out_ptr.dtype.element_ty
+    tl.store(out_ptr + o, (tl.sum(first, 1) * scale + bias).to(kind), mask=live)
+    if ROWS > 1:
+        tl.store(out_ptr + outputs + o, (tl.sum(second, 1) * scale + bias).to(kind), mask=live)
+
+
+def stream(
+    x: torch.Tensor, weight: Fp8Weight, bias: torch.Tensor | None, *, outputs_each: int, warps: int = 8
+) -> torch.Tensor:
+    """`x [rows ≤ 2, in]` → `[rows, out]`; `outputs_each` outputs a program."""
+    rows, width = x.shape
+    outputs = weight.shape[0]
+    out = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
+    _stream[(triton.cdiv(outputs, outputs_each),)](
+        x, weight.data, weight.scale, bias if bias is not None else x, out, width, outputs,
+        ROWS=rows, OUT=outputs_each, BLOCK=min(1024, triton.next_power_of_2(width)), BIAS=bias is not None,
+        num_warps=warps, num_stages=3, **pdl_options(x),
+    )  # fmt: skip
+    return out
+
+
+class Tile(NamedTuple):
+    """How `dot` cuts a product: outputs a program, numbers along `in` at a time, programs that share a sum, warps,
+    stages."""
+
+    outputs: int
+    block: int
+    splits: int
+    warps: int
+    stages: int
+
+
+@triton.jit
+def _dot(
+    x_ptr, weight_ptr, scale_ptr, bias_ptr, out_ptr, rows, width, outputs, span,
+    OUT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr, SPLIT: tl.constexpr,
+    BIAS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    follows(PDL)
+    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    o = tl.program_id(1) * OUT + tl.arange(0, OUT)
+    begin = tl.program_id(2) * span
+    k = tl.arange(0, BLOCK)
+    # Rows and outputs beyond the last read the last again: they cost nothing and are not stored.
+    x_place = x_ptr + tl.minimum(r, rows - 1).to(tl.int64)[:, None] * width + k[None, :]
+    w_place = weight_ptr + tl.minimum(o, outputs - 1).to(tl.int64)[:, None] * width + k[None, :]
+    acc = tl.zeros([OUT, ROWS], tl.float32)
+    for at in range(begin, tl.minimum(begin + span, width), BLOCK):
+        if EVEN:
+            w = tl.load(w_place + at)
+            x = tl.load(x_place + at)
+        else:
+            inside = (at + k < width)[None, :]
+            w = tl.load(w_place + at, mask=inside, other=0.0)
+            x = tl.load(x_place + at, mask=inside, other=0.0)
+        acc = tl.dot(w.to(x.dtype), tl.trans(x), acc, input_precision="ieee")
+    live = (o < outputs)[:, None] & (r < rows)[None, :]
+    if SPLIT:
+        out_ptr += tl.program_id(2).to(tl.int64) * rows * outputs
+    else:
+        acc *= tl.load(scale_ptr + o, mask=o < outputs, other=0.0)[:, None]
+        if BIAS:
+            acc += tl.load(bias_ptr + o, mask=o < outputs, other=0.0).to(tl.float32)[:, None]
+    place = out_ptr + r.to(tl.int64)[None, :] * outputs + o[:, None]
+    tl.store(place, acc.to(out_ptr.dtype.element_ty), mask=live)
+
+
+@triton.jit
+def _add_splits(
+    partial_ptr, scale_ptr, bias_ptr, out_ptr, rows, outputs,
+    SPLITS: tl.constexpr, BLOCK: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    follows(PDL)
+    row = tl.program_id(0).to(tl.int64)
+    o = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    live = o < outputs
+    total = tl.zeros([BLOCK], tl.float32)
+    for split in tl.static_range(SPLITS):  # always in this order, so that a row's numbers are the same every time
+        total += tl.load(partial_ptr + (split * rows + row) * outputs + o, mask=live, other=0.0)
+    total *= tl.load(scale_ptr + o, mask=live, other=0.0)
+    if BIAS:
+        total += tl.load(bias_ptr + o, mask=live, other=0.0).to(tl.float32)
+    tl.store(out_ptr + row * outputs + o, total.to(out_ptr.dtype.element_ty), mask=live)
+
+
+def dot(x: torch.Tensor, weight: Fp8Weight, bias: torch.Tensor | None, tile: Tile) -> torch.Tensor:
+    """`x [rows, in]` → `[rows, out]`, any number of rows."""
+    rows, width = x.shape
+    outputs = weight.shape[0]
+    span = triton.cdiv(triton.cdiv(width, tile.splits), tile.block) * tile.block
+    splits = triton.cdiv(width, span)
+    columns = min(128, max(16, triton.next_power_of_2(rows)))
+    out = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
+    into = out
+    if splits > 1:
+        into = torch.empty((splits, rows, outputs), dtype=torch.float32, device=x.device)
+    given = bias if bias is not None else x
+    options = pdl_options(x)
+    _dot[(triton.cdiv(rows, columns), triton.cdiv(outputs, tile.outputs), splits)](
+        x, weight.data, weight.scale, given, into, rows, width, outputs, span,
+        OUT=tile.outputs, ROWS=columns, BLOCK=tile.block, EVEN=width % tile.block == 0, SPLIT=splits > 1,
+        BIAS=bias is not None, num_warps=tile.warps, num_stages=tile.stages, **options,
+    )  # fmt: skip
+    if splits > 1:
+        _add_splits[(rows, triton.cdiv(outputs, 1024))](
+            into, weight.scale, given, out, rows, outputs,
+            SPLITS=splits, BLOCK=1024, BIAS=bias is not None, num_warps=4, **options,
+        )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _unpack(data_ptr, scale_ptr, out_ptr, width, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    live = k < width
+    w = tl.load(data_ptr + row * width + k, mask=live, other=0.0).to(tl.float32) * tl.load(scale_ptr + row)
+    tl.store(out_ptr + row * width + k, w.to(out_ptr.dtype.element_ty), mask=live)
+
+
+def unpack(weight: Fp8Weight, out: torch.Tensor) -> None:
+    """Writes the weight into `out [out, in]`, contiguous, in out's dtype."""
+    outputs, width = weight.shape
+    _unpack[(outputs, triton.cdiv(width, 4096))](weight.data, weight.scale, out, width, BLOCK=4096, num_warps=4)
+
+
+def through_scratch(
+    x: torch.Tensor, weight: Fp8Weight, bias: torch.Tensor | None, scratch: torch.Tensor
+) -> torch.Tensor:
+    """The library's product, on as many outputs at a time as fit unpacked into `scratch` (flat, in x's dtype)."""
+    outputs, width = weight.shape
+    each = max(1, scratch.numel() // width)
+    if each >= outputs:
+        whole = scratch[: outputs * width].view(outputs, width)
+        unpack(weight, whole)
+        return F.linear(x, whole, bias)
+    out = torch.empty((x.shape[0], outputs), dtype=x.dtype, device=x.device)
+    for at in range(0, outputs, each):
+        part = Fp8Weight(weight.data[at : at + each], weight.scale[at : at + each])
+        room = scratch[: part.data.numel()].view(part.shape)
+        unpack(part, room)
+        torch.mm(x, room.t(), out=out[:, at : at + each])
+    return out if bias is None else out.add_(bias)
+
+
+def scratch_for(weight: Fp8Weight, x: torch.Tensor) -> torch.Tensor:
+    """Room for `through_scratch`: at least one output's row, at most `SCRATCH` numbers beyond that."""
+    outputs, width = weight.shape
+    return torch.empty(max(width, min(SCRATCH, outputs * width)), dtype=x.dtype, device=x.device)
+
+
+PLAIN = Tile(outputs=64, block=128, splits=1, warps=4, stages=4)
+
+
+def product(x: torch.Tensor, weight: Fp8Weight, bias: torch.Tensor | None) -> torch.Tensor:
+    """`x [rows, in]` → `[rows, out]`, by rows alone: for a module that runs as transformers wrote it. The fused step
+    chooses by measurement (`softmux.engine.products`)."""
+    if x.shape[0] <= STREAM_ROWS:
+        return stream(x, weight, bias, outputs_each=8)
+    if x.shape[0] <= DOT_ROWS:
+        return dot(x, weight, bias, PLAIN)
+    return through_scratch(x, weight, bias, scratch_for(weight, x))

@@ -15,6 +15,12 @@ class Settings(BaseSettings):
     model: str = Field(default="", description="The base model: a folder in Hugging Face's layout, or a hub id.")
     host: str = Field(default="127.0.0.1", description="Address to listen on. Beyond loopback, keys must exist.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    api_processes: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="Processes that answer HTTP. Default: 1 on a CPU, else one for 4 cores, 8 at most.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where the model runs.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="Weights and KV: auto is bfloat16 on CUDA, float32 on the CPU."

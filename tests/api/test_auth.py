@@ -10,7 +10,8 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from softmux.api.auth import Gate, parse_networks
+from softmux.api.auth import Gate
+from softmux.api.networks import parse_networks
 from softmux.registry.registry import Registry
 
 SECRET = "a key of \u00fcmlauts, 16+"

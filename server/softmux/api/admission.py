@@ -10,11 +10,12 @@ from pathlib import Path
 
 import structlog
 
-from softmux.api.services import Services
 from softmux.errors import SoftmuxError
 from softmux.formats.config import CONFIG_FILE
 from softmux.formats.folder import load_folder, read_adapter
+from softmux.registry.registry import Registry
 from softmux.types import DEFAULT_TENANT, Manifest
+from softmux.worker.client import WorkerClient
 from softmux.worker.messages import Admit
 
 log = structlog.stdlib.get_logger(__name__)
@@ -29,24 +30,25 @@ class Admission:
     checks: tuple[str, ...]
 
 
-async def admit(services: Services, tenant: str, files: Mapping[str, bytes]) -> Admission:
+async def admit(worker: WorkerClient, tenant: str, files: Mapping[str, bytes]) -> Admission:
     """Nothing is stored. Raises `InvalidAdapter`, `BaseMismatch`, `TooLarge`, or `EngineDown`."""
-    spec = services.worker.spec
-    adapter = await asyncio.to_thread(read_adapter, files, spec)
-    ran = await services.worker.admit(
+    adapter = await asyncio.to_thread(read_adapter, files, worker.spec)
+    ran = await worker.admit(
         Admit(id="adm-" + secrets.token_hex(8), tenant=tenant, manifest=adapter.manifest, files=dict(files))
     )
     return Admission(adapter.manifest, adapter.warnings + ran.warnings, adapter.checks + ran.checks)
 
 
-async def publish_folders(services: Services, folder: Path) -> None:
+async def publish_folders(worker: WorkerClient, registry: Registry, folder: Path, max_bytes: int) -> list[str]:
     """Publishes the adapters in `folder` for the tenant `default`, each under its folder's name, where the task has no
-    version and was not deleted. One that can't be served is told in the log, and does not keep the others out."""
+    version and was not deleted; the tasks it published. One that can't be served, or has more than `max_bytes`, is
+    told in the log, and does not keep the others out."""
+    tasks = []
     for path in await asyncio.to_thread(_adapter_folders, folder):
         try:
-            files = await asyncio.to_thread(load_folder, path, max_bytes=services.settings.max_upload_bytes)
-            admission = await admit(services, DEFAULT_TENANT, files)
-            published = await services.registry.publish_if_absent(
+            files = await asyncio.to_thread(load_folder, path, max_bytes=max_bytes)
+            admission = await admit(worker, DEFAULT_TENANT, files)
+            published = await registry.publish_if_absent(
                 DEFAULT_TENANT, path.name, admission.manifest, files, warnings=admission.warnings, actor="start"
             )
         except SoftmuxError as error:
@@ -54,6 +56,8 @@ async def publish_folders(services: Services, folder: Path) -> None:
         else:
             if published is not None:
                 log.info("published at start", task=path.name, version=published.version.version)
+                tasks.append(path.name)
+    return tasks
 
 
 def _adapter_folders(folder: Path) -> list[Path]:

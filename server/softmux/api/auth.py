@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from softmux.api.errors import error_response
+from softmux.api.networks import parse_networks
 from softmux.errors import Forbidden, SoftmuxError, Unauthorized
 from softmux.registry.keys import Identity, KeyRing, Role
 from softmux.types import DEFAULT_TENANT
@@ -79,11 +79,6 @@ def require(request: Request, role: Role) -> Identity:
     if not principal.may(role):
         raise Forbidden(f"This takes a key of the role {role}; yours is of the role {principal.role}.")
     return principal
-
-
-def parse_networks(text: str) -> Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]:
-    """A list of CIDR networks, separated by commas or spaces. Raises `ValueError` naming the one that is none."""
-    return [ipaddress.ip_network(part, strict=False) for part in text.replace(",", " ").split()]
 
 
 def _bearer(scope: Scope) -> str | None:

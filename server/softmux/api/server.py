@@ -1,6 +1,6 @@
 """`softmux serve`: puts the parts together, runs them, and ends them in order.
 
-registry → keys → socket → worker (supervised) → tokenizer → adapters at start → ready … drain → end
+registry → keys → socket → worker (supervised) → API processes → tokenizer → adapters at start → ready … drain → end
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import msgspec
 import structlog
-import uvicorn
 
 from softmux.api.admission import publish_folders
-from softmux.api.app import create_app
-from softmux.api.auth import parse_networks
-from softmux.api.observe import InFlight
-from softmux.api.services import Services
-from softmux.api.tokenizer import Tokenizer
+from softmux.api.control import ApiConfig
+from softmux.api.loop import run_on_loop
+from softmux.api.networks import parse_networks
+from softmux.api.processes import ApiProcesses
+from softmux.api.tokenizer_export import ExportedTokenizer, export_aside
 from softmux.registry.registry import Registry
 from softmux.settings import Settings
-from softmux.telemetry.exposition import Metrics
+from softmux.types import DEFAULT_TENANT
 from softmux.worker.client import WorkerClient
 from softmux.worker.config import WorkerConfig
-from softmux.worker.supervisor import Supervisor
+from softmux.worker.supervisor import WORKER_COMMAND, Supervisor
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -42,27 +42,27 @@ WORKER_SETTINGS = frozenset(
     }
 )  # fmt: skip
 """What the worker is told of the settings: no keys, no addresses."""
-_CLOSE_SECONDS = 5
+_OWN_SETTINGS = frozenset({"admin_key", "admin_key_file", "adapters", "redis", "blobs"})
+"""What is the server's own business, and no API process is told."""
+_FULL_SECONDS = 0.02
+"""How long a connection waits before it is offered again, where no process could take it."""
+_BACKLOG = 2048
+_CORES_A_PROCESS, _MOST_PROCESSES = 4, 8
 
 
 class RefusedToStart(Exception):
     """The server must not start; the message says why and what to do."""
 
 
-class _Http(uvicorn.Server):
-    """uvicorn without its own signal handling, which would end a drained server by the signal it drained for."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 class Server:
-    """One `softmux serve`. `run` returns when it has been told to end and everything that ran has."""
+    """One `softmux serve`. `run` returns when it has been told to end and everything that ran has.
 
-    def __init__(self, settings: Settings) -> None:
+    `worker_command` is what a worker is started with.
+    """
+
+    def __init__(self, settings: Settings, *, worker_command: Sequence[str] = WORKER_COMMAND) -> None:
         self._settings = settings
-        self._in_flight = InFlight()
+        self._worker_command = worker_command
         self._folder = Path(tempfile.mkdtemp(prefix="softmux-"))
         self._ending = asyncio.Event()
 
@@ -104,64 +104,74 @@ class Server:
     async def _serve(self, registry: Registry, listening: socket.socket) -> None:
         settings = self._settings
         worker = WorkerClient()
+        endpoint, tokenizer = f"ipc://{self._folder}/worker.sock", self._folder / "tokenizer.json"
+        processes = ApiProcesses(
+            ApiConfig(
+                settings=settings.model_dump(mode="json", exclude=set(_OWN_SETTINGS)),
+                endpoint=endpoint,
+                registry_url=registry.url,
+                blob_url=registry.blob_url,
+                tokenizer=str(tokenizer),
+            ),
+            settings.api_processes or _processes_for(settings),
+        )
         config = WorkerConfig(
-            endpoint=f"ipc://{self._folder}/worker.sock",
+            endpoint=endpoint,
             registry_url=registry.url,
             blob_url=registry.blob_url,
             data=str(settings.data.absolute()),
             settings=settings.model_dump(mode="json", include=set(WORKER_SETTINGS)),
         )
-        supervisor = Supervisor(worker, config)
-        metrics = Metrics(lambda: worker.stats, restarts=lambda: supervisor.restarts, up=lambda: worker.ready)
-        services = Services(settings, worker, registry, metrics)
-        http = _Http(
-            uvicorn.Config(
-                create_app(services, self._in_flight),
-                log_config=None,
-                access_log=False,
-                lifespan="off",
-                server_header=False,
-                timeout_graceful_shutdown=_CLOSE_SECONDS,
-            )
-        )
+
+        def tell(up: bool) -> None:
+            processes.tell(lambda state: msgspec.structs.replace(state, engine_up=up, restarts=supervisor.restarts))
+
+        supervisor = Supervisor(worker, config, command=self._worker_command, tell=tell)
         host, port = listening.getsockname()[:2]
         log.info("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}", model=settings.model)
-        answering = asyncio.create_task(http.serve([listening]))
+        handing = asyncio.create_task(_hand_connections(listening, processes))
+        answering = asyncio.create_task(processes.run())
         supervising = asyncio.create_task(supervisor.run())
-        starting = asyncio.create_task(self._start(services, supervisor))
+        starting = asyncio.create_task(self._start(registry, worker, supervisor, processes, tokenizer))
         ending = asyncio.create_task(self._ending.wait())
         try:
-            await _first_failure_or(ending, supervising, starting, answering)
-            services.draining = True
-            log.info("draining", running=self._in_flight.count)
-            if self._in_flight.count:
-                await asyncio.wait(
-                    {supervising, asyncio.create_task(self._in_flight.none())},
-                    timeout=self._settings.drain_seconds,
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-                if self._in_flight.count:
-                    log.warning("ended with requests running", running=self._in_flight.count)
-                    http.force_exit = True
+            await _first_failure_or(ending, supervising, starting, answering, handing)
+            log.info("draining")
+            draining = asyncio.create_task(processes.drained())
+            await asyncio.wait(
+                {supervising, draining}, timeout=settings.drain_seconds, return_when=asyncio.FIRST_COMPLETED
+            )
+            draining.cancel()
         finally:
-            http.should_exit = True
-            starting.cancel()
-            ending.cancel()
-            await asyncio.wait((answering, starting, ending))
+            for task in (starting, ending, handing):
+                task.cancel()
+            await processes.end()
+            await asyncio.wait((answering, starting, ending, handing))
             await supervisor.stop()
             await asyncio.wait((supervising,))
             worker.close()
         log.info("ended")
 
-    async def _start(self, services: Services, supervisor: Supervisor) -> None:
-        tokenizer, _ = await asyncio.gather(Tokenizer.load(self._settings.model), supervisor.ready())
-        services.tokenizer = tokenizer
-        if not tokenizer.usable:
+    async def _start(
+        self,
+        registry: Registry,
+        worker: WorkerClient,
+        supervisor: Supervisor,
+        processes: ApiProcesses,
+        tokenizer: Path,
+    ) -> None:
+        exported, spec = await asyncio.gather(export_aside(self._settings.model), supervisor.ready())
+        await asyncio.to_thread(tokenizer.write_bytes, exported)
+        if msgspec.json.decode(exported, type=ExportedTokenizer).tokenizer is None:
             log.warning("the model has no tokenizer the server can run: prompts have to be token ids")
+        processes.tell(lambda state: msgspec.structs.replace(state, tokenizer=True))
         if self._settings.adapters is not None:
-            await publish_folders(services, self._settings.adapters)
-        services.started = True
-        log.info("ready", model=services.worker.spec.model_id, tasks=len(services.registry.catalog))
+            limit = self._settings.max_upload_bytes
+            for task in await publish_folders(worker, registry, self._settings.adapters, limit):
+                await processes.see(DEFAULT_TENANT, task)
+        await processes.ready()
+        processes.tell(lambda state: msgspec.structs.replace(state, started=True))
+        log.info("ready", model=spec.model_id, tasks=len(registry.catalog))
 
     def _told_to_end(self, number: int) -> None:
         if self._ending.is_set():
@@ -177,6 +187,27 @@ async def _first_failure_or(ending: asyncio.Task[bool], *others: asyncio.Task[No
         done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
+
+
+async def _hand_connections(listening: socket.socket, processes: ApiProcesses) -> None:
+    """Accepts clients' connections and hands each to an API process, for as long as it is not cancelled."""
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            connection, _ = await loop.sock_accept(listening)
+        except OSError as error:  # too many open files, or a client that is gone already
+            log.warning("a connection could not be accepted", reason=error.strerror)
+            await asyncio.sleep(_FULL_SECONDS)
+            continue
+        with connection:
+            while not processes.hand(connection):  # noqa: ASYNC110 - a socket's buffer, or a start, tells nobody
+                await asyncio.sleep(_FULL_SECONDS)
+
+
+def _processes_for(settings: Settings) -> int:
+    """One API process keeps up with a CPU; a GPU's tokens take several, if there are cores for them."""
+    gpu = settings.device == "cuda" or (settings.device == "auto" and Path("/dev/nvidiactl").exists())
+    return max(1, min(_MOST_PROCESSES, (os.cpu_count() or 1) // _CORES_A_PROCESS)) if gpu else 1
 
 
 @contextlib.contextmanager
@@ -199,7 +230,8 @@ def _listen(settings: Settings) -> Iterator[socket.socket]:
             raise RefusedToStart(
                 f"{settings.host}:{settings.port} can't be listened on ({error.strerror}); give another --port"
             ) from None
-        listening.set_inheritable(False)
+        listening.listen(_BACKLOG)
+        listening.setblocking(False)
         yield listening
 
 
@@ -214,15 +246,8 @@ def _is_loopback(host: str) -> bool:
 
 def serve(settings: Settings) -> None:
     """Runs a server in this process until it is told to end. Raises as `Server.run` does."""
-    try:
-        import uvloop
-    except ImportError:  # not on every platform
-        factory = None
-    else:
-        factory = uvloop.new_event_loop
 
     async def run() -> None:
         await Server(settings).run()
 
-    with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(run())
+    run_on_loop(run())

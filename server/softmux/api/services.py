@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
+from softmux.api.siblings import Siblings
 from softmux.api.tokenizer import Tokenizer
 from softmux.errors import EngineDown, VersionNotFound
 from softmux.formats.layout import Layout
@@ -33,13 +34,14 @@ class Resolved:
 
 @dataclass(slots=True)
 class Services:
-    """One server's parts. `tokenizer` comes once it is loaded, `started` when all that a start does is done, and
-    `draining` when the server is told to end."""
+    """One API process's parts. `tokenizer` comes once it is loaded, `started` when all that the server's start does
+    is done, and `draining` when the server is told to end."""
 
     settings: Settings
     worker: WorkerClient
     registry: Registry
     metrics: Metrics
+    siblings: Siblings
     tokenizer: Tokenizer | None = None
     started: bool = False
     draining: bool = False

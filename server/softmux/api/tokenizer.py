@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import sys
 from typing import Any
 
 import msgspec
@@ -11,8 +9,8 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from softmux.api.chat import ChatTemplate
 from softmux.api.detokenize import ByteLevelDetokenizer, ByteTable, Detokenizer, WindowDetokenizer
-from softmux.api.tokenizer_export import ExportedTokenizer
-from softmux.errors import InternalError, InvalidRequest
+from softmux.api.tokenizer_export import ExportedTokenizer, export_aside
+from softmux.errors import InvalidRequest
 
 LONG_TEXT = 20_000
 """Characters from which on tokenizing is worth a thread of its own."""
@@ -37,25 +35,16 @@ class Tokenizer:
 
     @classmethod
     async def load(cls, model: str) -> Tokenizer:
-        """The tokenizer of a model's folder or hub id, as transformers builds it, in a process of its own.
+        """The tokenizer of a model's folder or hub id, as transformers builds it.
 
-        A model without a usable one is served by token ids alone. Raises `InternalError` where that process dies.
+        A model without a usable one is served by token ids alone. Raises `InternalError` as `export_aside` does.
         """
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "softmux.api.tokenizer_export",
-            model,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        output, errors = await process.communicate()
-        if process.returncode != 0:
-            lines = errors.decode(errors="replace").strip().splitlines()
-            raise InternalError(
-                f"the tokenizer of {model} can't be loaded: {lines[-1] if lines else 'no reason given'}"
-            )
-        return cls(msgspec.json.decode(output, type=ExportedTokenizer))
+        return cls.exported(await export_aside(model))
+
+    @classmethod
+    def exported(cls, data: bytes) -> Tokenizer:
+        """From what `export_aside` gave."""
+        return cls(msgspec.json.decode(data, type=ExportedTokenizer))
 
     @property
     def usable(self) -> bool:

@@ -6,9 +6,12 @@ transformers imports torch wherever it is installed; in a process of its own, th
 
 from __future__ import annotations
 
+import asyncio
 import sys
 
 import msgspec
+
+from softmux.errors import InternalError
 
 
 class ExportedTokenizer(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +44,26 @@ def export(model: str) -> ExportedTokenizer:
             name: str(value) for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)
         },
     )
+
+
+async def export_aside(model: str) -> bytes:
+    """This module run on `model`, a folder or hub id, in a process of its own: an `ExportedTokenizer` as JSON.
+
+    Raises `InternalError` where that process dies.
+    """
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "softmux.api.tokenizer_export",
+        model,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, errors = await process.communicate()
+    if process.returncode != 0:
+        lines = errors.decode(errors="replace").strip().splitlines()
+        raise InternalError(f"the tokenizer of {model} can't be loaded: {lines[-1] if lines else 'no reason given'}")
+    return output
 
 
 def main() -> int:

@@ -68,8 +68,11 @@ class Registry:
             raise
         return registry
 
-    async def follow(self) -> None:
-        """Loads `catalog` and `keys` and keeps them current from now on. Raises `RegistryDown`."""
+    async def follow(self, *, collect: bool = True) -> None:
+        """Loads `catalog` and `keys` and keeps them current from now on. Raises `RegistryDown`.
+
+        `collect`: this is the process of its server that collects what is no longer used.
+        """
         follower = Follower(self.url, (self.catalog, self.keys))
         try:
             await follower.start()
@@ -77,7 +80,8 @@ class Registry:
             await follower.stop()
             raise
         self._follower = follower
-        self._collecting = asyncio.create_task(self._collect_now_and_then(), name="registry-collector")
+        if collect:
+            self._collecting = asyncio.create_task(self._collect_now_and_then(), name="registry-collector")
 
     async def close(self) -> None:
         if self._collecting is not None:

@@ -7,10 +7,12 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import Metric as Family
 
 from softmux.telemetry.histogram import TokenHistogram
 from softmux.telemetry.labels import BoundedLabels
 from softmux.telemetry.metrics import BY_NAME, METRICS, PREFIX, Metric
+from softmux.telemetry.samples import Sample, Samples, summed
 from softmux.types import DEFAULT_TENANT
 from softmux.worker.messages import Stats
 
@@ -21,7 +23,10 @@ _BETWEEN = "inter_token_latency_seconds"
 
 
 class Metrics:
-    """One server's metrics. `stats` gives the worker's latest numbers, `restarts` and `up` its supervisor's."""
+    """One API process's metrics. `stats` gives the worker's latest numbers, `restarts` and `up` its supervisor's.
+
+    `counts` is what this process observed; `render` adds what the others did, so that any of them answers for all.
+    """
 
     def __init__(
         self,
@@ -38,7 +43,8 @@ class Metrics:
         self._own: dict[str, Any] = {m.name: self._made(m) for m in METRICS if m.source == "api" and m.name != _BETWEEN}
         self._first = self._own["time_to_first_token_seconds"]
         self.between_tokens = self._between.observe
-        self._registry.register(_WorkerCollector(stats, restarts, up))
+        self._worker = CollectorRegistry()
+        self._worker.register(_WorkerCollector(stats, restarts, up))
 
     def _made(self, metric: Metric) -> Any:
         name, labels = PREFIX + metric.name, metric.labels
@@ -50,8 +56,20 @@ class Metrics:
             case "histogram":
                 return Histogram(name, metric.help, labels, registry=self._registry, buckets=metric.buckets)
 
-    def render(self) -> bytes:
-        return generate_latest(self._registry)
+    def counts(self) -> Samples:
+        """What this process has observed since it began."""
+        return tuple(
+            Sample(sample.name, tuple(sample.labels.items()), float(sample.value))
+            for family in self._registry.collect()
+            for sample in family.samples
+            if not sample.name.endswith("_created")
+        )
+
+    def render(self, others: Samples = ()) -> bytes:
+        """Everything as text; `others` are the `counts` of the server's other processes, summed."""
+        both = CollectorRegistry()
+        both.register(_Sum(self._registry, summed((self.counts(), others))))
+        return generate_latest(both) + generate_latest(self._worker)
 
     # --- observations of the API -------------------------------------------------------------------------------------
 
@@ -87,6 +105,22 @@ class Metrics:
 
     def swapped(self, seconds: float) -> None:
         self._own["adapter_swap_seconds"].observe(seconds)
+
+
+class _Sum:
+    """The families of `registry`, with these samples instead of its own."""
+
+    def __init__(self, registry: CollectorRegistry, samples: Samples) -> None:
+        self._registry, self._samples = registry, samples
+
+    def collect(self) -> Iterable[Any]:
+        for family in self._registry.collect():
+            total = Family(family.name, family.documentation, family.type)
+            names = {family.name + suffix for suffix in ("", "_total", "_bucket", "_count", "_sum")}
+            for sample in self._samples:
+                if sample.name in names:
+                    total.add_sample(sample.name, dict(sample.labels), sample.value)
+            yield total
 
 
 class _TokenCollector:

@@ -104,6 +104,10 @@ class WorkerClient:
             self._welcome.set_exception(error)
             self._welcome.exception()  # retrieved: nobody may be waiting any more
 
+    def lost(self) -> None:
+        """`fail_all`, in the words for a worker that has died and is started again."""
+        self.fail_all(EngineDown("the engine has stopped and is being started again; try again shortly"))
+
     # --- what is known of the worker ---------------------------------------------------------------------------------
 
     @property

@@ -8,7 +8,7 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -33,13 +33,22 @@ _KEPT_LINES = 20
 class Supervisor:
     """Runs the worker of `config` for `client`. `run` is the task that does it; `stop` ends both.
 
-    `command` is what a worker is started with, before its one JSON argument.
+    `command` is what a worker is started with, its config on standard input. `tell` is called with True each time a
+    worker is there, its model loaded, and with False when it has died.
     """
 
-    def __init__(self, client: WorkerClient, config: WorkerConfig, *, command: Sequence[str] = WORKER_COMMAND) -> None:
+    def __init__(
+        self,
+        client: WorkerClient,
+        config: WorkerConfig,
+        *,
+        command: Sequence[str] = WORKER_COMMAND,
+        tell: Callable[[bool], None] = lambda up: None,
+    ) -> None:
         self._client = client
         self._config = config
         self._command = tuple(command)
+        self._tell = tell
         self._process: asyncio.subprocess.Process | None = None
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._stopping = asyncio.Event()
@@ -120,7 +129,8 @@ class Supervisor:
             process.kill()
             raise
         finally:
-            self._client.fail_all(EngineDown("the engine has stopped and is being started again; try again shortly"))
+            self._client.lost()
+            self._tell(False)
             connecting.cancel()
             await asyncio.wait({passing, connecting}, timeout=1.0)
         return code
@@ -135,6 +145,7 @@ class Supervisor:
         else:
             if self._spec is None or spec.base_fingerprint == self._spec.base_fingerprint:
                 self._spec = spec
+                self._tell(True)
                 self._ready_once.set()
                 return
             self._fatal = "the base model's files changed under the running server; start it anew to serve the new ones"

@@ -76,7 +76,7 @@ async def put(request: Request, task: str, activate: bool = True) -> Response:
         check_name(task, "task")
         async with services.uploads:
             files = await read_upload(request, services.settings.max_upload_bytes)
-            admission = await admit(services, caller.tenant, files)
+            admission = await admit(services.worker, caller.tenant, files)
             published = await services.registry.publish(
                 caller.tenant,
                 task,
@@ -86,6 +86,7 @@ async def put(request: Request, task: str, activate: bool = True) -> Response:
                 warnings=admission.warnings,
                 actor=caller.key_id or "local",
             )
+        await services.siblings.see(caller.tenant, task)
     except SoftmuxError as error:
         services.metrics.upload(error.code)
         raise
@@ -134,6 +135,7 @@ async def activate(request: Request, task: str) -> dict[str, Any]:
     began = time.monotonic()
     body = await read_json(request, ActivateBody, _MAX_SMALL_BODY)
     record = await services.registry.activate(tenant, task, body.version)
+    await services.siblings.see(tenant, task)
     services.metrics.swapped(time.monotonic() - began)
     return version_json(record)
 
@@ -147,7 +149,10 @@ async def file(request: Request, task: str, number: str, name: str) -> Response:
 
 @router.delete("/{task}", status_code=204, summary="Delete a task with all its versions")
 async def delete(request: Request, task: str) -> Response:
-    await services_of(request).registry.delete(require(request, "publisher").tenant, task)
+    services = services_of(request)
+    tenant = require(request, "publisher").tenant
+    await services.registry.delete(tenant, task)
+    await services.siblings.see(tenant, task)
     return Response(status_code=204)
 
 

@@ -64,12 +64,16 @@ async def keys(request: Request) -> dict[str, Any]:
 async def create_key(request: Request) -> dict[str, Any]:
     require(request, "admin")
     body = await read_json(request, KeyBody, _MAX_BODY)
-    key_id, secret = await services_of(request).registry.keys.create_key(body.tenant, body.role)
+    services = services_of(request)
+    key_id, secret = await services.registry.keys.create_key(body.tenant, body.role)
+    await services.siblings.see(body.tenant, None)
     return {"id": key_id, "key": secret, "tenant": body.tenant, "role": body.role}
 
 
 @router.delete("/keys/{key_id}", status_code=204, summary="Revoke a key")
 async def revoke_key(request: Request, key_id: str) -> Response:
-    require(request, "admin")
-    await services_of(request).registry.keys.revoke_key(key_id)
+    tenant = require(request, "admin").tenant
+    services = services_of(request)
+    await services.registry.keys.revoke_key(key_id)
+    await services.siblings.see(tenant, None)
     return Response(status_code=204)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -15,5 +17,6 @@ router = APIRouter(tags=["metrics"])
 @router.get("/metrics", summary="Metrics in Prometheus' text format")
 async def metrics(request: Request) -> Response:
     require(request, "admin")
-    await services_of(request).worker.refresh_stats()
-    return Response(services_of(request).metrics.render(), media_type=CONTENT_TYPE)
+    services = services_of(request)
+    _, others = await asyncio.gather(services.worker.refresh_stats(), services.siblings.counts())
+    return Response(services.metrics.render(others), media_type=CONTENT_TYPE)

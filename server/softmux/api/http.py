@@ -1,0 +1,85 @@
+"""The HTTP server of an API process: uvicorn, answering on connections it is handed rather than on ports."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+
+_CLOSE_SECONDS = 5
+_CLOSE = (b"connection", b"close")
+
+
+class HttpServer(uvicorn.Server):
+    """`serve` answers until `should_exit`. `connections` is the socket over which the server hands connections."""
+
+    def __init__(self, app: ASGIApp, connections: socket.socket) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                server_header=False,
+                timeout_graceful_shutdown=_CLOSE_SECONDS,
+            )
+        )
+        self._connections = connections
+        self._connections.setblocking(False)
+        self._all_handed = asyncio.Event()
+        self._opening: set[asyncio.Task[object]] = set()
+
+    async def answer(self) -> None:
+        """Runs until `should_exit`, then ends in order; at once where `force_exit` is set."""
+        loop = asyncio.get_running_loop()
+        self.config.load()
+        loop.add_reader(self._connections.fileno(), self._handed)
+        try:
+            await self.serve([])
+        finally:
+            loop.remove_reader(self._connections.fileno())
+
+    async def finished(self) -> None:
+        """Asks clients to come back by another connection, and returns when all of this process's are gone.
+
+        Connections that the server is handing over meanwhile are taken, and answered, too.
+        """
+        self.config.encoded_headers.append(_CLOSE)
+        self.server_state.default_headers = [*self.server_state.default_headers, _CLOSE]
+        await self._all_handed.wait()
+        while self.server_state.connections or self._opening:  # noqa: ASYNC110 - uvicorn's own sets
+            await asyncio.sleep(0.05)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are not uvicorn's here: it would end a drained process by the one it drained for."""
+        yield
+
+    def _handed(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                mark, descriptors, _, _ = socket.recv_fds(self._connections, 1, 1)
+            except BlockingIOError:
+                return
+            if not mark:
+                loop.remove_reader(self._connections.fileno())
+                self._all_handed.set()
+                return
+            for descriptor in descriptors:
+                opening = asyncio.ensure_future(self._open(socket.socket(fileno=descriptor)))
+                self._opening.add(opening)
+                opening.add_done_callback(self._opening.discard)
+
+    async def _open(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        made: Any = self.config.http_protocol_class
+        protocol = functools.partial(made, config=self.config, server_state=self.server_state, app_state={})
+        with contextlib.suppress(OSError):  # it has gone again
+            await asyncio.get_running_loop().connect_accepted_socket(protocol, connection)

@@ -1,0 +1,200 @@
+"""`python -m softmux.api.process`, its `ApiConfig` on standard input: one of the processes that answer HTTP.
+
+Started by the server (`softmux.api.processes`), never by hand. It has its own registry views, tokenizer and connection
+to the worker; what all processes must agree on the server tells it as `State`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from softmux.api.app import create_app
+from softmux.api.control import (
+    Answer,
+    ApiConfig,
+    Changed,
+    Count,
+    Counted,
+    End,
+    Idle,
+    Leaving,
+    Line,
+    Ready,
+    State,
+)
+from softmux.api.http import HttpServer
+from softmux.api.loop import run_on_loop
+from softmux.api.observe import InFlight
+from softmux.api.services import Services
+from softmux.api.siblings import Siblings
+from softmux.api.tokenizer import Tokenizer
+from softmux.errors import EngineDown, RegistryDown
+from softmux.registry.follower import Change
+from softmux.registry.registry import Registry
+from softmux.settings import Settings
+from softmux.telemetry.exposition import Metrics
+from softmux.telemetry.logs import configure
+from softmux.worker.client import WorkerClient
+
+log = logging.getLogger(__name__)
+
+
+class ApiProcess:
+    """`run` returns when the server said `End`, or when the process left because of a signal."""
+
+    def __init__(self, config: ApiConfig, settings: Settings, registry: Registry, line: Line) -> None:
+        self._config, self._registry, self._line = config, registry, line
+        self._drain_seconds = settings.drain_seconds
+        self._worker = WorkerClient()
+        self._state = State()
+        self._in_flight = InFlight()
+        self._metrics = Metrics(
+            lambda: self._worker.stats, restarts=lambda: self._state.restarts, up=lambda: self._worker.ready
+        )
+        self._services = Services(settings, self._worker, registry, self._metrics, Siblings(line))
+        app = create_app(self._services, self._in_flight)
+        self._http = HttpServer(app, socket.socket(fileno=config.connections))
+        self._said_ready = False
+        self._connecting = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def run(self) -> None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._leave)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        hearing = self._task(self._hear())
+        try:
+            await self._http.answer()
+        finally:
+            hearing.cancel()
+            self._line.send(Counted(self._metrics.counts()))
+            self._worker.close()
+
+    async def _hear(self) -> None:
+        while (message := await self._line.hear()) is not None:
+            match message:
+                case State():
+                    self._agree(message)
+                case Count():
+                    self._line.send(Answer(message.id, self._metrics.counts()))
+                case Changed():
+                    self._task(self._see(message))
+                case End():
+                    self._end()
+        os._exit(1)  # the server is gone, and nobody would end this process any more
+
+    # --- what the server tells ---------------------------------------------------------------------------------------
+
+    def _agree(self, state: State) -> None:
+        before, self._state = self._state, state
+        services = self._services
+        services.started = state.started
+        if before.engine_up and not state.engine_up:
+            self._worker.lost()
+        if state.engine_up and not before.engine_up:
+            self._connecting = True
+            self._task(self._connect())
+        if state.tokenizer and not before.tokenizer:
+            self._task(self._load_tokenizer())
+        if state.draining and not before.draining:
+            services.draining = True
+            self._task(self._drain())
+
+    async def _connect(self) -> None:
+        try:
+            await self._worker.connect(self._config.endpoint)
+        except EngineDown:
+            return  # it died again: the server will say when there is another
+        finally:
+            self._connecting = False
+        self._say_ready()
+
+    async def _load_tokenizer(self) -> None:
+        data = await asyncio.to_thread(Path(self._config.tokenizer).read_bytes)
+        self._services.tokenizer = await asyncio.to_thread(Tokenizer.exported, data)
+        self._say_ready()
+
+    def _say_ready(self) -> None:
+        if not self._said_ready and self._services.tokenizer is not None and not self._connecting:
+            self._said_ready = True
+            self._line.send(Ready())
+
+    async def _see(self, change: Changed) -> None:
+        with contextlib.suppress(RegistryDown):  # its follower will see it once the registry is back
+            if change.task is None:
+                await self._registry.keys.apply([Change("keys", "", "")])
+            else:
+                await self._registry.catalog.refresh(change.tenant, change.task)
+        self._line.send(Answer(change.id))
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    async def _drain(self) -> None:
+        await self._in_flight.none()
+        self._line.send(Idle())
+
+    def _end(self) -> None:
+        if self._in_flight.count:
+            log.warning("ended with %d requests running", self._in_flight.count)
+            self._http.force_exit = True
+        self._http.should_exit = True
+
+    def _leave(self) -> None:
+        """On SIGTERM to this process alone: others take its place, and it ends when its clients have their answers."""
+        self._line.send(Leaving())
+        self._task(self._left())
+
+    async def _left(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._http.finished(), self._drain_seconds)
+        self._end()
+
+    def _task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._over)
+        return task
+
+    def _over(self, task: asyncio.Task[Any]) -> None:
+        """A part that fails ends the process: the server starts another."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("an API process ends of an error", exc_info=error)
+            os._exit(1)
+
+
+async def _run(config: ApiConfig, settings: Settings) -> None:
+    line = await Line.over(socket.socket(fileno=config.control))
+    registry = await Registry.open(config.registry_url, settings.data, config.blob_url)
+    try:
+        await registry.follow(collect=False)
+        await ApiProcess(config, settings, registry, line).run()
+    finally:
+        await registry.close()
+        line.close()
+
+
+def main() -> int:
+    config = msgspec.json.decode(sys.stdin.buffer.readline(), type=ApiConfig)
+    settings = Settings(**config.settings)
+    configure(settings.log_level, log_prompts=settings.log_prompts)
+    try:
+        run_on_loop(_run(config, settings))
+    except RegistryDown as error:
+        log.error("an API process can't start: %s", error.message)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

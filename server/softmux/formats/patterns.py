@@ -14,8 +14,8 @@ _SECONDS = 1.0
 
 
 class Patterns:
-    """Matches as Python's `re` does. All matches of one of these together take at most a second, then `InvalidAdapter`
-    names the field: a pattern can be written so that one match takes hours."""
+    """Matches as Python's `re` does. All matches of one of these together take about a second at most, and other
+    threads run on meanwhile; then `InvalidAdapter` names the field. A pattern can be written to match for hours."""
 
     def __init__(self, seconds: float = _SECONDS) -> None:
         self._until = time.monotonic() + seconds
@@ -25,7 +25,7 @@ class Patterns:
         try:
             if left <= 0:
                 raise TimeoutError
-            return regex.compile(pattern).fullmatch(name, timeout=left) is not None
+            return regex.compile(pattern).fullmatch(name, timeout=left, concurrent=True) is not None
         except TimeoutError:
             raise _refused(pattern, field, "takes too long to match") from None
         except (regex.error, RecursionError, MemoryError, OverflowError):

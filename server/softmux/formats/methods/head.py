@@ -90,6 +90,8 @@ def read_head(
     bias = left.pop(f"{module}.bias", None)
     if bias is not None:
         _expect(bias, (count,))
+    elif spec.family != "decoder" or kind == "token":  # only a decoder's `score` of a sequence has none
+        raise invalid_tensor(f"base_model.{module}.bias", "it is missing; save the trained adapter again.")
     for tensor in left.values():
         raise invalid_tensor(tensor.name, f"it is no part of a {kind} head on {spec.model_id}; remove it.")
     labels = _labels(config, said, count)

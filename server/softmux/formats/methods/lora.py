@@ -30,7 +30,10 @@ _PAIR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(\.default)?\.weight")
 _OTHER_TENSORS = (
     ("lora_magnitude_vector", "DoRA scales the base's own weights; train with use_dora=False"),
     ("lora_embedding_", "LoRA on an embedding is not served; train rows of it instead (trainable_token_indices)"),
-    (".base_layer.", "weights of the base itself are not served; train with bias='none' and save without embeddings"),
+    (
+        ".base_layer.",
+        "weights of the base itself are not served; train with bias='none', and save with save_embedding_layers=False",
+    ),
     ("lora_B.bias", "a bias beside B is not served; train with lora_bias=False"),
     ("modules_to_save", "save the adapter with PEFT's save_pretrained, which names modules as they are"),
 )

@@ -10,6 +10,8 @@ from softmux.telemetry.labels import OTHER, BoundedLabels
 from softmux.telemetry.metrics import BY_NAME, METRICS, PREFIX, worker_buckets
 from softmux.worker.messages import Histogram, Stats
 
+INFO = ("attention", "graphs", "layers", "products")
+
 
 def test_every_name_is_declared_once_and_is_legal() -> None:
     assert len(BY_NAME) == len(METRICS)
@@ -25,9 +27,10 @@ def whole() -> Metrics:
     worker = [metric for metric in METRICS if metric.source == "worker"]
     stats = Stats(
         counters={m.name: 1.0 for m in worker if m.kind == "counter" and not m.labels} | {"unheard_of": 1.0},
-        gauges={m.name: 2.0 for m in worker if m.kind == "gauge"},
+        gauges={m.name: 2.0 for m in worker if m.kind == "gauge" and not m.labels},
+        infos={m.name: dict.fromkeys(m.labels, "here") for m in worker if m.kind == "gauge" and m.labels},
         histograms={name: Histogram(tuple(range(len(buckets) + 1)), 7.5) for name, buckets in worker_buckets().items()},
-        labelled={m.name: {"host": 3.0, "disk": 4.0} for m in worker if m.labels},
+        labelled={m.name: {"host": 3.0, "disk": 4.0} for m in worker if m.kind == "counter" and m.labels},
     )
     metrics = Metrics(lambda: stats, restarts=lambda: 5, up=lambda: False)
     label = metrics.task_label("default", "sentiment")
@@ -50,6 +53,7 @@ def test_a_scrape_holds_every_declared_metric_and_no_other() -> None:
     assert samples["softmux_worker_restarts_total", ()] == 5
     assert samples["softmux_worker_up", ()] == 0
     assert samples["softmux_adapter_loads_total", (("tier", "disk"),)] == 4
+    assert samples["softmux_fast_paths_info", tuple((label, "here") for label in INFO)] == 1
     assert samples["softmux_batch_rows_bucket", (("le", "1.0"),)] == 0
     assert samples["softmux_batch_rows_bucket", (("le", "+Inf"),)] == samples["softmux_batch_rows_count", ()] == 11
     assert samples["softmux_batch_rows_sum", ()] == 7.5

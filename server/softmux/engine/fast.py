@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
+from collections.abc import Callable
 
 import torch
 
@@ -12,6 +14,7 @@ from softmux.engine.attention.torch_sdpa import TorchAttention
 from softmux.engine.prepacked import Prepacked
 from softmux.engine.runner import ModelRunner
 from softmux.engine.selftest import self_test
+from softmux.engine.ways import Path
 from softmux.errors import SelfTestFailed
 from softmux.types import ModelSpec
 
@@ -50,26 +53,40 @@ def _lacks(on_gpu: bool) -> str:
 def prove(runner: ModelRunner, spec: ModelSpec) -> None:
     """Self-tests the unmodified module, then each faster way of running it that this model allows.
 
-    Raises `SelfTestFailed` only for the module itself; a fast path that fails is left out, and the log says so.
+    Raises `SelfTestFailed` only for the module itself; a fast path that fails is left out and counted, and the log says
+    so.
     """
-    self_test(runner, spec)
+    runner.ways.attention = runner.backend.name
+    with runner.ways.proof():
+        self_test(runner, spec)
     if runner.device.type == "cpu":
         _prepack(runner, spec)
     if runner.backend.name == "triton":
         _fuse(runner, spec)
 
 
+def attempt(
+    runner: ModelRunner, spec: ModelSpec, path: Path, take: Callable[[], object], leave: Callable[[], object]
+) -> bool:
+    """Takes a fast path and self-tests it; where either raises, leaves it, counts it and goes on without."""
+    try:
+        with runner.ways.proof():
+            take()
+            self_test(runner, spec)
+    except Exception as error:
+        log.warning("the fast path “%s” is left out: %s", path, error)
+        leave()
+        runner.forget_rows()
+        runner.ways.left(path)
+        return False
+    return True
+
+
 def _prepack(runner: ModelRunner, spec: ModelSpec) -> None:
     prepacked = Prepacked(runner.model.module)
-    try:
-        swapped = prepacked.swap()
-        self_test(runner, spec)
-    except Exception as error:
-        log.warning("linear layers run as torch lays them out: %s", error)
-        prepacked.undo()
-        return
-    prepacked.keep()
-    log.info("%d linear layers are laid out for oneDNN", swapped)
+    if attempt(runner, spec, "prepacked", prepacked.swap, prepacked.undo):
+        prepacked.keep()
+        runner.ways.layers = "prepacked"
 
 
 def _fuse(runner: ModelRunner, spec: ModelSpec) -> None:
@@ -85,14 +102,11 @@ def _fuse(runner: ModelRunner, spec: ModelSpec) -> None:
     if fused is None:
         log.info("%s runs as transformers wrote it: no fused layers are known for it", spec.architecture)
         return
-    runner.fused = fused
-    try:
-        products.measure(fused.weights, runner.model.dtype)
-        self_test(runner, spec)
-    except Exception as error:
-        log.warning("fused layers are left out: %s", error)
-        runner.fused = None
+    if not attempt(runner, spec, "fused", lambda: runner.take(fused=fused), runner.leave_fast_paths):
         return
+    measure = functools.partial(products.measure, fused.weights, runner.model.dtype)
+    if attempt(runner, spec, "products", measure, products.forget):
+        runner.ways.products = "measured"
     graphs = DecodeGraphs(
         lambda embeddings, positions, slots: fused.forward(embeddings, positions, slots, None),
         runner.model.embedding,
@@ -103,10 +117,12 @@ def _fuse(runner: ModelRunner, spec: ModelSpec) -> None:
         spare_slot=runner.pool.spare,
         max_rows=runner.max_rows,
     )
-    try:
-        graphs.capture()
-        runner.graphs = graphs
-        self_test(runner, spec)
-    except Exception as error:
-        log.warning("CUDA graphs are left out: %s", error)
-        runner.graphs = None
+
+    def capture() -> None:
+        missing = graphs.capture()
+        for _ in missing:
+            runner.ways.left("graph")
+        runner.take(fused=fused, graphs=graphs)
+        runner.ways.graphs = "some" if missing else "all"
+
+    attempt(runner, spec, "graph", capture, lambda: runner.take(fused=fused))

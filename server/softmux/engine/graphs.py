@@ -69,16 +69,28 @@ class DecodeGraphs:
         self._padding = (0, table.shape[0] - 1, 0, spare_slot)
         self._sizes = sorted({size for size in _SIZES if size < max_rows} | {max_rows})
         self._graphs: dict[int, _Graph] = {}
-        self._stage = 0
 
     def fits(self, rows: int) -> bool:
         return bool(self._sizes) and rows <= self._sizes[-1]
 
-    def capture(self) -> None:
-        """Captures every size, the largest first so that all share its memory. A few seconds."""
+    def capture(self) -> list[int]:
+        """Captures every size, the largest first so that all share its memory. A few seconds.
+
+        Gives the sizes that could not be captured: steps of such a size take the next larger graph, or none. Raises
+        what the last of them raised where no size could be.
+        """
         pool = torch.cuda.graph_pool_handle()
+        missing = []
         for size in reversed(self._sizes):
-            self._graphs[size] = self._capture(size, pool)
+            try:
+                self._graphs[size] = self._capture(size, pool)
+            except Exception as error:
+                log.warning("no CUDA graph of %d rows: %s", size, error)
+                missing.append(size)
+                if len(missing) == len(self._sizes):
+                    raise
+        self._sizes = sorted(self._graphs)
+        return missing
 
     @torch.inference_mode()
     def _capture(self, size: int, pool: Any) -> _Graph:

@@ -73,6 +73,10 @@ class Products:
             self._scratch = torch.empty(max(fp8.SCRATCH, weight.shape[1]), dtype=x.dtype, device=x.device)
         return fp8.through_scratch(x, weight, bias, self._scratch)
 
+    def forget(self) -> None:
+        """Nothing that was measured counts any more."""
+        self._chosen.clear()
+
     # --- choosing ----------------------------------------------------------------------------------------------------
 
     def _ways(self, rows: int, weight: Weight) -> dict[str, _Way]:

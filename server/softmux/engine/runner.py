@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,11 +17,14 @@ from softmux.engine.packed import PackedModel
 from softmux.engine.sampling import Choice, Sampled, logprobs_of, needs_more_than_argmax, sample
 from softmux.engine.tiers import AdapterTiers
 from softmux.engine.vocabulary import VirtualVocabulary
+from softmux.engine.ways import Ways
 from softmux.scheduler.batch import Batch, Row, StepOutput
 from softmux.scheduler.radix import RootKey
 
 if TYPE_CHECKING:  # Triton is there on GPU machines only
     from softmux.engine.fused import FusedDecoder
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -73,6 +77,17 @@ class ModelRunner:
         model.use(self.backend)
         self.fused: FusedDecoder | None = None
         self.graphs: DecodeGraphs | None = None
+        self.ways = Ways()
+
+    def take(self, *, fused: FusedDecoder, graphs: DecodeGraphs | None = None) -> None:
+        """Steps run by these from now on."""
+        self.fused, self.graphs = fused, graphs
+        self.ways.layers, self.ways.graphs = "fused", "none" if graphs is None else "all"
+
+    def leave_fast_paths(self) -> None:
+        """Steps run through the module from now on."""
+        self.fused = self.graphs = None
+        self.ways.layers, self.ways.graphs = "module", "none"
 
     @torch.inference_mode()
     def launch(self, batch: Batch) -> Launched:
@@ -121,10 +136,17 @@ class ModelRunner:
 
     def _replay(self, rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Logits and greedy tokens from a graph; None where there is none for this step."""
-        if self.graphs is None or not self.graphs.fits(len(rows)):
+        if self.graphs is None:
+            return None
+        if not self.graphs.fits(len(rows)):
+            if all(row.count == 1 and row.samples for row in rows):
+                self.ways.left("graph")
             return None
         static = self._static(rows)
-        return None if static is None else self.graphs.replay(static)
+        if static is None:
+            return None
+        self.ways.ran("graph")
+        return self.graphs.replay(static)
 
     def _static(self, rows: list[Row]) -> StaticRows | None:
         """The step as a graph takes it, if it is one: every row decodes, and the table knows all but its newest."""
@@ -151,10 +173,22 @@ class ModelRunner:
         self._update_table(rows)
         embeddings, positions = self._inputs(rows)
         packed, wanted = self._pack(rows)
-        if self.fused is None:
-            return self.model.forward(embeddings, positions, wanted, packed)
-        self.backend.begin(packed)
-        return self.fused.forward(embeddings, positions, packed.slots, wanted)
+        if self.fused is not None:
+            try:
+                self.backend.begin(packed)
+                logits = self.fused.forward(embeddings, positions, packed.slots, wanted)
+                self.ways.ran("fused")
+                return logits
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:
+                if self.ways.proving:
+                    raise
+                log.exception("a step of fused layers failed; this step and all others run through the module")
+                self.leave_fast_paths()
+                self.ways.left("fused")
+        self.ways.ran("module")
+        return self.model.forward(embeddings, positions, wanted, packed)
 
     def _update_table(self, rows: list[Row]) -> None:
         """Writes the slots that the batch's sequences have gained since their last step."""

@@ -158,6 +158,12 @@ class _WorkerCollector:
                 for label, value in values.items():
                     family.add_metric([label], value)
                 yield family
+        for name, words in stats.infos.items():
+            if name in BY_NAME:
+                labels = BY_NAME[name].labels
+                said = GaugeMetricFamily(PREFIX + name, BY_NAME[name].help, labels=labels)
+                said.add_metric([words.get(label, "") for label in labels], 1.0)
+                yield said
         for name, histogram in stats.histograms.items():
             if name in BY_NAME:
                 bounds = [*(str(float(bound)) for bound in BY_NAME[name].buckets), "+Inf"]

@@ -114,6 +114,8 @@ class Stats(_Message, frozen=True, kw_only=True):
     histograms: dict[str, Histogram] = {}
     labelled: dict[str, dict[str, float]] = {}
     """Counters with one bounded label, as `adapter_loads_total` by tier."""
+    infos: dict[str, dict[str, str]] = {}
+    """Gauges that are 1 and say something in their labels, as `fast_paths_info`."""
 
 
 ToWorker = Hello | Generate | Abort | Admit | Ping

@@ -59,7 +59,7 @@ class WorkerStats:
 
     def snapshot(self) -> Stats:
         engine = self._engine
-        scheduler, tiers = engine.scheduler, engine.tiers
+        scheduler, tiers, ways = engine.scheduler, engine.tiers, engine.runner.ways
         used = scheduler.cache.pool.capacity - scheduler.cache.pool.free
         return Stats(
             counters={
@@ -83,5 +83,10 @@ class WorkerStats:
                 "adapters_with_resident_vectors": engine.runner.vocabulary.resident,
             },
             histograms={name: counts.snapshot() for name, counts in self._histograms.items()},
-            labelled={"adapter_loads_total": {tier: float(count) for tier, count in tiers.counts.loads.items()}},
+            labelled={
+                "adapter_loads_total": {tier: float(count) for tier, count in tiers.counts.loads.items()},
+                "engine_step_ways_total": {way: float(count) for way, count in ways.steps.items()},
+                "fast_path_fallbacks_total": {path: float(count) for path, count in ways.fallbacks.items()},
+            },
+            infos={"fast_paths_info": ways.in_use},
         )

@@ -35,9 +35,7 @@ def ask(engine: TestEngine, root: RootKey, text: list[int] = TEXT, lead: list[in
 
 def written(engine: TestEngine) -> None:
     """Waits until the loader has done all it was given: the disk tier's files are there."""
-    done = threading.Event()
-    engine.engine.tiers._jobs.put(done.set)
-    assert done.wait(10)
+    assert engine.engine.tiers.loader.settle(10)
 
 
 def test_kept_kv_is_copied_from_host_without_a_forward_over_the_vectors(make_engine: Make, base: Any) -> None:
@@ -109,7 +107,8 @@ def test_a_damaged_file_is_dropped_and_made_again(make_engine: Make, base: Any, 
 
 def test_the_disk_tier_keeps_its_budget_drops_the_oldest_and_clears_what_was_never_finished(tmp_path: Path) -> None:
     adapters = [HostAdapter(torch.full((4, 16), float(i))) for i in range(6)]
-    size = len(adapters[0].to_bytes())
+    size = adapters[0].write(tmp_path / "one")
+    (tmp_path / "one").unlink()
     keys = [RootKey("a", str(i), "f", "d") for i in range(6)]
     (tmp_path / "left.123.tmp").write_bytes(b"half")
     tier = DiskTier(tmp_path, 3 * size)

@@ -46,6 +46,10 @@ class Shelf:
         self.coming: dict[RootKey, int] = {}
         self.failed: set[RootKey] = set()
 
+    def expect(self, adapter: RootKey) -> None:
+        if adapter not in self.there and adapter not in self.failed:
+            self.coming.setdefault(adapter, self.adapters[adapter].delay + 1)
+
     def ready(self, adapter: RootKey) -> bool:
         if adapter in self.failed:
             self.failed.discard(adapter)

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 _CPU_KV_TOKENS = 32768
 _CPU_KV_BYTES = 2 << 30
 _GROUP = 8
+_GPU_READERS = 4
 
 
 @dataclass(slots=True)
@@ -90,7 +91,8 @@ class Engine:
             spec=self.spec,
             dtype=self.model.dtype,
             budget=settings.host_cache_bytes,
-            pinned=device.type == "cuda",
+            gpu=device.type == "cuda",
+            readers=_GPU_READERS if device.type == "cuda" else 1,
             source=source,
             disk=disk,
             on_arrival=on_arrival,

@@ -1,42 +1,58 @@
-"""An adapter as the engine keeps it in host memory, and as the disk tier keeps it."""
+"""An adapter as the engine keeps it in host memory, and its file in the disk tier."""
 
 from __future__ import annotations
 
 import hashlib
+import math
+import os
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import msgspec
 import torch
-from safetensors.torch import load, save
 
+from softmux.engine.arena import Empty, pageable
 from softmux.engine.kv import PrefixKV
 from softmux.formats.parts import Parts, PrefixPart, PromptPart
 
+_MAGIC = b"softmux\2"
 _DIGEST_BYTES = 32
+_HEADER_BYTES = 256
+
+
+class _Header(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """`trained`: the prefix is what was trained, not what a step computed."""
+
+    dtypes: tuple[str | None, str | None]
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+    trained: bool
 
 
 @dataclass(slots=True, eq=False)
 class HostAdapter:
     """`vectors` `[k, hidden]` (prompt tuning, P-tuning), or None; `prefix` the compiled KV of its leading virtual
-    tokens: trained (prefix tuning), or kept from their first computation. Both in the model's dtype. `holds` counts
-    the sequences that run on it."""
+    tokens: `trained` (prefix tuning), or kept from a step that computed it, as the `computed`-th one did. Both in the
+    model's dtype. `holds` counts the sequences that run on it."""
 
     vectors: torch.Tensor | None
     prefix: PrefixKV | None = None
+    trained: bool = False
     holds: int = 0
-    on_disk: bool = False
+    computed: int = 0
 
     @classmethod
-    def from_parts(cls, parts: Parts, dtype: torch.dtype) -> HostAdapter:
+    def from_parts(cls, parts: Parts, dtype: torch.dtype, empty: Empty = pageable) -> HostAdapter:
         vectors, prefix = None, None
         for part in parts:
             match part:
                 case PromptPart():
-                    vectors = torch.from_numpy(part.vectors).to(dtype)
+                    vectors = empty(part.vectors.shape, dtype).copy_(torch.from_numpy(part.vectors))
                 case PrefixPart():
-                    keys = torch.from_numpy(part.keys).to(dtype)
-                    values = torch.from_numpy(part.values).to(dtype)
-                    prefix = torch.stack([keys, values])
-        return cls(vectors, prefix)
+                    prefix = empty((2, *part.keys.shape), dtype)
+                    prefix[0].copy_(torch.from_numpy(part.keys))
+                    prefix[1].copy_(torch.from_numpy(part.values))
+        return cls(vectors, prefix, trained=prefix is not None)
 
     @property
     def compiled(self) -> int:
@@ -47,25 +63,69 @@ class HostAdapter:
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in (self.vectors, self.prefix) if tensor is not None)
 
-    def to_bytes(self) -> bytes:
-        """The disk tier's file: SHA-256 of the rest, then safetensors."""
-        named = {"vectors": self.vectors, "prefix": self.prefix}
-        tensors = {name: tensor.contiguous() for name, tensor in named.items() if tensor is not None}
-        content: bytes = save(tensors)
-        return hashlib.sha256(content).digest() + content
+    def moved(self, empty: Empty) -> HostAdapter:
+        """The same in other memory."""
+        tensors = [
+            None if tensor is None else empty(tuple(tensor.shape), tensor.dtype).copy_(tensor)
+            for tensor in (self.vectors, self.prefix)
+        ]
+        return HostAdapter(tensors[0], tensors[1], self.trained, self.holds, self.computed)
+
+    # --- the disk tier's file ----------------------------------------------------------------------------------------
+    # magic, SHA-256 of the rest, the header padded with spaces, and the tensors' bytes as they lie in memory: a load
+    # reads them straight into the tier's memory, and neither parses nor copies while it holds the interpreter.
+
+    def write(self, path: Path) -> int:
+        """Writes the file; returns its bytes."""
+        tensors = (self.vectors, self.prefix)
+        header = _Header(
+            dtypes=tuple(None if t is None else str(t.dtype).removeprefix("torch.") for t in tensors),  # type: ignore[arg-type]
+            shapes=tuple(() if t is None else tuple(t.shape) for t in tensors),  # type: ignore[arg-type]
+            trained=self.trained,
+        )
+        bodies = [_raw(tensor) for tensor in tensors if tensor is not None]
+        parts: list[bytes | memoryview] = [msgspec.json.encode(header).ljust(_HEADER_BYTES), *bodies]
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(part)
+        with path.open("wb", buffering=0) as file:
+            for part in (_MAGIC + digest.digest(), *parts):
+                file.write(part)
+        return len(_MAGIC) + _DIGEST_BYTES + sum(len(part) for part in parts)
 
     @classmethod
-    def from_bytes(cls, raw: bytes) -> HostAdapter:
-        """Raises ValueError where the file is not what was written."""
-        content = raw[_DIGEST_BYTES:]
-        if hashlib.sha256(content).digest() != raw[:_DIGEST_BYTES]:
-            raise ValueError("the file's checksum is wrong")
-        tensors = load(content)
-        if not tensors.keys() & {"vectors", "prefix"}:
-            raise ValueError("the file is of another version of softmux")
-        return cls(tensors.get("vectors"), tensors.get("prefix"), on_disk=True)
+    def read(cls, path: Path, empty: Empty = pageable) -> HostAdapter:
+        """Raises OSError, and ValueError where the file is not what was written."""
+        with path.open("rb", buffering=0) as file:
+            start = file.read(len(_MAGIC) + _DIGEST_BYTES + _HEADER_BYTES)
+            if start[: len(_MAGIC)] != _MAGIC:
+                raise ValueError("it is damaged, or of another version of softmux")
+            head = start[len(_MAGIC) + _DIGEST_BYTES :]
+            try:
+                header = msgspec.json.decode(head, type=_Header)
+                wanted = [_wanted(*named) for named in zip(header.dtypes, header.shapes, strict=True)]
+            except (msgspec.DecodeError, AttributeError, TypeError) as error:
+                raise ValueError(f"its header is damaged: {error}") from None
+            size = sum(math.prod(shape) * dtype.itemsize for dtype, shape in filter(None, wanted))
+            if size != os.fstat(file.fileno()).st_size - len(start):
+                raise ValueError("it has not the size that its header tells")
+            tensors = [None if named is None else empty(named[1], named[0]) for named in wanted]
+            digest = hashlib.sha256(head)
+            for tensor in tensors:
+                if tensor is not None:
+                    body = _raw(tensor)
+                    file.readinto(body)
+                    digest.update(body)
+        if digest.digest() != start[len(_MAGIC) : len(_MAGIC) + _DIGEST_BYTES]:
+            raise ValueError("its checksum is wrong")
+        return cls(tensors[0], tensors[1], trained=header.trained)
 
-    def pin(self) -> None:
-        """Moves it to page-locked memory, from which a GPU copies without the host's waiting."""
-        self.vectors = None if self.vectors is None else self.vectors.pin_memory()
-        self.prefix = None if self.prefix is None else self.prefix.pin_memory()
+
+def _raw(tensor: torch.Tensor) -> memoryview:
+    """A tensor's bytes, in place."""
+    flat: Any = tensor.contiguous().view(-1).view(torch.uint8).numpy()
+    return memoryview(flat)
+
+
+def _wanted(dtype: str | None, shape: tuple[int, ...]) -> tuple[torch.dtype, tuple[int, ...]] | None:
+    return None if dtype is None else (getattr(torch, dtype), shape)

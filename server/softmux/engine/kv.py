@@ -6,11 +6,14 @@ from collections.abc import Sequence
 
 import torch
 
-from softmux.engine.device import to_device
+from softmux.engine.transfer import Landing, Piece, best_copies
 from softmux.types import LayerKV
 
 PrefixKV = torch.Tensor
 """A prefix's compiled keys and values: `[2, layers, tokens, kv_heads, head_dim]`, keys first."""
+
+_TOKENS = 2
+"""Where the tokens are among a prefix's dimensions, and the slots among the pool's."""
 
 
 class KVPool:
@@ -29,23 +32,35 @@ class KVPool:
         self._storage = torch.zeros(shape, dtype=dtype, device=device)
         self.keys = list(self._storage[0].unbind(0))
         self.values = list(self._storage[1].unbind(0))
+        self.copies = best_copies(device)
+        self._after: torch.cuda.Event | None = None
+        self.fence()
 
     @staticmethod
     def bytes_per_token(layers: Sequence[LayerKV], dtype: torch.dtype) -> int:
         return sum(2 * layer.kv_heads * layer.head_dim for layer in layers) * dtype.itemsize
 
-    def write(self, prefix: PrefixKV, start: int, slots: Sequence[int]) -> None:
-        """Copies tokens `start … start + len(slots)` of `prefix` (host or device) into `slots`."""
-        part = prefix[:, :, start : start + len(slots)].to(self.device, non_blocking=True)
-        self._storage.index_copy_(2, to_device(slots, self.device), part)
+    def prefix_shape(self, tokens: int) -> tuple[int, ...]:
+        """Of a prefix of so many tokens."""
+        return (2, len(self.keys), tokens, *self.keys[0].shape[1:])
 
-    def read(self, slots: Sequence[int]) -> PrefixKV:
-        """A copy, in host memory (pinned, for a GPU), of what `slots` hold.
+    def load(self, pieces: Sequence[Piece]) -> None:
+        """Copies parts of prefixes from host memory into slots; what runs on the current stream from here on finds
+        them there.
 
-        On a GPU the copy is only ordered behind the step: whoever reads it on the host waits for the device first.
+        A GPU may write them beside the step that is running, for it uses none of those slots: the scheduler gives
+        slots out again only when every step that was told of them has landed, which is when its tokens, or its end,
+        have been waited for on the host. Where that does not hold, after a step that failed midway, `fence` is called.
         """
-        found = self._storage.index_select(2, to_device(slots, self.device))
-        if self.device.type == "cpu":
-            return found
-        host = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
-        return host.copy_(found, non_blocking=True)
+        after, self._after = self._after, None
+        self.copies.scatter(self._storage, _TOKENS, pieces, after)
+
+    def save(self, pieces: Sequence[Piece]) -> Landing:
+        """Copies slots into host memory, as the steps launched so far leave them."""
+        return self.copies.gather(self._storage, _TOKENS, pieces)
+
+    def fence(self) -> None:
+        """What has been launched by now may use any slot: the next `load` waits for it on the device."""
+        if self.device.type == "cuda":
+            self._after = torch.cuda.Event()
+            self._after.record()

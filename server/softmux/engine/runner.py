@@ -65,7 +65,7 @@ class ModelRunner:
         self.max_rows = max_rows
         self.pool = KVPool(model.layers, slots, model.dtype, model.device)
         hidden = int(model.embedding.weight.shape[1])
-        self.vocabulary = VirtualVocabulary(resident_vectors, hidden, model.dtype, model.device)
+        self.vocabulary = VirtualVocabulary(resident_vectors, hidden, model.dtype, model.device, self.pool.copies)
         self.tiers = tiers
         shape = (max_rows + 1, context_length)
         self.table = torch.full(shape, self.pool.spare, dtype=torch.int32, device=model.device)
@@ -92,16 +92,16 @@ class ModelRunner:
     @torch.inference_mode()
     def launch(self, batch: Batch) -> Launched:
         """Runs the step; on a GPU, returns before it has ended."""
-        for load in batch.loads:
-            self.pool.write(self.tiers.prefix(load.adapter), load.start, load.slots)
+        if batch.loads:
+            self.tiers.load(batch.loads, self.pool)
         if not batch.rows:
             return Launched(batch, [], None)
         logits, tokens = self._replay(batch.rows) or (self._forward(batch.rows), None)
-        for save in batch.saves:
-            self.tiers.keep_prefix(save.adapter, self.pool.read(save.slots))
+        if batch.saves:
+            self.tiers.save(batch.saves, self.pool)
         sampling = [row for row in batch.rows if row.samples]
         if not sampling:
-            return Launched(batch, [], None)
+            return Launched(batch, [], None, ready=self._ready())
         choices = [Choice(row.sequence, row.start + row.count - row.sequence.prompt_length) for row in sampling]
         if tokens is not None and not needs_more_than_argmax(choices):
             sampled = Sampled(tokens)
@@ -116,20 +116,27 @@ class ModelRunner:
             return Launched(batch, choices, sampled, sampled.tokens)
         host = torch.empty(sampled.tokens.shape, dtype=sampled.tokens.dtype, pin_memory=True)
         host.copy_(sampled.tokens, non_blocking=True)
+        return Launched(batch, choices, sampled, host, self._ready())
+
+    def _ready(self) -> torch.cuda.Event | None:
+        """Happens when the device has done all it was given by now."""
+        if self.device.type == "cpu":
+            return None
         ready = torch.cuda.Event()
         ready.record()
-        return Launched(batch, choices, sampled, host, ready)
+        return ready
 
     def forget_rows(self) -> None:
         """The table's rows are written anew from here on (after a self-test, or a failed step)."""
         self._known.clear()
+        self.pool.fence()
 
     def collect(self, launched: Launched) -> StepOutput:
-        """Waits for a step's tokens."""
-        if launched.sampled is None or launched.tokens is None:
-            return StepOutput([], [])
+        """Waits until the step has ended, for its tokens if it chooses any: its slots may be others' after that."""
         if launched.ready is not None:
             launched.ready.synchronize()
+        if launched.sampled is None or launched.tokens is None:
+            return StepOutput([], [])
         return StepOutput(launched.tokens.tolist(), logprobs_of(launched.sampled, launched.choices))
 
     # --- laying out --------------------------------------------------------------------------------------------------
@@ -240,14 +247,9 @@ class ModelRunner:
 
     def _learned(self, virtual: list[tuple[int, RootKey, int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Resolves virtual ids to rows of the table: their places in the step, and their vectors."""
-        keep = {adapter for _, adapter, _ in virtual}
-        rows_of = {
-            adapter: self.vocabulary.rows_of(adapter, lambda key=adapter: self.tiers.vectors(key), keep)  # type: ignore[misc]
-            for adapter in keep
-        }
-        rows = [rows_of[adapter][index] for _, adapter, index in virtual]
+        rows_of = self.vocabulary.rows_of({adapter for _, adapter, _ in virtual}, self.tiers.vectors)
         at = to_device([place for place, _, _ in virtual], self.device)
-        return at, self.vocabulary.table[to_device(rows, self.device)]
+        return at, self.vocabulary.gather([rows_of[adapter][index] for _, adapter, index in virtual])
 
     def _pack(self, rows: list[Row]) -> tuple[PackedRows, torch.Tensor]:
         slots: list[int] = []

@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-import logging
 import queue
-import threading
-import time
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
+from softmux.engine.arena import Empty, HostArena, pageable
 from softmux.engine.disk import DiskTier
 from softmux.engine.host_adapter import HostAdapter
-from softmux.engine.kv import PrefixKV
+from softmux.engine.kv import KVPool, PrefixKV
+from softmux.engine.loader import AdapterLoader, AdapterSource
+from softmux.engine.transfer import Landing, Piece
 from softmux.errors import InternalError, SoftmuxError
-from softmux.formats.folder import read_adapter
+from softmux.scheduler.batch import PrefixLoad, PrefixSave
 from softmux.scheduler.radix import RootKey
 from softmux.types import ModelSpec
 
-log = logging.getLogger(__name__)
+__all__ = ["AdapterSource", "AdapterTiers", "TierCounts"]
 
-AdapterSource = Callable[[RootKey], Mapping[str, bytes]]
-"""Fetches a version's files by its key. Called on the loader's thread; raises a `SoftmuxError` in words."""
-
-
-@dataclass(slots=True)
-class _Arrival:
-    key: RootKey
-    adapter: HostAdapter | None
-    error: SoftmuxError | None
-    tier: str
-    seconds: float
+_PREFETCHED = 512
+"""Adapters that are loading, or loaded and waited for, before their sequence's turn; others load at their turn."""
 
 
 @dataclass(slots=True)
@@ -43,12 +34,27 @@ class TierCounts:
     seconds: list[float] = field(default_factory=list)
 
 
+@dataclass(slots=True)
+class _Saving:
+    """Computed KV on its way to host memory."""
+
+    key: RootKey
+    host: HostAdapter
+    prefix: PrefixKV
+    landing: Landing
+
+
 class AdapterTiers:
     """Implements `softmux.scheduler.scheduler.AdapterShelf`. All but the loader belongs to the engine's thread.
 
     Host memory is kept under `budget` bytes, least recently used first; what running sequences hold stays even beyond
-    it. `pinned`: in page-locked memory, from which a GPU copies by itself. `on_arrival` is called from the loader's
-    thread when `arrivals` has news, to wake an idle loop.
+    it. `on_arrival` is called from the loader's threads when `arrivals` has news, to wake an idle loop.
+
+    `gpu`: host memory is page-locked, from which a GPU copies by itself, and an adapter's computed KV is kept only
+    from its second computation on, and never on disk. A GPU computes a 20-vector prompt within a step's other work in
+    little time, while its KV takes many times its vectors' memory; so what is used once, or stays in the GPU's own
+    cache, costs neither, and what keeps coming back is copied (docs/performance.md has the arithmetic). A CPU keeps it
+    at once, and on disk, too: there computing is dear, and a copy nearly free.
     """
 
     def __init__(
@@ -57,46 +63,52 @@ class AdapterTiers:
         spec: ModelSpec,
         dtype: torch.dtype,
         budget: int,
-        pinned: bool = False,
+        gpu: bool = False,
         source: AdapterSource,
         disk: DiskTier | None = None,
+        readers: int = 1,
         on_arrival: Callable[[], None] = lambda: None,
     ) -> None:
-        self._spec = spec
-        self._dtype = dtype
         self._budget = budget
-        self._pinned = pinned
-        self._source = source
-        self._disk = disk
-        self._on_arrival = on_arrival
-        self._host: OrderedDict[RootKey, HostAdapter] = OrderedDict()
+        self._keep_at = 2 if gpu else 1
+        self._arena = HostArena(pinned=True) if gpu else None
+        self._empty: Empty = self._arena.empty if self._arena is not None else pageable
+        self._host: dict[RootKey, HostAdapter] = {}
+        self._idle: OrderedDict[RootKey, None] = OrderedDict()
+        """Those of `_host` that nothing holds or awaits, least recently used first."""
         self._loading: set[RootKey] = set()
         self._failed: dict[RootKey, SoftmuxError] = {}
         self._awaited: set[RootKey] = set()
-        self._arrived: queue.SimpleQueue[_Arrival] = queue.SimpleQueue()
-        self._jobs: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._expected: deque[RootKey] = deque()
+        self._saving: deque[_Saving] = deque()
         self.host_bytes = 0
         self.counts = TierCounts()
-        self._loader = threading.Thread(target=self._work, name="adapter-loader", daemon=True)
-        self._loader.start()
+        self.loader = AdapterLoader(
+            spec=spec, dtype=dtype, empty=self._empty, source=source, disk=disk, readers=readers, on_arrival=on_arrival
+        )  # fmt: skip
 
     def close(self) -> None:
-        """Ends the loader's thread after the jobs it has."""
-        self._jobs.put(None)
-        self._loader.join()
+        """Ends the loader's threads after the jobs they have."""
+        self.loader.close()
 
     # --- what the scheduler asks -------------------------------------------------------------------------------------
+
+    def expect(self, adapter: RootKey) -> None:
+        """A sequence has been queued that will need it: its loading begins, if not too many are ahead."""
+        if adapter in self._host:
+            self._touch(adapter)
+        elif adapter not in self._loading and adapter not in self._failed:
+            self._expected.append(adapter)
+            self._prefetch()
 
     def ready(self, adapter: RootKey) -> bool:
         error = self._failed.pop(adapter, None)
         if error is not None:
             raise error
         if adapter in self._host:
-            self._host.move_to_end(adapter)
+            self._touch(adapter)
             return True
-        if adapter not in self._loading:
-            self._loading.add(adapter)
-            self._jobs.put(lambda: self._load(adapter))
+        self._load(adapter)
         return False
 
     def compiled(self, adapter: RootKey) -> int:
@@ -109,9 +121,12 @@ class AdapterTiers:
         elif not host.holds:
             self.counts.loads["host"] += 1
         host.holds += 1
+        self._idle.pop(adapter, None)
 
     def release(self, adapter: RootKey) -> None:
-        self._host[adapter].holds -= 1
+        host = self._host[adapter]
+        host.holds -= 1
+        self._let_go(adapter)
         self._shrink()
 
     # --- what the step asks ------------------------------------------------------------------------------------------
@@ -123,50 +138,70 @@ class AdapterTiers:
             raise InternalError("a sequence names learned vectors of an adapter that has none")
         return vectors
 
-    def prefix(self, adapter: RootKey) -> PrefixKV:
-        prefix = self._host[adapter].prefix
-        assert prefix is not None, "the scheduler loads only what `compiled` has counted"
-        return prefix
+    def load(self, loads: Sequence[PrefixLoad], pool: KVPool) -> None:
+        """Copies prefixes into the slots that the scheduler has chosen for them."""
+        pieces = []
+        for load in loads:
+            prefix = self._host[load.adapter].prefix
+            assert prefix is not None, "the scheduler loads only what `compiled` has counted"
+            pieces.append(Piece(prefix, load.start, load.slots))
+        pool.load(pieces)
 
-    def keep_prefix(self, adapter: RootKey, prefix: PrefixKV) -> None:
-        """Keeps the KV a step has computed for an adapter's leading virtual tokens, in this tier and the next."""
-        host = self._host.get(adapter)
-        if host is None or host.prefix is not None:
-            return
-        before = host.nbytes
-        host.prefix = prefix
-        self.host_bytes += host.nbytes - before
-        self._write_behind(adapter, host)
-        self._shrink()
+    def save(self, saves: Sequence[PrefixSave], pool: KVPool) -> None:
+        """A step that has been launched computes these adapters' leading virtual tokens: keeps their KV, where that
+        pays. It counts as `compiled` once it has arrived, which is now or when a later `arrivals` finds it there."""
+        pieces: list[Piece] = []
+        begun: list[tuple[RootKey, HostAdapter]] = []
+        for save in saves:
+            host = self._host.get(save.adapter)
+            if host is None or host.prefix is not None:
+                continue
+            host.computed += 1
+            if host.computed < self._keep_at:
+                continue
+            prefix = self._room(pool.prefix_shape(len(save.slots)), pool.dtype)
+            if prefix is None:
+                continue  # host memory is being made larger: the next computation finds it
+            pieces.append(Piece(prefix, 0, save.slots))
+            begun.append((save.adapter, host))
+        if pieces:
+            landing = pool.save(pieces)
+            for (key, host), piece in zip(begun, pieces, strict=True):
+                self._saving.append(_Saving(key, host, piece.values, landing))
+            self._land()
+
+    # --- what comes and goes -----------------------------------------------------------------------------------------
 
     def adopt(self, adapter: RootKey, host: HostAdapter) -> None:
         """Puts an adapter that is at hand (an upload under admission) into host memory, for a sequence that is about
         to wait for it."""
-        self._awaited.add(adapter)
-        if adapter not in self._host:
-            self._host[adapter] = host
-            self.host_bytes += host.nbytes
+        self._keep(adapter, host if self._arena is None else host.moved(self._empty))
 
     def forget(self, adapter: RootKey) -> None:
         """Drops an adapter that nothing holds (an upload that was refused)."""
         host = self._host.get(adapter)
         if host is not None and not host.holds:
-            self._evict(adapter)
+            self._awaited.discard(adapter)
+            self._idle.pop(adapter, None)
+            self._drop(adapter)
 
     @property
     def resident(self) -> int:
         return len(self._host)
 
-    # --- loading -----------------------------------------------------------------------------------------------------
+    def tier(self, adapter: RootKey) -> str:
+        """Where a request that comes now finds it: host, disk or registry."""
+        return "host" if adapter in self._host else "disk" if self.loader.has_on_disk(adapter) else "registry"
 
     def arrivals(self) -> list[RootKey]:
         """Adapters whose loading has ended, well or badly, since the last call."""
+        self._land()
         ended: list[RootKey] = []
         while True:
             try:
-                arrival = self._arrived.get_nowait()
+                arrival = self.loader.arrived.get_nowait()
             except queue.Empty:
-                return ended
+                break
             self._loading.discard(arrival.key)
             ended.append(arrival.key)
             if arrival.adapter is None:
@@ -174,78 +209,86 @@ class AdapterTiers:
                 continue
             self.counts.loads[arrival.tier] += 1
             self.counts.seconds.append(arrival.seconds)
-            self.adopt(arrival.key, arrival.adapter)
-            if arrival.adapter.prefix is not None and not arrival.adapter.on_disk:
-                self._write_behind(arrival.key, arrival.adapter)
+            self._keep(arrival.key, arrival.adapter)
+            if arrival.tier == "registry" and (self._arena is not None or arrival.adapter.trained):
+                self.loader.write(arrival.key, arrival.adapter)
+        if ended:
             self._shrink()
-
-    def _load(self, key: RootKey) -> None:
-        began = time.perf_counter()
-        adapter, error, tier = None, None, "disk"
-        try:
-            adapter = self._disk.get(key) if self._disk is not None else None
-            if adapter is None:
-                tier = "registry"
-                parts = read_adapter(self._source(key), self._spec).parts
-                adapter = HostAdapter.from_parts(parts, self._dtype)
-            if self._pinned:
-                adapter.pin()
-        except SoftmuxError as known:
-            error = known
-        except Exception as unknown:
-            log.exception("loading %s failed", key.digest)
-            error = InternalError(f"loading adapter {key.digest} failed: {unknown}")
-        self._arrived.put(_Arrival(key, adapter, error, tier, time.perf_counter() - began))
-        self._on_arrival()
-
-    def _write_behind(self, key: RootKey, adapter: HostAdapter) -> None:
-        disk = self._disk
-        if disk is not None and not adapter.on_disk:
-            adapter.on_disk = True
-            copied = _copied(adapter)
-
-            def write() -> None:
-                copied()
-                disk.put(key, adapter)
-
-            self._jobs.put(write)
-
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            try:
-                job()
-            except Exception:  # a write to the disk tier: a cache may miss one, but never a loader
-                log.exception("a job of the adapter loader failed")
+        if self._expected:
+            self._prefetch()
+        return ended
 
     def await_only(self, waited_for: Callable[[RootKey], bool]) -> None:
         """What has arrived stays until a sequence holds it, or, told here once a step, nobody waits for it any more;
         a failure that nobody waits for is forgotten, so that the next request tries again."""
-        for key in [key for key in self._awaited if not waited_for(key)]:
-            self._awaited.discard(key)
-        for key in [key for key in self._failed if not waited_for(key)]:
-            del self._failed[key]
+        if self.host_bytes > self._budget or len(self._awaited) >= _PREFETCHED:
+            for key in [key for key in self._awaited if not waited_for(key)]:
+                self._awaited.discard(key)
+                self._let_go(key)
+            self._shrink()
+        if self._failed:
+            for key in [key for key in self._failed if not waited_for(key)]:
+                del self._failed[key]
+
+    # --- within ------------------------------------------------------------------------------------------------------
+
+    def _prefetch(self) -> None:
+        while self._expected and len(self._loading) + len(self._awaited) < _PREFETCHED:
+            adapter = self._expected.popleft()
+            if adapter not in self._host:
+                self._load(adapter)
+
+    def _load(self, adapter: RootKey) -> None:
+        if adapter not in self._loading:
+            self._loading.add(adapter)
+            self.loader.load(adapter)
+
+    def _land(self) -> None:
+        """Takes up the computed KV that has arrived in host memory."""
+        while self._saving and self._saving[0].landing.landed():
+            saving = self._saving.popleft()
+            host = saving.host
+            if self._host.get(saving.key) is not host or host.prefix is not None:
+                continue  # let go meanwhile, or saved twice
+            host.prefix = saving.prefix
+            self.host_bytes += saving.prefix.nbytes
+            if self._arena is None:
+                self.loader.write(saving.key, host)
+            self._shrink()
+
+    def _room(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor | None:
+        if self._arena is None:
+            return pageable(shape, dtype)
+        room = self._arena.take(shape, dtype)
+        if room is None:
+            self.loader.call(self._arena.grow)
+        return room
+
+    def _keep(self, key: RootKey, host: HostAdapter) -> None:
+        self._awaited.add(key)
+        self._idle.pop(key, None)
+        if key not in self._host:
+            self._host[key] = host
+            self.host_bytes += host.nbytes
+
+    def _touch(self, key: RootKey) -> None:
+        if key in self._idle:
+            self._idle.move_to_end(key)
+
+    def _let_go(self, key: RootKey) -> None:
+        if key not in self._awaited and key in self._host and not self._host[key].holds:
+            self._idle[key] = None
 
     def _shrink(self) -> None:
-        if self.host_bytes <= self._budget:
-            return
-        for key in list(self._host):
-            if self.host_bytes <= self._budget:
-                return
-            if not self._host[key].holds and key not in self._awaited:
-                self._evict(key)
+        while self.host_bytes > self._budget and self._idle:
+            key, _ = self._idle.popitem(last=False)
+            self._drop(key)
 
-    def _evict(self, key: RootKey) -> None:
+    def _drop(self, key: RootKey) -> None:
         self.host_bytes -= self._host.pop(key).nbytes
 
     def check_integrity(self) -> None:
         assert self.host_bytes == sum(host.nbytes for host in self._host.values())
         assert all(host.holds >= 0 for host in self._host.values())
-
-
-def _copied(adapter: HostAdapter) -> Callable[[], None]:
-    """Waits until the device has written the adapter's prefix into host memory."""
-    if adapter.prefix is None or not adapter.prefix.is_pinned():
-        return lambda: None
-    event = torch.cuda.Event()
-    event.record()
-    return event.synchronize
+        idle = {key for key, host in self._host.items() if not host.holds and key not in self._awaited}
+        assert idle == set(self._idle), "what nothing holds or awaits can be let go, and nothing else"

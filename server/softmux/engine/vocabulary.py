@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
 from softmux.engine.device import to_device
+from softmux.engine.transfer import Copies, Piece
 from softmux.scheduler.radix import RootKey
 
 
 class VirtualVocabulary:
     """`table` is `[rows, hidden]` in the model's dtype. A virtual id names (adapter, index); `rows_of` finds its row.
 
-    An adapter's vectors are copied in when a step needs them, into whatever rows are free, the least recently used
-    adapter giving way; a step that needs more than the table holds makes it grow. Sequences keep virtual ids, never
-    rows, so eviction changes no request.
+    `rows` is the budget: an adapter's vectors are copied in when a step needs them, into whatever rows are free, the
+    least recently used adapter giving way; only a step that needs more than the table holds makes it grow. Sequences
+    keep virtual ids, never rows, so eviction changes no request.
     """
 
-    def __init__(self, rows: int, hidden: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, rows: int, hidden: int, dtype: torch.dtype, device: torch.device, copies: Copies) -> None:
         self.table = torch.zeros((rows, hidden), dtype=dtype, device=device)
+        self._copies = copies
         self._free = list(range(rows - 1, -1, -1))
         self._resident: OrderedDict[RootKey, list[int]] = OrderedDict()
+        self._read: torch.cuda.Event | None = None
+        self._mark_read()
         self.swaps = 0
 
     @property
@@ -30,15 +34,40 @@ class VirtualVocabulary:
         """Adapters whose vectors are in the table."""
         return len(self._resident)
 
-    def rows_of(self, adapter: RootKey, vectors: Callable[[], torch.Tensor], keep: set[RootKey]) -> list[int]:
-        """The table rows of an adapter's vectors, in order. `vectors()` (`[k, hidden]`) is asked for on a miss;
-        `keep` names adapters of the same step, which must stay."""
-        rows = self._resident.get(adapter)
-        if rows is not None:
-            self._resident.move_to_end(adapter)
-            return rows
-        values = vectors()
-        count = values.shape[0]
+    def rows_of(
+        self, adapters: Iterable[RootKey], vectors: Callable[[RootKey], torch.Tensor]
+    ) -> dict[RootKey, list[int]]:
+        """The table rows of each adapter's vectors, in order. `vectors(adapter)` (`[k, hidden]`, in host memory) is
+        asked for on a miss; all misses are copied in together, none of the adapters asked for gives way."""
+        rows: dict[RootKey, list[int]] = {}
+        missing: list[RootKey] = []
+        for adapter in adapters:
+            known = self._resident.get(adapter)
+            if known is None:
+                missing.append(adapter)
+            else:
+                self._resident.move_to_end(adapter)
+                rows[adapter] = known
+        if missing:
+            values = [vectors(adapter) for adapter in missing]  # before any row is given: this may raise
+            pieces = []
+            for adapter, learned in zip(missing, values, strict=True):
+                rows[adapter] = self._place(adapter, learned.shape[0], rows)
+                pieces.append(Piece(learned, 0, rows[adapter]))
+            self._copies.scatter(self.table, 0, pieces, self._read)
+            self.swaps += len(missing)
+        return rows
+
+    def gather(self, rows: Sequence[int]) -> torch.Tensor:
+        """`[len(rows), hidden]`: what those rows of the table hold."""
+        found = self.table[to_device(rows, self.table.device)]
+        self._mark_read()
+        return found
+
+    def forget(self, adapter: RootKey) -> None:
+        self._free.extend(self._resident.pop(adapter, []))
+
+    def _place(self, adapter: RootKey, count: int, keep: dict[RootKey, list[int]]) -> list[int]:
         while len(self._free) < count:
             victim = next((key for key in self._resident if key not in keep), None)
             if victim is None:
@@ -46,20 +75,22 @@ class VirtualVocabulary:
             else:
                 self._free.extend(self._resident.pop(victim))
         rows = [self._free.pop() for _ in range(count)]
-        index = to_device(rows, self.table.device)
-        self.table.index_copy_(0, index, values.to(self.table, non_blocking=True))
         self._resident[adapter] = rows
-        self.swaps += 1
         return rows
-
-    def forget(self, adapter: RootKey) -> None:
-        self._free.extend(self._resident.pop(adapter, []))
 
     def _grow(self, needed: int) -> None:
         size, hidden = self.table.shape
         more = max(size, needed)
         self.table = torch.cat([self.table, self.table.new_zeros((more, hidden))])
+        self._mark_read()
         self._free.extend(range(size + more - 1, size - 1, -1))
+
+    def _mark_read(self) -> None:
+        """Rows may be given to others from here on, in the device's order: a step in flight reads its rows first of
+        all, so a copy that waits for this waits for nothing in practice."""
+        if self.table.is_cuda:
+            self._read = torch.cuda.Event()
+            self._read.record()
 
     def check_integrity(self) -> None:
         held = [row for rows in self._resident.values() for row in rows]

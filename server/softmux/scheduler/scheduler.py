@@ -25,6 +25,9 @@ from softmux.types import FinishReason, Output
 class AdapterShelf(Protocol):
     """What the scheduler needs to know of the adapter tiers. Implemented by `softmux.engine.tiers.AdapterTiers`."""
 
+    def expect(self, adapter: RootKey) -> None:
+        """A sequence that runs on it has been queued: its parts may be brought to host memory meanwhile."""
+
     def ready(self, adapter: RootKey) -> bool:
         """Whether its parts are in host memory; if not, their loading begins. Raises what made loading fail."""
 
@@ -96,6 +99,8 @@ class Scheduler:
         if sequence.deadline is not None:
             self._dated.add(sequence)
         self.waiting.push(sequence)
+        if sequence.adapter is not None:
+            self._shelf.expect(sequence.adapter)
 
     def abort(self, client: bytes, sequence_id: str) -> None:
         """Ends a sequence wherever it is; unknown ones are ignored (it may just have ended)."""

@@ -1,0 +1,138 @@
+"""The loader: threads that bring adapters to host memory from the disk tier or their source, and write to disk."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from softmux.engine.arena import Empty
+from softmux.engine.disk import DiskTier
+from softmux.engine.host_adapter import HostAdapter
+from softmux.errors import InternalError, SoftmuxError
+from softmux.formats.folder import read_adapter
+from softmux.scheduler.radix import RootKey
+from softmux.types import ModelSpec
+
+log = logging.getLogger(__name__)
+
+AdapterSource = Callable[[RootKey], Mapping[str, bytes]]
+"""Fetches a version's files by its key. Called on the loader's threads; raises a `SoftmuxError` in words."""
+
+
+@dataclass(slots=True, frozen=True)
+class Arrival:
+    """A load that has ended: the adapter, or why not; the tier that had it, and the seconds since it was asked for."""
+
+    key: RootKey
+    adapter: HostAdapter | None
+    error: SoftmuxError | None
+    tier: str
+    seconds: float
+
+
+class AdapterLoader:
+    """`readers` threads load, one writes: nobody waits for a write behind. `arrived` belongs to the engine's thread,
+    which `on_arrival`, called from a reader, wakes."""
+
+    def __init__(
+        self,
+        *,
+        spec: ModelSpec,
+        dtype: torch.dtype,
+        empty: Empty,
+        source: AdapterSource,
+        disk: DiskTier | None,
+        readers: int,
+        on_arrival: Callable[[], None],
+    ) -> None:
+        self._spec = spec
+        self._dtype = dtype
+        self._empty = empty
+        self._source = source
+        self._disk = disk
+        self._on_arrival = on_arrival
+        self.arrived: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
+        self._reads: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._writes: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._open = 0
+        self._settled = threading.Condition()
+        self._threads = [self._thread(self._reads, f"adapter-loader-{number}") for number in range(readers)]
+        self._threads.append(self._thread(self._writes, "adapter-writer"))
+
+    def load(self, key: RootKey) -> None:
+        asked = time.perf_counter()
+        self._give(self._reads, lambda: self._load(key, asked))
+
+    def write(self, key: RootKey, adapter: HostAdapter) -> None:
+        """Puts the adapter, as it is now, into the disk tier, if there is one."""
+        disk = self._disk
+        if disk is not None:
+            now = HostAdapter(adapter.vectors, adapter.prefix, adapter.trained)
+            self._give(self._writes, lambda: disk.put(key, now))
+
+    def call(self, job: Callable[[], object]) -> None:
+        """Does `job` behind the writes that wait."""
+        self._give(self._writes, job)
+
+    def has_on_disk(self, key: RootKey) -> bool:
+        return self._disk is not None and key in self._disk
+
+    def settle(self, timeout: float) -> bool:
+        """Waits until all that was asked for by now is done; whether it was within `timeout` seconds."""
+        with self._settled:
+            return self._settled.wait_for(lambda: self._open == 0, timeout)
+
+    def close(self) -> None:
+        """Ends the threads after the jobs they have."""
+        for _ in self._threads[:-1]:
+            self._reads.put(None)
+        for thread in self._threads[:-1]:
+            thread.join()
+        self._writes.put(None)
+        self._threads[-1].join()
+
+    # --- on the threads ----------------------------------------------------------------------------------------------
+
+    def _load(self, key: RootKey, asked: float) -> None:
+        adapter, error, tier = None, None, "disk"
+        try:
+            adapter = self._disk.get(key, self._empty) if self._disk is not None else None
+            if adapter is None:
+                tier = "registry"
+                parts = read_adapter(self._source(key), self._spec).parts
+                adapter = HostAdapter.from_parts(parts, self._dtype, self._empty)
+        except SoftmuxError as known:
+            error = known
+        except Exception as unknown:
+            log.exception("loading %s failed", key.digest)
+            error = InternalError(f"loading adapter {key.digest} failed: {unknown}")
+        self.arrived.put(Arrival(key, adapter, error, tier, time.perf_counter() - asked))
+        self._on_arrival()
+
+    def _give(self, jobs: queue.SimpleQueue[Callable[[], object] | None], job: Callable[[], object]) -> None:
+        with self._settled:
+            self._open += 1
+        jobs.put(job)
+
+    def _thread(self, jobs: queue.SimpleQueue[Callable[[], object] | None], name: str) -> threading.Thread:
+        thread = threading.Thread(target=self._work, args=(jobs,), name=name, daemon=True)
+        thread.start()
+        return thread
+
+    def _work(self, jobs: queue.SimpleQueue[Callable[[], object] | None]) -> None:
+        while (job := jobs.get()) is not None:
+            try:
+                job()
+            except Exception:  # a write to the disk tier: a cache may miss one, but never a loader
+                log.exception("a job of the adapter loader failed")
+            del job
+            with self._settled:
+                self._open -= 1
+                if not self._open:
+                    self._settled.notify_all()

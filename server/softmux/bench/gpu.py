@@ -12,12 +12,13 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from softmux.engine.engine import Engine
+from softmux.engine.fp8 import Fp8Linear, swap_linears
 from softmux.engine.packed import PackedModel
 from softmux.formats.parts import PrefixPart, PromptPart
 from softmux.scheduler.radix import RootKey
@@ -50,6 +51,14 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 8,
         "vocab_size": 128256,
     },
+    "70b": {  # Llama-3.1-70B
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    },
 }
 VIRTUAL_TOKENS = 20
 
@@ -72,7 +81,9 @@ WORKLOADS = {
 }
 
 
-def random_model(shape: str, dtype: torch.dtype) -> PackedModel:
+def random_model(shape: str, dtype: torch.dtype, quantization: str = "auto") -> PackedModel:
+    """Random weights on the GPU. In fp8 they are made and quantised one at a time, so that a model fits whose weights
+    in half precision would not."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     config = LlamaConfig(
@@ -83,9 +94,35 @@ def random_model(shape: str, dtype: torch.dtype) -> PackedModel:
         eos_token_id=2,
     )
     torch.manual_seed(0)
-    with torch.device("cuda"):
+    device = torch.device("cuda")
+    packed = quantization == "fp8"
+    with torch.device("meta") if packed else device:
         module: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager")
+    if packed:
+        _fill(module, config, dtype, device)
     return PackedModel(module, None, f"random-{shape}")
+
+
+@torch.inference_mode()
+def _fill(module: Any, config: Any, dtype: torch.dtype, device: torch.device) -> None:
+    """Gives a Llama on the meta device fp8 linear layers and weights, drawn as `from_config` draws them."""
+
+    spread = float(config.initializer_range)
+
+    def drawn(shape: torch.Size) -> torch.Tensor:
+        return torch.randn(shape, dtype=dtype, device=device) * spread
+
+    swap_linears(module)
+    for layer in module.modules():
+        if isinstance(layer, Fp8Linear):
+            layer.hold(layer.quantise(drawn(layer.weight.shape)))
+        else:
+            for name, parameter in list(layer.named_parameters(recurse=False)):
+                made = drawn(parameter.shape) if parameter.dim() > 1 else torch.ones_like(parameter, device=device)
+                setattr(layer, name, torch.nn.Parameter(made, requires_grad=False))
+    module.tie_weights()
+    with device:
+        module.model.rotary_emb = type(module.model.rotary_emb)(config)
 
 
 def copy_rate() -> float:
@@ -106,11 +143,25 @@ def copy_rate() -> float:
 class Bench:
     """One engine over random weights, and 16 tasks of two methods adopted from memory."""
 
-    def __init__(self, shape: str, rows: int, dtype: torch.dtype = torch.bfloat16, tasks: int = 16) -> None:
-        model = random_model(shape, dtype)
-        settings = Settings(model="random", max_rows=rows, max_step_tokens=8192, host_cache_bytes=16 << 30)
+    def __init__(
+        self,
+        shape: str,
+        rows: int,
+        dtype: torch.dtype = torch.bfloat16,
+        tasks: int = 16,
+        quantization: Literal["auto", "fp8"] = "auto",
+        kv_cache_dtype: Literal["auto", "fp8"] = "auto",
+    ) -> None:
+        model = random_model(shape, dtype, quantization)
+        settings = Settings(
+            model="random",
+            max_rows=rows,
+            max_step_tokens=8192,
+            host_cache_bytes=16 << 30,
+            quantization=quantization,
+            kv_cache_dtype=kv_cache_dtype,
+        )
         self.engine = Engine(settings, lambda key: {}, model=model)
-        self.parameters = sum(parameter.numel() for parameter in model.module.parameters())
         self.bare = self.engine.key("default", None)
         self.tasks = [self._adopt(number, "prompt" if number % 2 else "prefix") for number in range(tasks)]
         self.prompts = [self._adopt(1000 + number, "prompt") for number in range(tasks)]
@@ -174,16 +225,19 @@ class Bench:
 
     def floor(self, rows: int, context: int, rate: float) -> float:
         """Seconds to move the weights once and every row's KV once at the copy rate."""
-        spec = self.engine.spec
-        layer = spec.layers[0]
-        each = 2 * len(spec.layers) * layer.kv_heads * layer.head_dim * 2
-        return (2 * self._streamed() + rows * context * each) / rate
+        spec, pool = self.engine.spec, self.engine.runner.pool
+        each = pool.bytes_per_token(spec.layers, pool.dtype)
+        return (self._streamed() + rows * context * each) / rate
 
     def _streamed(self) -> int:
-        spec = self.engine.spec
+        """Bytes of the weights that a step reads: all, but the embedding where the head has a weight of its own."""
         module: Any = self.engine.model.module
+        read: list[int] = [tensor.nbytes for tensor in module.parameters()]
+        read += [layer.weight_scale.nbytes for layer in module.modules() if isinstance(layer, Fp8Linear)]
         tied = module.config.tie_word_embeddings
-        return int(self.parameters - (0 if tied else spec.vocab_size * spec.hidden_size))
+        embedding: torch.Tensor = module.get_input_embeddings().weight
+        total: int = sum(read) - (0 if tied else embedding.nbytes)
+        return total
 
     def throughput(self, work: Workload, roots: list[RootKey]) -> float:
         """New tokens a second over a whole workload, all requests at once, `roots` in turn."""
@@ -219,11 +273,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--only", default="", help="steps or work: leave the other out")
+    parser.add_argument("--tasks", type=int, default=16)
+    parser.add_argument("--quantization", choices=("auto", "fp8"), default="auto")
+    parser.add_argument("--kv-cache-dtype", choices=("auto", "fp8"), default="auto")
     options = parser.parse_args(arguments)
     say = sys.stdout.write
     rate = copy_rate()
     say(f"{torch.cuda.get_device_name()}: copy {rate / 1e12:.2f} TB/s\n")
-    bench = Bench(options.shape, options.rows)
+    bench = Bench(
+        options.shape,
+        options.rows,
+        tasks=options.tasks,
+        quantization=options.quantization,
+        kv_cache_dtype=options.kv_cache_dtype,
+    )
     runner = bench.engine.runner
     say(f"fused {runner.fused is not None}, graphs {runner.graphs is not None}\n")
     found: dict[str, Any] = {"device": torch.cuda.get_device_name(), "copy_rate": rate, "shape": options.shape}
@@ -240,7 +303,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"{step / floor:.2f} x (graph {graph / floor:.2f} x)\n"
             )
     if options.only != "steps":
-        contenders = {"bare": [bench.bare], "16 prompts": bench.prompts, "16 tasks, prompt and prefix": bench.tasks}
+        contenders = {
+            "bare": [bench.bare],
+            f"{options.tasks} prompts": bench.prompts,
+            "tasks, prompt and prefix": bench.tasks,
+        }
         for name in ("W1", "W3", "W4"):
             work = WORKLOADS[name]
             bench.throughput(work, [bench.bare])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -97,4 +98,5 @@ class Choices:
             self._measured = False
         except OSError as error:
             log.warning("what was measured could not be kept: %s", error)
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)

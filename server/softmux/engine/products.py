@@ -86,8 +86,8 @@ class Products:
                 f"stream {each}": _Way(functools.partial(stream, outputs_each=each), each) for each in (4, 8)
             }
         ways: dict[str, _Way] = {}
-        if rows <= STREAM_ROWS:
-            for each, warps in ((4, 4), (4, 8), (8, 8), (16, 8)):
+        if rows <= STREAM_ROWS and weight.shape[1] % 4 == 0:
+            for each, warps in ((4, 4), (8, 4), (8, 8), (16, 8)):
                 run = functools.partial(fp8.stream, outputs_each=each, warps=warps)
                 ways[f"stream {each}, {warps} warps"] = _Way(run)
         if rows <= 1024:

@@ -27,47 +27,121 @@ SCRATCH = 1 << 26
 
 
 @triton.jit
+def _four_floats(word, ASM: tl.constexpr):
+    """The four numbers of a 32-bit word, lowest byte first. `ASM` False: by shifts, for the interpreter; the bits are
+    put where float32 has them, which gives the number times 2⁻¹²⁰."""
+    if ASM:
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .b16 low, high, h<4>;
+            .reg .b32 first, second;
+            mov.b32 {low, high}, $4;
+            cvt.rn.f16x2.e4m3x2 first, low;
+            cvt.rn.f16x2.e4m3x2 second, high;
+            mov.b32 {h0, h1}, first;
+            mov.b32 {h2, h3}, second;
+            cvt.f32.f16 $0, h0;
+            cvt.f32.f16 $1, h1;
+            cvt.f32.f16 $2, h2;
+            cvt.f32.f16 $3, h3;
+            }""",
+            constraints="=r,=r,=r,=r,r",
+            args=[word],
+            dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
+            is_pure=True,
+            pack=1,
+        )
+    else:
+        back: tl.constexpr = 1.329227995784916e36  # 2¹²⁰
+        a = (((word & 0x80) << 24) | ((word & 0x7F) << 20)).to(tl.float32, bitcast=True) * back
+        b = (((word & 0x8000) << 16) | ((word & 0x7F00) << 12)).to(tl.float32, bitcast=True) * back
+        c = (((word & 0x800000) << 8) | ((word & 0x7F0000) << 4)).to(tl.float32, bitcast=True) * back
+        d = ((word & -0x80000000) | ((word >> 4) & 0x7F00000)).to(tl.float32, bitcast=True) * back
+        return a, b, c, d
+
+
+@triton.jit
+def _times(acc, w, x_ptr, at, mask, KIND: tl.constexpr):
+    """`acc` plus four weights' float32 by four of x, which are read as one 64-bit word."""
+    word = tl.load(x_ptr.to(tl.pointer_type(tl.int64)) + at, mask=mask, other=0)
+    a, b, c, d = w
+    acc += a * word.to(tl.int16).to(KIND, bitcast=True).to(tl.float32)[None, :]
+    acc += b * (word >> 16).to(tl.int16).to(KIND, bitcast=True).to(tl.float32)[None, :]
+    acc += c * (word >> 32).to(tl.int16).to(KIND, bitcast=True).to(tl.float32)[None, :]
+    acc += d * (word >> 48).to(tl.int16).to(KIND, bitcast=True).to(tl.float32)[None, :]
+    return acc
+
+
+@triton.jit
+def _to_bfloat16(w):
+    """Exact, by way of float32: the card's own conversion from half precision goes through a slow unit."""
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b32 both;
+        .reg .b16 h<2>;
+        .reg .f32 f<2>;
+        cvt.rn.f16x2.e4m3x2 both, $1;
+        mov.b32 {h0, h1}, both;
+        cvt.f32.f16 f0, h0;
+        cvt.f32.f16 f1, h1;
+        cvt.rn.bf16x2.f32 $0, f1, f0;
+        }""",
+        constraints="=r,h",
+        args=[w.to(tl.uint8, bitcast=True)],
+        dtype=tl.bfloat16,
+        is_pure=True,
+        pack=2,
+    )
+
+
+@triton.jit
 def _stream(
-    x_ptr, weight_ptr, scale_ptr, bias_ptr, out_ptr, width, outputs,
-    ROWS: tl.constexpr, OUT: tl.constexpr, BLOCK: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr,
+    x_ptr, weight_ptr, scale_ptr, bias_ptr, out_ptr, words, outputs,
+    ROWS: tl.constexpr, OUT: tl.constexpr, BLOCK: tl.constexpr, BIAS: tl.constexpr, ASM: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     o = tl.program_id(0) * OUT + tl.arange(0, OUT)
     k = tl.arange(0, BLOCK)
     live = o < outputs
-    place = weight_ptr + o.to(tl.int64)[:, None] * width + k[None, :]
-    w = tl.load(place, mask=live[:, None] & (k < width)[None, :], other=0.0)
+    place = weight_ptr.to(tl.pointer_type(tl.int32)) + o.to(tl.int64)[:, None] * words + k[None, :]
+    w = tl.load(place, mask=live[:, None] & (k < words)[None, :], other=0)
     scale = tl.load(scale_ptr + o, mask=live, other=0.0)
     follows(PDL)  # the first weights are on their way by now
     first = tl.zeros([OUT, BLOCK], tl.float32)
     second = tl.zeros([OUT, BLOCK], tl.float32)
-    for at in range(0, width, BLOCK):
+    kind: tl.constexpr = out_ptr.dtype.element_ty
+    for at in range(0, words, BLOCK):
         if at > 0:
-            w = tl.load(place + at, mask=live[:, None] & (at + k < width)[None, :], other=0.0)
-        wide = w.to(tl.float32)
-        inside = at + k < width
-        first += wide * tl.load(x_ptr + at + k, mask=inside, other=0.0).to(tl.float32)[None, :]
+            w = tl.load(place + at, mask=live[:, None] & (at + k < words)[None, :], other=0)
+        four = _four_floats(w, ASM)
+        inside = at + k < words
+        first = _times(first, four, x_ptr, at + k, inside, kind)
         if ROWS > 1:
-            second += wide * tl.load(x_ptr + width + at + k, mask=inside, other=0.0).to(tl.float32)[None, :]
+            second = _times(second, four, x_ptr, words + at + k, inside, kind)
     bias = tl.zeros([OUT], tl.float32)
     if BIAS:
         bias = tl.load(bias_ptr + o, mask=live, other=0.0).to(tl.float32)
-    kind = out_ptr.dtype.element_ty
     tl.store(out_ptr + o, (tl.sum(first, 1) * scale + bias).to(kind), mask=live)
     if ROWS > 1:
         tl.store(out_ptr + outputs + o, (tl.sum(second, 1) * scale + bias).to(kind), mask=live)
 
 
+def streams(x: torch.Tensor) -> bool:
+    """Whether `stream` can take x: one or two rows in half precision, of whole words."""
+    return x.shape[0] <= STREAM_ROWS and x.dtype in (torch.bfloat16, torch.float16) and x.shape[1] % 4 == 0
+
+
 def stream(
     x: torch.Tensor, weight: Fp8Weight, bias: torch.Tensor | None, *, outputs_each: int, warps: int = 8
 ) -> torch.Tensor:
-    """`x [rows ≤ 2, in]` → `[rows, out]`; `outputs_each` outputs a program."""
+    """`x [rows ≤ 2, in]` in half precision, `in` a multiple of 4 → `[rows, out]`; `outputs_each` outputs a program."""
     rows, width = x.shape
     outputs = weight.shape[0]
     out = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
     _stream[(triton.cdiv(outputs, outputs_each),)](
-        x, weight.data, weight.scale, bias if bias is not None else x, out, width, outputs,
-        ROWS=rows, OUT=outputs_each, BLOCK=min(1024, triton.next_power_of_2(width)), BIAS=bias is not None,
-        num_warps=warps, num_stages=3, **pdl_options(x),
+        x, weight.data, weight.scale, bias if bias is not None else x, out, width // 4, outputs,
+        ROWS=rows, OUT=outputs_each, BLOCK=min(256, triton.next_power_of_2(width // 4)), BIAS=bias is not None,
+        ASM=x.is_cuda, num_warps=warps, num_stages=3, **pdl_options(x),
     )  # fmt: skip
     return out
 
@@ -87,7 +161,7 @@ class Tile(NamedTuple):
 def _dot(
     x_ptr, weight_ptr, scale_ptr, bias_ptr, out_ptr, rows, width, outputs, span,
     OUT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr, SPLIT: tl.constexpr,
-    BIAS: tl.constexpr, PDL: tl.constexpr,
+    BIAS: tl.constexpr, ASM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     follows(PDL)
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -106,7 +180,8 @@ def _dot(
             inside = (at + k < width)[None, :]
             w = tl.load(w_place + at, mask=inside, other=0.0)
             x = tl.load(x_place + at, mask=inside, other=0.0)
-        acc = tl.dot(w.to(x.dtype), tl.trans(x), acc, input_precision="ieee")
+        left = _to_bfloat16(w) if ASM else w.to(x.dtype)
+        acc = tl.dot(left, tl.trans(x), acc, input_precision="ieee")
     live = (o < outputs)[:, None] & (r < rows)[None, :]
     if SPLIT:
         out_ptr += tl.program_id(2).to(tl.int64) * rows * outputs
@@ -152,7 +227,7 @@ def dot(x: torch.Tensor, weight: Fp8Weight, bias: torch.Tensor | None, tile: Til
     _dot[(triton.cdiv(rows, columns), triton.cdiv(outputs, tile.outputs), splits)](
         x, weight.data, weight.scale, given, into, rows, width, outputs, span,
         OUT=tile.outputs, ROWS=columns, BLOCK=tile.block, EVEN=width % tile.block == 0, SPLIT=splits > 1,
-        BIAS=bias is not None, num_warps=tile.warps, num_stages=tile.stages, **options,
+        BIAS=bias is not None, ASM=x.is_cuda and x.dtype == torch.bfloat16, num_warps=tile.warps, num_stages=tile.stages, **options,
     )  # fmt: skip
     if splits > 1:
         _add_splits[(rows, triton.cdiv(outputs, 1024))](
@@ -208,7 +283,7 @@ PLAIN = Tile(outputs=64, block=128, splits=1, warps=4, stages=4)
 def product(x: torch.Tensor, weight: Fp8Weight, bias: torch.Tensor | None) -> torch.Tensor:
     """`x [rows, in]` → `[rows, out]`, by rows alone: for a module that runs as transformers wrote it. The fused step
     chooses by measurement (`softmux.engine.products`)."""
-    if x.shape[0] <= STREAM_ROWS:
+    if streams(x):
         return stream(x, weight, bias, outputs_each=8)
     if x.shape[0] <= DOT_ROWS:
         return dot(x, weight, bias, PLAIN)

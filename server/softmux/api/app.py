@@ -7,6 +7,7 @@ from fastapi import FastAPI
 from softmux import __version__
 from softmux.api import errors
 from softmux.api.auth import Gate
+from softmux.api.direct import Direct
 from softmux.api.observe import InFlight, Observe
 from softmux.api.routers import adapters, admin, generate, health, metrics, model
 from softmux.api.services import Services
@@ -27,6 +28,7 @@ def create_app(services: Services, in_flight: InFlight | None = None) -> FastAPI
     for router in ROUTERS:
         app.include_router(router)
     errors.install(app)
+    app.add_middleware(Direct)
     app.add_middleware(Gate, keys=services.registry.keys, metrics_networks=services.settings.metrics_networks)
     app.add_middleware(Observe, metrics=services.metrics, in_flight=in_flight or InFlight())
     return app

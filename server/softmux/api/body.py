@@ -59,10 +59,9 @@ async def body_chunks(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
     """The body as it comes. Raises `TooLarge` as soon as it is known to be longer than `max_bytes`, `BadRequest` where
     the connection ends before it, `DeadlineExceeded` where nothing more comes: what waits for it must not be held up.
     """
-    too_large = TooLarge(f"The body is larger than the {max_bytes:,} bytes this server takes; send less at once.")
     length = request.headers.get("content-length", "")
     if length.isascii() and length.isdigit() and int(length[:20]) > max_bytes:
-        raise too_large
+        raise _too_large(max_bytes)
     size = 0
     stream = request.stream()
     try:
@@ -73,7 +72,7 @@ async def body_chunks(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
                 return
             size += len(chunk)
             if size > max_bytes:
-                raise too_large
+                raise _too_large(max_bytes)
             yield chunk
     except TimeoutError:
         raise DeadlineExceeded(
@@ -81,3 +80,7 @@ async def body_chunks(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
         ) from None
     except ClientDisconnect:
         raise BadRequest("The connection ended before the body did.") from None
+
+
+def _too_large(max_bytes: int) -> TooLarge:
+    return TooLarge(f"The body is larger than the {max_bytes:,} bytes this server takes; send less at once.")

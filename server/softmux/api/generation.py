@@ -60,6 +60,8 @@ class Generation:
     label: str
     began: float
     usage: Usage
+    left: bool = False
+    """The client has gone away."""
     _by_id: dict[str, Choice] = field(default_factory=dict)
     _seen: dict[str, float] = field(default_factory=dict)
 
@@ -141,6 +143,11 @@ class Generation:
                     news.setdefault(choice.index, []).append(piece)
             if news:
                 yield [(self.choices[index], joined(pieces)) for index, pieces in news.items()]
+
+    def leave(self) -> None:
+        """The client has gone away: what runs is ended, and `pieces` soon, too."""
+        self.left = True
+        self.channel.close()
 
     def close(self) -> None:
         """Ends what still runs and counts what was used. Call it however the request ended, once."""

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+import contextlib
+from collections.abc import Callable, Iterator
 
 from starlette.requests import Request
-
-T = TypeVar("T")
 
 
 class ClientGone(Exception):
     """The client closed the connection before its answer."""
 
 
-async def while_present(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """`work`'s result; it is cancelled, and `ClientGone` raised, if the client leaves first. The body must be read."""
-    working = asyncio.ensure_future(work)
+@contextlib.contextmanager
+def watching(request: Request, gone: Callable[[], None]) -> Iterator[None]:
+    """Calls `gone` if the client leaves within the `with`. The body must have been read."""
     leaving = asyncio.ensure_future(_left(request))
+    leaving.add_done_callback(lambda task: None if task.cancelled() or task.exception() is not None else gone())
     try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        working.cancel()
-        await asyncio.wait((working,))
-        raise ClientGone
+        yield
     finally:
-        working.cancel()
         leaving.cancel()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -127,6 +128,8 @@ class ApiProcess:
     def _say_ready(self) -> None:
         if not self._said_ready and self._services.tokenizer is not None and not self._connecting:
             self._said_ready = True
+            gc.collect()
+            gc.freeze()  # the application lives as long as the process: no collection need walk it under load
             self._line.send(Ready())
 
     async def _see(self, change: Changed) -> None:

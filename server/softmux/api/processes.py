@@ -283,7 +283,7 @@ class ApiProcesses:
         await process.count(_HANGING_SECONDS)
         if process.counted is not before:
             process.heard = time.monotonic()
-        elif process in self._alive and process.ready.is_set():
+        elif process in self._alive and process.silent_seconds > _HANGING_SECONDS:
             log.error("API process %d has been silent for %.0f s: killed", process.child.pid, _HANGING_SECONDS)
             _kill(process.child)
 

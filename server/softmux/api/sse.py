@@ -6,13 +6,18 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
-from starlette.responses import StreamingResponse
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from softmux.api.errors import error_body
 from softmux.errors import SoftmuxError
 
 DONE = b"data: [DONE]\n\n"
-_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
 
 
 def event(value: Any) -> bytes:
@@ -23,17 +28,23 @@ def error_event(error: SoftmuxError) -> bytes:
     return event(error_body(error))
 
 
-def stream(events: AsyncGenerator[bytes, None]) -> StreamingResponse:
-    """An answer of `events`. The generator is closed when the client goes away."""
+class EventStream(Response):
+    """An answer of events, each item of `events` one write. The generator sees to it itself that it ends when the
+    client is gone, and is closed in any case."""
 
-    async def closing() -> AsyncGenerator[bytes, None]:
+    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+        self.status_code = 200
+        self.background = None
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            async for some in events:
-                yield some
+            await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+            async for some in self._events:
+                await send({"type": "http.response.body", "body": some, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
-            await events.aclose()
-
-    return StreamingResponse(closing(), media_type="text/event-stream", headers=_HEADERS)
+            await self._events.aclose()
 
 
 class Chunks:

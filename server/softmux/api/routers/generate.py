@@ -17,7 +17,7 @@ from softmux.api.auth import principal_of
 from softmux.api.body import described, read_json
 from softmux.api.choice import Choice, Piece, choice_json, joined
 from softmux.api.generation import Generation, Prompt
-from softmux.api.presence import ClientGone, while_present
+from softmux.api.presence import ClientGone, watching
 from softmux.api.schemas import GenerateBody
 from softmux.api.services import Resolved, Services, services_of
 from softmux.api.tokenizer import LONG_TEXT
@@ -28,11 +28,12 @@ from softmux.telemetry.labels import OTHER
 log = structlog.stdlib.get_logger(__name__)
 router = APIRouter(tags=["generate"])
 
+PATH = "/v1/generate"
+LONGEST_TASK = 100
 
-@router.post(
-    "/v1/generate", openapi_extra=described(GenerateBody), summary="Generate text, for a task or with the bare model"
-)
-async def generate(request: Request, task: Annotated[str | None, Query(max_length=100)] = None) -> Response:
+
+@router.post(PATH, openapi_extra=described(GenerateBody), summary="Generate text, for a task or with the bare model")
+async def generate(request: Request, task: Annotated[str | None, Query(max_length=LONGEST_TASK)] = None) -> Response:
     services = services_of(request)
     began = time.monotonic()
     tenant = principal_of(request).tenant
@@ -55,7 +56,8 @@ async def generate(request: Request, task: Annotated[str | None, Query(max_lengt
         return await _streamed(request, generation, body)
     outcome = "gone"
     try:
-        reply = await while_present(request, _whole(generation, body))
+        with watching(request, generation.leave):
+            reply = await _whole(generation, body)
         outcome = "ok"
         return reply
     except ClientGone:
@@ -93,6 +95,8 @@ async def _whole(generation: Generation, body: GenerateBody) -> Response:
     async for news in generation.pieces(whole=True):
         for choice, piece in news:
             pieces[choice.index].append(piece)
+    if generation.left:
+        raise ClientGone
     generation.settle()
     choices = [
         choice_json(choice.index, joined(pieces[choice.index]), token_ids=body.return_token_ids)
@@ -105,13 +109,12 @@ async def _whole(generation: Generation, body: GenerateBody) -> Response:
 async def _streamed(request: Request, generation: Generation, body: GenerateBody) -> Response:
     """Waits for the first news, so that what fails before has its own status; then the rest follows as events."""
     news = generation.pieces()
-
-    async def first() -> list[tuple[Choice, Piece]]:
-        return await anext(news, [])
-
     metrics = generation.services.metrics
     try:
-        begin = await while_present(request, first())
+        with watching(request, generation.leave):
+            begin: list[tuple[Choice, Piece]] = await anext(news, [])
+        if generation.left:
+            raise ClientGone
     except (ClientGone, SoftmuxError) as error:
         generation.close()
         outcome = error.code if isinstance(error, SoftmuxError) else "gone"
@@ -121,31 +124,39 @@ async def _streamed(request: Request, generation: Generation, body: GenerateBody
         return Response(status_code=499)
 
     async def events() -> AsyncGenerator[bytes, None]:
+        """One item a wake-up, however many events it is, the last with the end."""
         chunks = sse.Chunks(generation.head("generation.chunk"))
         running = {choice.index for choice in generation.choices}
         outcome = "gone"
         try:
-            part = begin
-            while part:
-                for choice, piece in part:
-                    if piece.finish_reason is not None:
-                        running.discard(choice.index)
-                    elif not (piece.text or body.return_token_ids or piece.logprobs):
-                        continue
-                    usage = None
+            with watching(request, generation.leave):
+                part = begin
+                while part:
+                    ready: list[bytes] = []
+                    for choice, piece in part:
+                        if piece.finish_reason is not None:
+                            running.discard(choice.index)
+                        elif not (piece.text or body.return_token_ids or piece.logprobs):
+                            continue
+                        usage = None
+                        if not running:
+                            generation.settle()
+                            usage = generation.usage.json()
+                        shown: dict[str, Any] = choice_json(choice.index, piece, token_ids=body.return_token_ids)
+                        ready.append(chunks.chunk([shown], usage))
                     if not running:
-                        generation.settle()
-                        usage = generation.usage.json()
-                    shown: dict[str, Any] = choice_json(choice.index, piece, token_ids=body.return_token_ids)
-                    yield chunks.chunk([shown], usage)
-                part = await anext(news, [])
-            outcome = "ok"
+                        break
+                    if ready:
+                        yield b"".join(ready)
+                    part = await anext(news, [])
+                if not generation.left:
+                    outcome = "ok"
+                    yield b"".join((*ready, sse.DONE))
         except SoftmuxError as error:
             outcome = error.code
-            yield sse.error_event(error)
+            yield sse.error_event(error) + sse.DONE
         finally:
             generation.close()
             metrics.request(generation.label, outcome, time.monotonic() - generation.began)
-        yield sse.DONE
 
-    return sse.stream(events())
+    return sse.EventStream(events())

@@ -95,9 +95,9 @@ def load_peft(base: Any, folder: Path) -> Any:
     return PeftModel.from_pretrained(copy.deepcopy(base), str(folder)).eval()
 
 
-def greedy_reference(model: Any, ids: list[int], new_tokens: int) -> tuple[list[int], int]:
+def greedy_reference(model: Any, ids: list[int], new_tokens: int, **more: Any) -> tuple[list[int], int]:
     """`generate` of a (PEFT) model on one unpadded row: its new tokens (to the end, eos included), and how many of
-    them come before the first choice between two logits closer than 1e-4."""
+    them come before the first choice between two logits closer than 1e-4. `more` is what that method needs."""
     prompt = torch.tensor([ids])
     with torch.no_grad():
         output = model.generate(
@@ -107,6 +107,7 @@ def greedy_reference(model: Any, ids: list[int], new_tokens: int) -> tuple[list[
             do_sample=False,
             output_logits=True,
             return_dict_in_generate=True,
+            **more,
         )
     tokens = output.sequences[0].tolist()[-len(output.logits) :]
     for position, logits in enumerate(output.logits):

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from softmux import __version__
-from softmux.cli import access, local, remote, serving
+from softmux.cli import access, inspection, local, remote, serving
 from softmux.cli.output import fail
 from softmux.errors import SoftmuxError
 
@@ -44,7 +44,9 @@ app.command("show")(remote.show)
 app.command("activate")(remote.activate)
 app.command("delete")(remote.delete)
 app.command("generate")(remote.generate)
-app.command("inspect")(local.inspect)
+app.command("inspect")(inspection.inspect)
+app.command("compare-methods")(inspection.compare_methods)
+app.command("fold")(inspection.fold)
 app.command("tune")(local.tune)
 app.command("bench", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(local.bench)
 app.add_typer(access.tenants, name="tenant")

@@ -2,46 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from softmux.cli.output import as_json, facts, fail
-
-
-def inspect(
-    folder: Annotated[Path, typer.Argument(help="A folder as PEFT's save_pretrained writes it.")],
-    json_: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
-) -> None:
-    """Say what an adapter's folder holds: method, virtual tokens, parameters, bytes. Nothing of it is run."""
-    from softmux.formats.config import CONFIG_FILE
-    from softmux.formats.folder import load_folder
-    from softmux.formats.json_file import read_object
-    from softmux.formats.softmux_json import SOFTMUX_FILE
-    from softmux.formats.tensors import WEIGHTS_FILE, read_safetensors
-
-    files = load_folder(folder)
-    config = read_object(files[CONFIG_FILE], CONFIG_FILE)
-    tensors = read_safetensors(files[WEIGHTS_FILE])
-    found = {
-        "folder": str(folder),
-        "method": str(config.get("peft_type", "not said")).lower(),
-        "virtual_tokens": config.get("num_virtual_tokens"),
-        "parameters": sum(math.prod(tensor.shape) for tensor in tensors.values()),
-        "bytes": sum(len(data) for data in files.values()),
-        "base": config.get("base_model_name_or_path"),
-        "task_type": config.get("task_type"),
-        "softmux_json": read_object(files[SOFTMUX_FILE], SOFTMUX_FILE) if SOFTMUX_FILE in files else None,
-        "tensors": {name: list(tensor.shape) for name, tensor in tensors.items()},
-        "files": {name: len(data) for name, data in files.items()},
-    }
-    if json_:
-        as_json(found)
-    else:
-        facts((name, json.dumps(value) if isinstance(value, dict) else value) for name, value in found.items())
+from softmux.cli.output import fail
 
 
 def tune(

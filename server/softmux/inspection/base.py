@@ -1,0 +1,85 @@
+"""A base model described without its weights: its modules are built on the meta device, from its config alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from softmux.engine.anatomy import embeddings, linear_shapes
+from softmux.engine.fingerprint import base_fingerprint, tokenizer_fingerprint
+from softmux.engine.serves import SERVES
+from softmux.errors import InvalidRequest
+from softmux.types import Family, LayerKV, ModelSpec
+
+UNKNOWN = "unknown"
+"""A fingerprint that can't be told, as the files that it is made of are not there."""
+
+
+def describe(model: str, *, fingerprints: bool = False) -> ModelSpec:
+    """The spec that an engine on `model` (a folder with a config.json, or a hub id) would give, in bfloat16.
+
+    `fingerprints` reads the weights and the tokenizer for them, where they are there. Raises `InvalidRequest`.
+    """
+    try:
+        config: Any = AutoConfig.from_pretrained(model, trust_remote_code=False)
+        family = family_of(config)
+        kind: Any = AutoModelForCausalLM if family == "decoder" else AutoModel
+        with torch.device("meta"):
+            module = kind.from_config(config, trust_remote_code=False)
+    except Exception as error:
+        raise InvalidRequest(
+            f"{model} can't be described: {error}. Give a folder with a model's config.json, or a hub id.",
+            param="--model",
+        ) from error
+    text = config.get_text_config()
+    given, output, tied = embeddings(module)
+    folder = Path(model)
+    has_weights = fingerprints and any(folder.glob("*.safetensors"))
+    return ModelSpec(
+        model_id=folder.resolve().name if folder.is_dir() else model,
+        architecture=type(module).__name__,
+        dtype="bfloat16",
+        hidden_size=int(module.get_input_embeddings().weight.shape[1]),
+        vocab_size=int(text.vocab_size),
+        context_length=int(getattr(text, "max_position_embeddings", None) or 1 << 20),
+        base_fingerprint=base_fingerprint(folder, config.to_dict()) if has_weights else UNKNOWN,
+        tokenizer_fingerprint=tokenizer_fingerprint(folder) if fingerprints and folder.is_dir() else UNKNOWN,
+        layers=(_layer(text),) * int(text.num_hidden_layers),
+        eos_token_ids=(),
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        device="meta",
+        embedding_norm=0.0,
+        model_type=str(text.model_type),
+        family=family,
+        serves=SERVES[family],
+        linears=linear_shapes(module),
+        input_embedding=given,
+        output_embedding=output,
+        tied_embeddings=bool(tied or (output and getattr(text, "tie_word_embeddings", False))),
+    )
+
+
+def family_of(config: Any) -> Family:
+    """By what the checkpoint says that it is; BERT's kind is an encoder, though transformers can make it generate."""
+    if getattr(config, "is_encoder_decoder", False):
+        return "encoder-decoder"
+    names = " ".join(getattr(config, "architectures", None) or ())
+    if "CausalLM" in names or "LMHead" in names or "ForConditionalGeneration" in names:
+        return "decoder"
+    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        return "encoder"
+    return "decoder" if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else "encoder"
+
+
+def _layer(config: Any) -> LayerKV:
+    heads = int(config.num_attention_heads)
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_dim = getattr(config, "head_dim", None) or int(config.hidden_size) // heads
+    return LayerKV(int(kv_heads), int(head_dim))

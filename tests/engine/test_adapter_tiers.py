@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,12 @@ import torch
 
 from softmux.engine.disk import DiskTier
 from softmux.engine.host_adapter import HostAdapter
+from softmux.engine.kv import KVPool
+from softmux.engine.tiers import _PREFETCHED, AdapterTiers
 from softmux.errors import RegistryDown, SoftmuxError
+from softmux.scheduler.batch import PrefixLoad, PrefixSave
 from softmux.scheduler.radix import RootKey
+from softmux.types import LayerKV
 from support.engines import TestEngine
 from support.learned import eager_greedy, prompt_part, vectors_for
 from support.models import make_adapter
@@ -304,3 +309,129 @@ def test_loading_holds_up_no_step(make_engine: Make, base: Any) -> None:
     release.set()
     engine.run()
     assert engine.done[waiting].tokens == eager_greedy(base, [*LEAD, *TEXT], 4, vectors)
+
+
+def test_a_request_that_waits_for_a_row_has_its_adapter_fetched_meanwhile(make_engine: Make, base: Any) -> None:
+    engine = make_engine(max_rows=1)
+    engine.add([5, 6], max_tokens=60, ignore_eos=True)
+    engine.step()
+    vectors = vectors_for(base, 8)
+    name = engine.text([*LEAD, *TEXT], engine.learned("tuned", vectors), max_tokens=4, ignore_eos=True)
+    written(engine)
+    assert engine.source.fetched == ["tuned"]
+    engine.step()
+    assert len(engine.engine.scheduler.running) == 1
+    assert engine.engine.tiers.resident == 1
+    engine.run()
+    assert engine.done[name].tokens == eager_greedy(base, [*LEAD, *TEXT], 4, vectors)
+    assert engine.source.fetched == ["tuned"]
+
+
+def test_no_more_are_fetched_ahead_than_the_window_holds(make_engine: Make, base: Any) -> None:
+    """Thousands may wait, each for a task of its own: what waits for them in host memory is bounded."""
+    engine = make_engine(max_rows=1, host_cache_bytes=0)
+    vectors = vectors_for(base, 8)
+    engine.add([5, 6], max_tokens=60, ignore_eos=True)
+    for number in range(_PREFETCHED + 100):
+        engine.text([*LEAD, *TEXT], engine.learned(f"task{number}", vectors), max_tokens=1, ignore_eos=True)
+    for _ in range(3):
+        written(engine)
+        engine.step()
+    assert len(engine.source.fetched) == engine.engine.tiers.resident == _PREFETCHED
+    engine.run()
+    assert len(engine.source.fetched) == _PREFETCHED + 100
+    assert engine.engine.tiers.resident == 0
+
+
+@pytest.fixture
+def tiers_of_a_gpu(make_engine: Make) -> Iterator[tuple[AdapterTiers, KVPool, RootKey]]:
+    """What a GPU's engine has below it; a pool of 64 slots of random KV, and an adapter that is held."""
+    spec = make_engine().engine.spec
+    pool = KVPool(spec.layers, 64, torch.float32, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    for layer in (*pool.keys, *pool.values):
+        layer.normal_()
+    tiers = AdapterTiers(spec=spec, dtype=torch.float32, budget=1 << 30, gpu=True, source=lambda key: {})
+    key = RootKey("default", "tuned", "f", "float32")
+    tiers.adopt(key, HostAdapter(torch.zeros((4, spec.hidden_size))))
+    tiers.hold(key)
+    yield tiers, pool, key
+    tiers.check_integrity()
+    tiers.close()
+
+
+def test_a_gpu_keeps_kv_that_it_had_to_compute_twice(tiers_of_a_gpu: tuple[AdapterTiers, KVPool, RootKey]) -> None:
+    """What is used once, or never leaves the GPU's own cache, costs no copy and no host memory."""
+    tiers, pool, key = tiers_of_a_gpu
+    before = tiers.host_bytes
+    tiers.save([PrefixSave(key, [3, 1, 5, 9])], pool)
+    assert (tiers.compiled(key), tiers.host_bytes) == (0, before)
+    slots = [7, 2, 8, 40]
+    tiers.save([PrefixSave(key, slots), PrefixSave(key._replace(digest="gone"), [11])], pool)
+    tiers.save([PrefixSave(key, slots)], pool)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    tiers.arrivals()
+    assert tiers.compiled(key) == 4
+    assert tiers.host_bytes == before + KVPool.bytes_per_token(layers_of(pool), torch.float32) * 4
+    expected = torch.stack([torch.stack([layer[slots] for layer in side]) for side in (pool.keys, pool.values)])
+    for layer in (*pool.keys, *pool.values):
+        layer.zero_()
+    tiers.load([PrefixLoad(key, 1, [50, 20])], pool)
+    for side, found in zip(expected, (pool.keys, pool.values), strict=True):
+        for values, layer in zip(side, found, strict=True):
+            assert torch.equal(layer[[50, 20]], values[1:3])
+
+
+def test_kv_that_lands_after_its_adapter_was_let_go_is_not_counted(
+    tiers_of_a_gpu: tuple[AdapterTiers, KVPool, RootKey], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiers, pool, key = tiers_of_a_gpu
+
+    class Late:
+        here = False
+
+        def landed(self) -> bool:
+            return self.here
+
+    late = Late()
+    monkeypatch.setattr(pool, "save", lambda pieces: late)
+    for _ in range(2):
+        tiers.save([PrefixSave(key, [0, 1, 2, 3])], pool)
+    assert tiers.compiled(key) == 0
+    tiers.release(key)
+    tiers.forget(key)
+    late.here = True
+    tiers.arrivals()
+    assert (tiers.resident, tiers.host_bytes) == (0, 0)
+    tiers.adopt(key, HostAdapter(torch.zeros((4, 8))))
+    tiers.hold(key)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_many_tasks_through_tiers_too_small_for_them_answer_as_each_alone(
+    make_engine: Make, base: Any, tmp_path: Path, device: str
+) -> None:
+    """Again and again: computed, copied from host memory, and read from disk."""
+    engine = make_engine(
+        disk_folder=tmp_path, device=device, host_cache_bytes=25_000, kv_tokens=160, resident_vectors=64, max_rows=8
+    )
+    vectors = [vectors_for(base, 8, seed) for seed in range(24)]
+    roots = [engine.learned(f"task{i}", vectors[i]) for i in range(24)]
+    expected = [eager_greedy(base, [*LEAD, *TEXT], 4, values) for values in vectors]
+    draw = random.Random(0)
+    for _ in range(3):
+        order = [min(23, int(draw.expovariate(0.15))) for _ in range(40)]
+        names = [engine.text([*LEAD, *TEXT], roots[task], max_tokens=4, ignore_eos=True) for task in order]
+        engine.run()
+        assert [engine.done[name].tokens for name in names] == [expected[task] for task in order]
+        written(engine)
+    loads = engine.engine.tiers.counts.loads
+    assert loads["host"] > 0
+    assert loads["disk"] > 0
+    assert sum(len(batch.loads) for batch in engine.batches) > 0
+    assert engine.engine.runner.vocabulary.swaps > 18
+
+
+def layers_of(pool: KVPool) -> list[LayerKV]:
+    heads, head_dim = pool.keys[0].shape[1:]
+    return [LayerKV(heads, head_dim)] * len(pool.keys)

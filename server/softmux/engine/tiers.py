@@ -62,6 +62,7 @@ class AdapterTiers:
         *,
         spec: ModelSpec,
         dtype: torch.dtype,
+        kv_dtype: torch.dtype | None = None,
         budget: int,
         gpu: bool = False,
         source: AdapterSource,
@@ -71,7 +72,7 @@ class AdapterTiers:
     ) -> None:
         self._budget = budget
         self._keep_at = 2 if gpu else 1
-        self._arena = HostArena(pinned=True) if gpu else None
+        self._arena = HostArena(pinned=torch.cuda.is_available()) if gpu else None
         self._empty: Empty = self._arena.empty if self._arena is not None else pageable
         self._host: dict[RootKey, HostAdapter] = {}
         self._idle: OrderedDict[RootKey, None] = OrderedDict()
@@ -84,7 +85,8 @@ class AdapterTiers:
         self.host_bytes = 0
         self.counts = TierCounts()
         self.loader = AdapterLoader(
-            spec=spec, dtype=dtype, empty=self._empty, source=source, disk=disk, readers=readers, on_arrival=on_arrival
+            spec=spec, dtype=dtype, kv_dtype=kv_dtype or dtype, empty=self._empty, source=source, disk=disk,
+            readers=readers, on_arrival=on_arrival,
         )  # fmt: skip
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from softmux.formats.config import CONFIG_FILE
 from softmux.formats.parts import Float32Array, LoraPart, Parts, PrefixPart, PromptPart
@@ -14,17 +15,22 @@ _MAX_FINITE = {"float16": 65504.0, "bfloat16": 3.3895e38}
 _ODD_NORM = 64.0
 """How many times larger or smaller than the mean embedding a learned vector is before a person is told."""
 
+_PIECE = 1 << 14
+
+Float64Array = NDArray[np.float64]
+
 
 def check_range(parts: Parts, spec: ModelSpec) -> None:
     """Finite in the file is not yet finite in the model's dtype."""
     limit = _MAX_FINITE.get(spec.dtype)
-    for part in parts:
+    for part in parts if limit is not None else ():
         for name, array in part.arrays():
-            if limit is not None and array.size and float(np.abs(array).max()) > limit:
+            most = max(float(array.max()), -float(array.min())) if array.size else 0.0
+            if limit is not None and most > limit:
                 raise invalid_tensor(
                     "prompt_embeddings" if isinstance(part, PromptPart | PrefixPart) else name,
-                    f"its {name} reach {float(np.abs(array).max()):.3g}, which is infinite in {spec.dtype}, "
-                    "the dtype this server runs; train with smaller values.",
+                    f"its {name} reach {most:.3g}, which is infinite in {spec.dtype}, the dtype this server runs; "
+                    "train with smaller values.",
                 )
 
 
@@ -45,8 +51,11 @@ def warnings(parts: Parts, spec: ModelSpec) -> tuple[str, ...]:
     return tuple(told)
 
 
-def _norms(array: Float32Array) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    return np.asarray(np.linalg.norm(array.reshape(-1, array.shape[-1]).astype(np.float64), axis=1))
+def _norms(array: Float32Array) -> Float64Array:
+    """Of the last axis, in float64, where squares do not overflow; a piece at a time, since a cartridge is large."""
+    rows = array.reshape(-1, array.shape[-1])
+    pieces = (rows[start : start + _PIECE].astype(np.float64) for start in range(0, len(rows), _PIECE))
+    return np.concatenate([np.linalg.norm(piece, axis=1) for piece in pieces])
 
 
 def _odd_vectors(vectors: Float32Array, spec: ModelSpec) -> list[str]:

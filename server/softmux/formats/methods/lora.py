@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictBool, StrictStr
+from pydantic import Field, StrictBool, StrictInt, StrictStr
 
 from softmux.formats.config import AdapterConfig, Names, TokenIds, invalid_field
 from softmux.formats.json_file import shown
@@ -20,7 +20,7 @@ from softmux.formats.tensors import Tensor, invalid_tensor
 from softmux.types import ModelSpec
 
 Pattern = Annotated[str, Field(strict=True, min_length=1, max_length=4096)]
-Alpha = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+Alpha = Annotated[float, Field(strict=True, ge=0, le=1e9, allow_inf_nan=False)]
 Rank = Annotated[int, Field(strict=True, ge=1, le=1 << 16)]
 Index = Annotated[int, Field(strict=True, ge=0, le=1 << 16)]
 
@@ -71,11 +71,11 @@ class LoraConfig(AdapterConfig):
     layers_to_transform: Annotated[list[Index], Field(max_length=4096)] | Index | None = None
     layers_pattern: Names | Pattern | None = None
     trainable_token_indices: TokenIds | Annotated[dict[Pattern, TokenIds], Field(max_length=8)] | None = None
-    lora_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
+    lora_dropout: Annotated[float, Field(strict=True, ge=0, le=1)] = 0.0
     init_lora_weights: StrictBool | StrictStr | None = True
     fan_in_fan_out: StrictBool = False
     megatron_core: StrictStr | None = None
-    qalora_group_size: int | None = None
+    qalora_group_size: StrictInt | None = None
     loftq_config: dict[str, Any] | None = None
     eva_config: dict[str, Any] | None = None
     corda_config: dict[str, Any] | None = None

@@ -15,7 +15,7 @@ from softmux.formats.parts import Float32Array, Parts, PromptPart
 from softmux.formats.tensors import expect, invalid_tensor
 from softmux.types import ModelSpec
 
-Factor = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+Factor = Annotated[float, Field(strict=True, ge=0, le=1e6, allow_inf_nan=False)]
 
 
 class PromptTuningConfig(PromptLearningConfig):

@@ -413,18 +413,19 @@ def test_many_tasks_through_tiers_too_small_for_them_answer_as_each_alone(
 ) -> None:
     """Again and again: computed, copied from host memory, and read from disk."""
     engine = make_engine(
-        disk_folder=tmp_path, device=device, host_cache_bytes=25_000, kv_tokens=160, resident_vectors=64, max_rows=8
+        disk_folder=tmp_path, device=device, host_cache_bytes=40_000, kv_tokens=160, resident_vectors=64, max_rows=8
     )
     vectors = [vectors_for(base, 8, seed) for seed in range(24)]
     roots = [engine.learned(f"task{i}", vectors[i]) for i in range(24)]
     expected = [eager_greedy(base, [*LEAD, *TEXT], 4, values) for values in vectors]
     draw = random.Random(0)
-    for _ in range(3):
+    for _ in range(4):
         order = [min(23, int(draw.expovariate(0.15))) for _ in range(40)]
         names = [engine.text([*LEAD, *TEXT], roots[task], max_tokens=4, ignore_eos=True) for task in order]
         engine.run()
         assert [engine.done[name].tokens for name in names] == [expected[task] for task in order]
         written(engine)
+        engine.forget_kv()
     loads = engine.engine.tiers.counts.loads
     assert loads["host"] > 0
     assert loads["disk"] > 0

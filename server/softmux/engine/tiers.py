@@ -77,6 +77,8 @@ class AdapterTiers:
         self._host: dict[RootKey, HostAdapter] = {}
         self._idle: OrderedDict[RootKey, None] = OrderedDict()
         """Those of `_host` that nothing holds or awaits, least recently used first."""
+        self._spare: OrderedDict[RootKey, None] = OrderedDict()
+        """Those of them, on a GPU, whose KV could be computed again: it gives way before any adapter does."""
         self._loading: set[RootKey] = set()
         self._failed: dict[RootKey, SoftmuxError] = {}
         self._awaited: set[RootKey] = set()
@@ -123,7 +125,7 @@ class AdapterTiers:
         elif not host.holds:
             self.counts.loads["host"] += 1
         host.holds += 1
-        self._idle.pop(adapter, None)
+        self._busy(adapter)
 
     def release(self, adapter: RootKey) -> None:
         host = self._host[adapter]
@@ -184,7 +186,7 @@ class AdapterTiers:
         host = self._host.get(adapter)
         if host is not None and not host.holds:
             self._awaited.discard(adapter)
-            self._idle.pop(adapter, None)
+            self._busy(adapter)
             self._drop(adapter)
 
     @property
@@ -254,6 +256,7 @@ class AdapterTiers:
                 continue  # let go meanwhile, or saved twice
             host.prefix = saving.prefix
             self.host_bytes += saving.prefix.nbytes
+            self._let_go(saving.key)
             if self._arena is None:
                 self.loader.write(saving.key, host)
             self._shrink()
@@ -268,7 +271,7 @@ class AdapterTiers:
 
     def _keep(self, key: RootKey, host: HostAdapter) -> None:
         self._awaited.add(key)
-        self._idle.pop(key, None)
+        self._busy(key)
         if key not in self._host:
             self._host[key] = host
             self.host_bytes += host.nbytes
@@ -276,12 +279,28 @@ class AdapterTiers:
     def _touch(self, key: RootKey) -> None:
         if key in self._idle:
             self._idle.move_to_end(key)
+        if key in self._spare:
+            self._spare.move_to_end(key)
 
     def _let_go(self, key: RootKey) -> None:
-        if key not in self._awaited and key in self._host and not self._host[key].holds:
-            self._idle[key] = None
+        host = self._host.get(key)
+        if host is None or host.holds or key in self._awaited:
+            return
+        self._idle[key] = None
+        if self._arena is not None and host.prefix is not None and host.vectors is not None and not host.trained:
+            self._spare[key] = None
+
+    def _busy(self, key: RootKey) -> None:
+        self._idle.pop(key, None)
+        self._spare.pop(key, None)
 
     def _shrink(self) -> None:
+        while self.host_bytes > self._budget and self._spare:
+            key, _ = self._spare.popitem(last=False)
+            host = self._host[key]
+            self.host_bytes -= host.nbytes
+            host.prefix = None
+            self.host_bytes += host.nbytes
         while self.host_bytes > self._budget and self._idle:
             key, _ = self._idle.popitem(last=False)
             self._drop(key)
@@ -294,3 +313,4 @@ class AdapterTiers:
         assert all(host.holds >= 0 for host in self._host.values())
         idle = {key for key, host in self._host.items() if not host.holds and key not in self._awaited}
         assert idle == set(self._idle), "what nothing holds or awaits can be let go, and nothing else"
+        assert set(self._spare) <= idle

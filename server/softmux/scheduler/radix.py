@@ -60,6 +60,11 @@ class RadixTree:
             node = self._roots[key] = Node(root=key, parent=None, tokens=[], slots=[])
         return node
 
+    def begins(self, key: RootKey, token: int) -> bool:
+        """Whether a path below that root begins with `token`; uses nothing."""
+        node = self._roots.get(key)
+        return node is not None and token in node.children
+
     def match(self, start: Node, tokens: Sequence[int], begin: int, end: int) -> tuple[Node, list[int]]:
         """The longest path below `start` that spells `tokens[begin:end]`: its last node, and the slots along it.
 

@@ -24,18 +24,27 @@ METHODS: dict[str, Any] = {
     "prompt": lambda task, **more: peft.PromptTuningConfig(task_type=task, num_virtual_tokens=K, **more),
     "p_tuning": lambda task, **more: peft.PromptEncoderConfig(task_type=task, num_virtual_tokens=K, **more),
     "prefix": lambda task, **more: peft.PrefixTuningConfig(task_type=task, num_virtual_tokens=K, **more),
+    "cartridge": lambda task, **more: peft.CartridgeConfig(task_type=task, num_virtual_tokens=K, **more),
     "lora": lambda task, **more: peft.LoraConfig(task_type=task, r=2, **more),
 }
-NAMES = {"prompt": "prompt_tuning", "p_tuning": "p_tuning", "prefix": "p_tuning_v2", "lora": "lora"}
+NAMES = {
+    "prompt": "prompt_tuning",
+    "p_tuning": "p_tuning",
+    "prefix": "p_tuning_v2",
+    "cartridge": "cartridge",
+    "lora": "lora",
+}
 
 CASES = [
     (model, task, method)
     for model in ("bert", "roberta", "xlm-roberta", "electra", "llama", "gpt2")
     for task in ("SEQ_CLS", "TOKEN_CLS")
-    for method in METHODS
+    for method in ("prompt", "p_tuning", "prefix", "lora")
 ] + [
     ("distilbert", "SEQ_CLS", "lora"),
     ("distilbert", "TOKEN_CLS", "lora"),
+    ("llama", "SEQ_CLS", "cartridge"),
+    ("bert", "TOKEN_CLS", "cartridge"),
     ("deberta-v2", "SEQ_CLS", "prompt"),
     ("deberta-v2", "TOKEN_CLS", "prompt"),
 ]

@@ -38,7 +38,7 @@ TASK_TYPES = (GENERATES, *HEADS, "SEQ_2_SEQ_LM", "QUESTION_ANS", "FEATURE_EXTRAC
 
 FAMILIES: tuple[Family, ...] = ("decoder", "encoder", "encoder-decoder")
 
-_GENERATIVE_ONLY = ("CPT", "CARTRIDGE", "TRAINABLE_TOKENS")
+_GENERATIVE_ONLY = ("CPT", "TRAINABLE_TOKENS")
 _NO_PREFIX = ("deberta", "deberta-v2", "distilbert", "modernbert")
 """Encoders that take no past keys and values, in PEFT neither."""
 

@@ -182,6 +182,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         """Whether the next token's choice depends on the tokens before it beyond the model's own way."""
         return bool(self.repetition_penalty != 1.0 or self.frequency_penalty or self.presence_penalty)
 
+    @property
+    def plain(self) -> bool:
+        """Whether the likeliest token is taken and nothing else told of it (`min_tokens` aside)."""
+        return self.temperature <= 0 and self.logprobs is None and not self.logit_bias and not self.needs_history
+
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     """Log probability of the chosen token, and the k likeliest (ids, log probabilities), likeliest first."""
@@ -192,9 +197,13 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Output(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """New tokens of one sequence. `cached_tokens` (of the input, virtual ones included) comes with the first."""
+    """New tokens of one sequence. `cached_tokens` (of the input, virtual ones included) comes with the first.
+
+    `number` is the worker's for the sequence: it names it where many rows' tokens travel as columns.
+    """
 
     id: str
+    number: int = -1
     tokens: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0

@@ -79,7 +79,7 @@ def test_samples_of_one_prompt_run_it_once(make_engine: Make) -> None:
         for i in range(8)
     ]
     engine.run()
-    prompt = sum(row.count for batch in engine.batches for row in batch.rows if row.start + row.count <= 20)
+    prompt = sum(chunk.count for batch in engine.batches for chunk in batch.chunks)
     assert prompt == 20 + 7, "all of it once, and its last token for each further sample"
     assert len({tuple(engine.done[name].tokens) for name in names}) > 4
 
@@ -116,5 +116,5 @@ def test_grouping_changes_the_order_and_no_token(make_engine: Make, base: Any, g
     engine.run()
     for name, i in names:
         assert engine.done[name].tokens == eager_greedy(base, [*lead(5), 10 + i, 11], 4, vectors[i % 4])
-    adapters = [len({row.sequence.root for row in batch.rows}) for batch in engine.batches]
+    adapters = [batch.adapters for batch in engine.batches]
     assert (sum(adapters) / len(adapters) < 2.5) == group

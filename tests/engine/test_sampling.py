@@ -26,7 +26,7 @@ def choice(
     sampling: SamplingParams, position: int = 0, number: int = 0, tokens: tuple[int, ...] = (1,), prompt: int = 1
 ) -> Choice:
     sequence = Sequence("s", b"", RootKey("a", None, "f", "d"), list(tokens[:prompt]), sampling, 0.0, sample=number)
-    sequence.tokens.extend(tokens[prompt:])
+    sequence.said.extend(tokens[prompt:])
     return Choice(sequence, position)
 
 

@@ -10,9 +10,10 @@ import torch
 
 from softmux.engine import fast
 from softmux.engine.attention.base import PackedRows
-from softmux.engine.graphs import DecodeGraphs, StaticRows
+from softmux.engine.graphs import DecodeGraphs
 from softmux.engine.prepacked import Prepacked
 from softmux.engine.runner import ModelRunner
+from softmux.scheduler.rows import Step
 from softmux.worker.stats import WorkerStats
 from support.engines import TestEngine
 from support.learned import eager_greedy, vectors_for
@@ -52,13 +53,12 @@ class Graphs:
     def fits(self, rows: int) -> bool:
         return rows in self._sizes
 
-    def replay(self, static: StaticRows) -> tuple[torch.Tensor, torch.Tensor]:
+    def replay(self, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
         runner = self._runner
-        rows, positions, slots = (torch.tensor(column) for column in (static.rows, static.positions, static.slots))
+        ids, rows, positions, slots = torch.from_numpy(step).long()
         runner.table[rows, positions] = slots.int()
-        ids = torch.tensor(static.ids)
         tokens = torch.where(ids < 0, runner.last_tokens[rows], ids)
-        packed = PackedRows(static.rows, static.positions, [1] * len(ids), runner.table, slots)
+        packed = PackedRows(rows.tolist(), positions.tolist(), [1] * len(ids), runner.table, slots)
         logits = runner.model.forward(runner.model.embedding(tokens), positions, torch.arange(len(ids)), packed)
         chosen = logits.argmax(-1)
         runner.last_tokens[rows] = chosen
@@ -103,7 +103,7 @@ def test_a_step_without_a_graph_of_its_size_runs_all_the_same_and_is_counted(
         assert (runner.ways.layers, runner.ways.graphs) == ("fused", "all")
         engine.batches.clear()
         ask(engine, base)
-        decodes = [len(batch.rows) for batch in engine.batches if all(r.count == 1 and r.samples for r in batch.rows)]
+        decodes = [len(batch) for batch in engine.batches if not batch.chunks]
         with_graph += sum(rows in sizes for rows in decodes)
         without += sum(rows not in sizes for rows in decodes)
         assert runner.ways.fallbacks["graph"] == without

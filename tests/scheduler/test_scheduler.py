@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from softmux.errors import ContextTooLong, InternalError, Overloaded
@@ -10,7 +11,7 @@ from softmux.scheduler.radix import RootKey
 from softmux.scheduler.scheduler import Scheduler
 from softmux.scheduler.sequence import Sequence
 from softmux.types import Output, SamplingParams
-from support.simulated_engine import Adapter, FakeEngine, Shelf, chain
+from support.simulated_engine import Adapter, FakeEngine, Row, Shelf, chain, rows_of
 
 BARE = RootKey("a", None, "f", "d")
 TUNED = RootKey("a", "x", "f", "d")
@@ -58,23 +59,22 @@ class Scene:
         return batch
 
     def update(self, batch: Batch, output: StepOutput) -> list[tuple[Sequence, Output]]:
-        news = self.scheduler.update(batch, output, 1.0)
+        news = list(self.scheduler.update(batch, output, 1.0).each())
         self.scheduler.check_integrity()
         return news
 
-    def step(self) -> tuple[Batch, list[tuple[Sequence, Output]]]:
+    def step(self) -> tuple[Batch, list[Row], list[tuple[Sequence, Output]]]:
         batch = self.next()
-        return batch, self.update(batch, self.device.launch(batch))
+        rows = rows_of(batch)
+        return batch, rows, self.update(batch, self.device.launch(batch))
 
-    def run(self) -> list[Batch]:
-        batches = []
+    def run(self) -> None:
         while self.scheduler.running or len(self.scheduler.waiting):
-            batches.append(self.step()[0])
-        return batches
+            self.step()
 
 
-def rows(batch: Batch) -> list[tuple[str, int, int, bool]]:
-    return [(row.sequence.id, row.start, row.count, row.samples) for row in batch.rows]
+def told(rows: list[Row]) -> list[tuple[str, int, int, bool]]:
+    return [(row.sequence.id, row.start, row.count, row.samples) for row in rows]
 
 
 def test_cold_rows_of_one_adapter_share_its_prompt_within_the_step_that_computes_it() -> None:
@@ -82,7 +82,7 @@ def test_cold_rows_of_one_adapter_share_its_prompt_within_the_step_that_computes
     for text in ([3, 4], [3, 5], [6]):
         scene.add(LEAD + text, TUNED)
     batch = scene.next()
-    assert rows(batch) == [("1", 0, 7, True), ("2", 6, 1, True), ("3", 5, 1, True)]
+    assert told(rows_of(batch)) == [("1", 0, 7, True), ("2", 6, 1, True), ("3", 5, 1, True)]
     assert [len(save.slots) for save in batch.saves] == [5]
     news = scene.update(batch, scene.device.launch(batch))
     assert [output.cached_tokens for _, output in news] == [0, 6, 5]
@@ -92,15 +92,15 @@ def test_samples_of_one_prompt_compute_it_once_and_its_last_token_each() -> None
     scene = Scene()
     for _ in range(4):
         scene.add([3, 4, 5, 6, 7])
-    assert rows(scene.next()) == [("1", 0, 5, True), *((str(i), 4, 1, True) for i in (2, 3, 4))]
+    assert told(rows_of(scene.next())) == [("1", 0, 5, True), *((str(i), 4, 1, True) for i in (2, 3, 4))]
 
 
 def test_a_prompt_of_virtual_tokens_alone_runs_and_then_recomputes_only_its_last() -> None:
     scene = Scene()
     scene.add(list(LEAD), TUNED)
     scene.add(list(LEAD), TUNED)
-    batch, news = scene.step()
-    assert rows(batch) == [("1", 0, 5, True), ("2", 4, 1, True)]
+    _, rows, news = scene.step()
+    assert told(rows) == [("1", 0, 5, True), ("2", 4, 1, True)]
     assert [output.cached_tokens for _, output in news] == [0, 4]
     scene.run()
 
@@ -115,7 +115,7 @@ def test_kept_prefix_kv_is_copied_and_only_where_the_tree_has_lost_it() -> None:
     scene.add([*LEAD, 5], TUNED)
     batch = scene.next()
     assert [(load.start, len(load.slots)) for load in batch.loads] == [(0, 5)]
-    assert rows(batch) == [("2", 5, 1, True), ("3", 5, 1, True)]
+    assert told(rows_of(batch)) == [("2", 5, 1, True), ("3", 5, 1, True)]
     scene.update(batch, scene.device.launch(batch))
     scene.run()
 
@@ -124,11 +124,11 @@ def test_a_lead_that_an_aborted_sequence_began_is_taken_up_and_kept_whole() -> N
     scene = Scene(budget=8, max_rows=2)
     scene.scheduler._max_step_tokens = 3
     scene.add([*LEAD, 3], TUNED)
-    assert rows(scene.step()[0]) == [("1", 0, 3, False)]
+    assert told(scene.step()[1]) == [("1", 0, 3, False)]
     scene.scheduler.abort(b"c", "1")
     scene.add([*LEAD, 4], TUNED)
-    batch, _ = scene.step()
-    assert rows(batch) == [("2", 3, 3, True)]
+    batch, rows, _ = scene.step()
+    assert told(rows) == [("2", 3, 3, True)]
     assert [len(save.slots) for save in batch.saves] == [5]
 
 
@@ -137,12 +137,12 @@ def test_a_copy_is_in_the_batch_even_if_its_row_finds_no_room() -> None:
     scene = Scene(slots=10, context=10, max_rows=2)
     scene.scheduler._max_step_tokens = 2
     sequence = scene.add([*LEAD, 6], TUNED, max_tokens=1)
-    assert rows(scene.step()[0]) == [("1", 0, 2, False)]
+    assert told(scene.step()[1]) == [("1", 0, 2, False)]
     scene.tuned.compiled = chain(TUNED, LEAD)  # kept meanwhile by another's step
     taken = scene.scheduler.cache.pool.take(5)
     batch = scene.next()
     assert [(load.start, len(load.slots)) for load in batch.loads] == [(2, 3)]
-    assert batch.rows == []
+    assert len(batch) == 0
     scene.device.launch(batch)
     scene.scheduler.cache.pool.give(taken)
     scene.run()
@@ -178,9 +178,9 @@ def test_the_next_step_is_built_on_a_token_not_yet_known_and_none_beyond_the_las
     first = scene.next()
     output = scene.device.launch(first)
     second = scene.next()
-    assert [(row.start, row.count, row.future) for row in second.rows] == [(2, 1, True)]
+    assert [(row.start, row.count, row.future) for row in rows_of(second)] == [(2, 1, True)]
     after = scene.device.launch(second)
-    assert scene.next().rows == []
+    assert len(scene.next()) == 0
     assert [out.finish_reason for _, out in scene.update(first, output)] == [None]
     assert [out.finish_reason for _, out in scene.update(second, after)] == ["length"]
     assert not scene.scheduler.running
@@ -207,7 +207,7 @@ def test_a_failed_step_ends_its_rows_once_and_the_others_start_again() -> None:
     first = scene.next()
     output = scene.device.launch(first)
     second = scene.next()
-    assert [row.sequence for row in second.rows] == [ended]
+    assert [row.sequence for row in rows_of(second)] == [ended]
     scene.scheduler.abort(b"c", ended.id)
     scene.update(first, output)
     assert scene.scheduler.step_failed(second) == []
@@ -232,7 +232,7 @@ def test_a_late_adapter_holds_up_nobody_and_a_lost_one_only_its_own() -> None:
     late = scene.add([*LEAD, 3], SLOW)
     lost = [scene.add([*LEAD, 3], LOST), scene.add([*LEAD, 4], LOST)]
     ready = scene.add([4])
-    assert [row.sequence for row in scene.next().rows] == [ready]
+    assert [row.sequence for row in rows_of(scene.next())] == [ready]
     for adapter in scene.shelf.arrivals():
         scene.scheduler.adapter_arrived(adapter)
     _, failed = scene.scheduler.next(0.0)
@@ -249,9 +249,9 @@ def test_decodes_go_before_prefill_and_prefill_gets_what_is_left() -> None:
     scene.step()
     scene.add([7] * 20, max_tokens=1)
     for start in range(0, 20, 4):
-        batch, _ = scene.step()
-        assert [(row.count, row.start) for row in batch.rows if row.sequence.id == "3"] == [(4, start)]
-        assert [row.count for row in batch.rows[:2]] == [1, 1]
+        _, rows, _ = scene.step()
+        assert [(row.count, row.start) for row in rows if row.sequence.id == "3"] == [(4, start)]
+        assert [row.count for row in rows[:2]] == [1, 1]
 
 
 def test_the_end_token_is_not_part_of_the_text_and_the_first_news_alone_tells_of_the_cache() -> None:
@@ -260,11 +260,11 @@ def test_the_end_token_is_not_part_of_the_text_and_the_first_news_alone_tells_of
     scene.run()
     sequence = scene.add([3, 4, 6], ignore_eos=False, max_tokens=5)
     batch = scene.next()
-    told = scene.update(batch, StepOutput([7], [None]))
+    news = scene.update(batch, StepOutput(np.array([7])))
     scene.device.launch(batch)
     batch = scene.next()
-    told += scene.update(batch, StepOutput([2], [None]))
-    assert [(out.tokens, out.finish_reason, out.cached_tokens) for _, out in told] == [((7,), None, 2), ((), "stop", 0)]
+    news += scene.update(batch, StepOutput(np.array([2])))
+    assert [(out.tokens, out.finish_reason, out.cached_tokens) for _, out in news] == [((7,), None, 2), ((), "stop", 0)]
     assert sequence.tokens == [3, 4, 6, 7]
 
 
@@ -273,6 +273,6 @@ def test_an_end_token_before_min_tokens_does_not_end_and_one_asked_to_be_ignored
     early = scene.add([3], ignore_eos=False, min_tokens=1)
     ignoring = scene.add([4])
     batch = scene.next()
-    news = scene.update(batch, StepOutput([2, 2], [None, None]))
+    news = scene.update(batch, StepOutput(np.array([2, 2])))
     assert [(out.tokens, out.finish_reason) for _, out in news] == [((2,), None), ((2,), None)]
     assert (early.finished, ignoring.finished) == (None, None)

@@ -84,9 +84,9 @@ class TestEngine:
     def virtual_tokens_run(self) -> int:
         """Learned vectors that went through the model since `batches` was last cleared."""
         return sum(
-            sum(token < 0 for token in row.sequence.tokens[row.start : row.start + row.count])
+            sum(token < 0 for token in chunk.sequence.prompt[chunk.start : chunk.start + chunk.count])
             for batch in self.batches
-            for row in batch.rows
+            for chunk in batch.chunks
         )
 
     def add(
@@ -107,9 +107,9 @@ class TestEngine:
 
     def step(self) -> None:
         news = self.engine.step()
-        if news.batch is not None and news.batch.rows:
+        if news.batch is not None and len(news.batch):
             self.batches.append(news.batch)
-        for sequence, output in news.outputs:
+        for sequence, output in news.each():
             self.done[sequence.id].hear(output)
         for sequence, error in news.failed:
             self.done[sequence.id].error = error

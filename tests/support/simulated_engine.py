@@ -7,6 +7,9 @@ import hashlib
 import random
 from collections import Counter
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
 
 from softmux.errors import InternalError
 from softmux.scheduler.batch import Batch, StepOutput
@@ -20,6 +23,36 @@ VOCABULARY = 12
 def pick(*values: object) -> int:
     """A large number that depends on nothing but `values` (and not on the process's hash seed)."""
     return int.from_bytes(hashlib.blake2b(repr(values).encode(), digest_size=8).digest(), "big")
+
+
+class Row(NamedTuple):
+    """`count` tokens of a sequence from `start` on; `future`: the token is the one the step before is choosing."""
+
+    sequence: Sequence
+    start: int
+    count: int
+    samples: bool
+    future: bool = False
+
+
+def rows_of(batch: Batch) -> list[Row]:
+    """A batch's rows one by one, its columns checked against the sequences they belong to."""
+    rows = []
+    for token, row, position, slot in batch.decodes.T.tolist():
+        sequence = batch.table.sequences[row]
+        assert sequence.slots[position] == slot
+        if token != -1:
+            assert sequence.tokens[position] == token, "a decoding row's input is not its own last token"
+        rows.append(Row(sequence, position, 1, True, future=token == -1))
+    for chunk in batch.chunks:
+        assert chunk.sequence is batch.table.sequences[chunk.row]
+        rows.append(Row(chunk.sequence, chunk.start, chunk.count, chunk.samples))
+    assert [row.sequence.row for row in rows] == batch.rows.tolist()
+    assert [row.start for row in rows] == batch.starts.tolist()
+    assert [row.count for row in rows] == batch.counts.tolist()
+    assert sum(row.count for row in rows) == batch.tokens
+    assert len({row.sequence.root for row in rows if row.sequence.adapter is not None}) == batch.adapters
+    return rows
 
 
 @dataclass
@@ -111,7 +144,7 @@ class FakeEngine:
         self.scheduler, self.shelf = scheduler, shelf
         self.kv: list[int | None] = [None] * slots
         self.table: list[list[int]] = [[] for _ in range(max_rows)]
-        self.owner: list[tuple[Sequence | None, int]] = [(None, 0)] * max_rows
+        self.seats = [-1] * max_rows
         self.last = [0] * max_rows
         self.values: dict[int, list[int]] = {}
         self.computed: Counter[int] = Counter()
@@ -132,12 +165,13 @@ class FakeEngine:
             for offset, slot in enumerate(load.slots):
                 self.kv[slot] = compiled[load.start + offset]
         written: set[int] = set()
-        for row in batch.rows:
-            self._write(row.sequence, row.start, row.count, row.future, written)
-        for row in batch.rows:
+        rows = rows_of(batch)
+        for row in rows:
+            self._write(row, written)
+        for row in rows:
             self._read(row.sequence, row.start + row.count)
         for save in batch.saves:
-            leads = [r.sequence.lead for r in batch.rows if r.sequence.root == save.adapter]
+            leads = [r.sequence.lead for r in rows if r.sequence.root == save.adapter]
             assert len(save.slots) in leads, "an adapter's prefix is kept in part"
             kept = [self.kv[slot] for slot in save.slots]
             lead = chain(save.adapter, [-1 - i for i in range(len(kept))])
@@ -145,22 +179,25 @@ class FakeEngine:
             adapter = self.shelf.adapters[save.adapter]
             adapter.compiled = adapter.compiled or lead
         tokens = []
-        for row in batch.rows:
+        for row in rows:
             if row.samples:
                 sequence = row.sequence
                 if sequence.sampling.needs_history:
-                    assert row.start + row.count == len(sequence.tokens), "penalties count a token not yet known"
+                    assert row.start + row.count == sequence.length, "penalties count a token not yet known"
                 poisoned = sequence.adapter is not None and self.shelf.adapters[sequence.adapter].poisoned
                 value = self.values[id(sequence)][row.start + row.count - 1]
                 tokens.append(choose(sequence.root, value, poisoned))
                 self.last[sequence.row] = max(tokens[-1], 0)
-        return StepOutput(tokens, [None] * len(tokens))
+        assert batch.sampled.tolist() == [row.sequence.row for row in rows if row.samples]
+        assert batch.lengths.tolist() == [row.start + row.count for row in rows if row.samples]
+        return StepOutput(np.array(tokens, np.int64))
 
-    def _write(self, sequence: Sequence, start: int, count: int, future: bool, written: set[int]) -> None:
+    def _write(self, row: Row, written: set[int]) -> None:
+        sequence, start, count = row.sequence, row.start, row.count
         known = sequence.tokens[: start + count]
-        if future:
+        if row.future:
             assert count == 1
-            assert start == len(sequence.tokens), "a future token is the one after the last known"
+            assert start == sequence.length, "a future token is the one after the last known"
             known = [*sequence.tokens, self.last[sequence.row]]
         assert start + count < sequence.prompt_length + sequence.sampling.max_tokens, "more is run than was asked for"
         values = self.values.setdefault(id(sequence), [])
@@ -178,14 +215,15 @@ class FakeEngine:
             if known[position] < 0:
                 assert sequence.adapter is not None
                 assert not self.shelf.adapters[sequence.adapter].trained, "a trained prefix can't be computed"
-                if position < sequence.lead and position < len(sequence.tokens) - 1:
+                if position < sequence.lead and position < sequence.length - 1:
                     self.computed[values[position]] += 1
         self.forwarded += count
 
     def _update_table(self, sequence: Sequence, end: int) -> None:
         """As the runner does: only what is new since the sequence's last step."""
-        if self.owner[sequence.row] != (sequence, sequence.admissions):
-            self.owner[sequence.row] = (sequence, sequence.admissions)
+        seat = int(self.scheduler.table.seats[sequence.row])
+        if self.seats[sequence.row] != seat:
+            self.seats[sequence.row] = seat
             self.table[sequence.row] = []
         table = self.table[sequence.row]
         table.extend(sequence.slots[len(table) : end])

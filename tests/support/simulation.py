@@ -12,7 +12,7 @@ from softmux.scheduler.radix import RootKey
 from softmux.scheduler.scheduler import Scheduler
 from softmux.scheduler.sequence import Sequence
 from softmux.types import SamplingParams
-from support.simulated_engine import Adapter, FakeEngine, Shelf, chain, choose, pick
+from support.simulated_engine import Adapter, FakeEngine, Shelf, chain, choose, pick, rows_of
 
 EOS = 2
 _BASE = ("sha256:base", "float32")
@@ -123,7 +123,7 @@ class Simulation:
             id=str(number),
             client=draw.choice([b"x", b"y"]),
             root=root,
-            tokens=tokens,
+            prompt=tokens,
             sampling=sampling,
             arrival=0.0,
             deadline=float(draw.randint(1, 60)) if draw.random() < 0.1 else None,
@@ -167,18 +167,19 @@ class Simulation:
             assert sequence.root.digest == "lost"
             self._end(sequence, "failed")
         assert batch.tokens <= max(self.budget, self.max_rows)
-        assert len({id(row.sequence) for row in batch.rows}) == len(batch.rows), "one sequence, two rows"
-        scheduled = {id(row.sequence) for row in batch.rows}
+        rows = rows_of(batch)
+        scheduled = {id(row.sequence) for row in rows}
+        assert len(scheduled) == len(rows) == len(batch), "one sequence, two rows"
         if not batch.preempted and self.scheduler.cache.pool.free + self.scheduler.cache.tree.evictable:
             starved = [s.id for s in eligible if id(s) not in scheduled and s.row >= 0]
             assert not starved, "a decoding row waits though there is room"
-        if (batch.rows or batch.loads) and self.draw.random() < self.failure_rate:
+        if (len(batch) or batch.loads) and self.draw.random() < self.failure_rate:
             self._land(0)
             for sequence in self.scheduler.step_failed(batch):
                 self._end(sequence, "felled")
             self.step_failures += 1
             return
-        if batch.rows or batch.loads:
+        if len(batch) or batch.loads:
             self.flying.append((batch, self.engine.launch(batch)))
             self._land(self.depth)
         else:
@@ -195,7 +196,7 @@ class Simulation:
 
     def _land(self, keep: int) -> None:
         while len(self.flying) > keep:
-            for sequence, output in self.scheduler.update(*self.flying.popleft(), float(self.now)):
+            for sequence, output in self.scheduler.update(*self.flying.popleft(), float(self.now)).each():
                 request = self.by_id[sequence.id]
                 assert request.ended is None, "news of a sequence that has ended"
                 request.got.extend(output.tokens)

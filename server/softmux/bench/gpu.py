@@ -206,12 +206,11 @@ class Bench:
         graphs = self.engine.runner.graphs
         if graphs is None:
             return float("nan")
-        from softmux.engine.graphs import StaticRows
-
         slots = list(range(rows))
         table = self.engine.runner.table
         table[:rows, :context] = torch.arange(rows * context, device=table.device, dtype=torch.int32).view(rows, -1)
-        static = StaticRows([1] * rows, slots, [context - 1] * rows, [i * context + context - 1 for i in slots])
+        newest = [i * context + context - 1 for i in slots]
+        static = np.array([[1] * rows, slots, [context - 1] * rows, newest], np.int32)
         for _ in range(3):
             graphs.replay(static)
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)

@@ -83,12 +83,12 @@ class OfflineEngine:
             news = engine.step()
             if news.failed:
                 raise news.failed[0][1]
-            if news.batch is not None and news.batch.rows:
+            if news.batch is not None and news.ran:
                 done.steps += 1
                 done.prefixes_computed += len(news.batch.saves)
                 done.prefixes_copied += len(news.batch.loads)
                 done.computed_tokens += news.batch.tokens
-            for sequence, output in news.outputs:
+            for sequence, output in news.each():
                 done.tokens += len(output.tokens)
                 if sequence.id not in seen:
                     seen.add(sequence.id)

@@ -199,7 +199,7 @@ class Soak:
         for sequence, error in news.failed:
             assert error.code == "version_not_found", f"{sequence.id}: {error.code}: {error.message}"
             self._gone(sequence, "of a replaced adapter, refused")
-        for sequence, output in news.outputs:
+        for sequence, output in news.each():
             asked = self.asked[sequence.id]
             asked.tokens.extend(output.tokens)
             asked.logprobs.extend(output.logprobs)
@@ -211,7 +211,7 @@ class Soak:
                     self._compare(asked.probe, asked)
         pool = self.engine.scheduler.cache.pool
         self.counts["turns with the pool full"] += pool.free == 0
-        if news.batch is None or not news.batch.rows:
+        if news.batch is None or not news.ran:
             time.sleep(0.0002)  # an adapter is on its way
 
     def _compare(self, probe: tuple[RootKey, tuple[int, ...]], asked: Asked) -> None:

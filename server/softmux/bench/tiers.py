@@ -73,7 +73,7 @@ def _one(engine: OfflineEngine, task: int, ids: tuple[int, ...], figures: TierFi
         news = inner.step()
         figures.errors += len(news.failed)
         copied |= bool(news.batch is not None and news.batch.loads)
-        if news.batch is None or not news.batch.rows:
+        if not news.ran:
             time.sleep(0.0002)
     seconds = time.perf_counter() - began
     figures.requests += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from softmux.engine.tiers import AdapterSource, AdapterTiers
 from softmux.errors import InternalError, InvalidRequest, SoftmuxError
 from softmux.formats.parts import Parts
 from softmux.scheduler.batch import Batch
+from softmux.scheduler.news import PlainTokens
 from softmux.scheduler.radix import RootKey
 from softmux.scheduler.scheduler import Scheduler
 from softmux.scheduler.sequence import Sequence
@@ -38,12 +39,25 @@ _GPU_READERS = 4
 
 @dataclass(slots=True)
 class StepNews:
-    """What a step brought: outputs by sequence, sequences that ended in an error, and the batch that ran."""
+    """What a step brought: outputs of the sequences with more to tell than a token, the tokens of the others as
+    columns, sequences that ended in an error, and the batch that ran."""
 
     outputs: list[tuple[Sequence, Output]] = field(default_factory=list)
+    plain: PlainTokens | None = None
     failed: list[tuple[Sequence, SoftmuxError]] = field(default_factory=list)
     batch: Batch | None = None
     seconds: float = 0.0
+
+    @property
+    def ran(self) -> bool:
+        """Whether a step with rows has been launched."""
+        return self.batch is not None and len(self.batch) > 0
+
+    def each(self) -> Iterator[tuple[Sequence, Output]]:
+        """All outputs one by one."""
+        yield from self.outputs
+        if self.plain is not None:
+            yield from self.plain.each()
 
 
 def pick_device(name: str) -> torch.device:
@@ -164,7 +178,7 @@ class Engine:
             id=sequence_id,
             client=client,
             root=root,
-            tokens=list(tokens),
+            prompt=list(tokens),
             sampling=sampling,
             arrival=now,
             sample=sample,
@@ -182,7 +196,7 @@ class Engine:
     @property
     def idle(self) -> bool:
         """Nothing to do until a sequence or an adapter arrives."""
-        return self._flying is None and not self.scheduler.running and not self._movable()
+        return self._flying is None and not self.scheduler.table.taken and not self._movable()
 
     def _movable(self) -> bool:
         return self.scheduler.waiting.next_line() is not None
@@ -196,12 +210,12 @@ class Engine:
         self.tiers.await_only(self.scheduler.waits_for)
         batch, news.failed = self.scheduler.next(time.monotonic())
         launched = None
-        if batch.rows or batch.loads:  # what is to be copied in is in the tree already, even if no row found room
+        if len(batch) or batch.loads:  # what is to be copied in is in the tree already, even if no row found room
             try:
                 launched = self.runner.launch(batch)
                 self.steps += 1
             except Exception as error:
-                log.exception("a step of %d rows failed", len(batch.rows))
+                log.exception("a step of %d rows failed", len(batch))
                 self._land(news)
                 self._fell(batch, error, news)
         if self._overlap:
@@ -219,7 +233,9 @@ class Engine:
 
     def _book(self, launched: Launched, news: StepNews) -> None:
         output = self.runner.collect(launched)
-        for sequence, out in self.scheduler.update(launched.batch, output, time.monotonic()):
+        booked = self.scheduler.update(launched.batch, output, time.monotonic())
+        news.plain = booked.plain
+        for sequence, out in booked.outputs:
             if out.finish_reason == "abort":
                 news.failed.append((sequence, _not_finite(sequence)))
             else:

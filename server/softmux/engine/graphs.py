@@ -8,9 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from softmux.engine.attention.base import DecodeRows
+from softmux.engine.staging import Ring
+from softmux.scheduler.rows import Step
 
 if TYPE_CHECKING:  # Triton is there on GPU machines only
     from softmux.engine.attention.triton_paged import TritonAttention
@@ -21,21 +24,11 @@ _SIZES = (1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 
 
 
 @dataclass(slots=True)
-class StaticRows:
-    """A step in which every row decodes, by row: token id (−1: the one the step before chooses), table row,
-    position, KV slot."""
-
-    ids: list[int]
-    rows: list[int]
-    positions: list[int]
-    slots: list[int]
-
-
-@dataclass(slots=True)
 class _Graph:
     graph: torch.cuda.CUDAGraph
     inputs: torch.Tensor
-    """`[4, size]` int32: ids, table rows, positions, slots."""
+    """`[4, size]` int32: ids, table rows, positions, slots, as in `scheduler.rows.Step`."""
+    staging: Ring
     logits: torch.Tensor
     tokens: torch.Tensor
 
@@ -66,7 +59,7 @@ class DecodeGraphs:
         self._argmax = argmax
         self._table = table
         self._last_tokens = last_tokens
-        self._padding = (0, table.shape[0] - 1, 0, spare_slot)
+        self._padding = np.array([[0], [table.shape[0] - 1], [0], [spare_slot]], np.int32)
         self._sizes = sorted({size for size in _SIZES if size < max_rows} | {max_rows})
         self._graphs: dict[int, _Graph] = {}
 
@@ -95,7 +88,8 @@ class DecodeGraphs:
     @torch.inference_mode()
     def _capture(self, size: int, pool: Any) -> _Graph:
         device = self._table.device
-        inputs = torch.tensor([[value] * size for value in self._padding], dtype=torch.int32, device=device)
+        inputs = torch.from_numpy(self._padding.repeat(size, axis=1)).to(device)
+        staging = Ring((4, size), torch.int32, device)
         side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):  # kernels compile and libraries set up outside the capture
@@ -105,7 +99,7 @@ class DecodeGraphs:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):
             logits, tokens = self._step(inputs)
-        return _Graph(graph, inputs, logits, tokens)
+        return _Graph(graph, inputs, staging, logits, tokens)
 
     def _step(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         ids, rows, positions, slots = inputs.unbind(0)
@@ -119,14 +113,20 @@ class DecodeGraphs:
         self._last_tokens.index_copy_(0, at_rows, chosen.clamp(min=0))
         return logits, chosen
 
-    def replay(self, static: StaticRows) -> tuple[torch.Tensor, torch.Tensor]:
+    def replay(self, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits `[rows, vocab]` and greedy tokens `[rows]` (−1 where not finite), both valid until the next replay."""
-        count = len(static.ids)
+        count = step.shape[1]
         graph = self._graphs[self._sizes[bisect.bisect_left(self._sizes, count)]]
-        size = graph.inputs.shape[1]
-        columns = (static.ids, static.rows, static.positions, static.slots)
-        padded = [[*column, *([pad] * (size - count))] for column, pad in zip(columns, self._padding, strict=True)]
-        host = torch.tensor(padded, dtype=torch.int32).pin_memory()
-        graph.inputs.copy_(host, non_blocking=True)
+        buffer = graph.staging.next()
+        pad(buffer.array, step, self._padding)
+        graph.inputs.copy_(buffer.tensor, non_blocking=True)
+        buffer.mark()
         graph.graph.replay()
         return graph.logits[:count], graph.tokens[:count]
+
+
+def pad(into: Step, step: Step, padding: Step) -> None:
+    """`step`, and behind it copies of the column `padding`, as far as `into` reaches."""
+    count = step.shape[1]
+    into[:, :count] = step
+    into[:, count:] = padding

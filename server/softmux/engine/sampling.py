@@ -45,15 +45,9 @@ class Sampled:
     wanting: tuple[int, ...] = ()
 
 
-def needs_more_than_argmax(choices: list[Choice]) -> bool:
-    """Whether any row is not plainly greedy."""
-    for choice in choices:
-        s = choice.sequence.sampling
-        if s.temperature > 0 or s.logprobs is not None or s.logit_bias or s.needs_history:
-            return True
-        if choice.position < s.min_tokens and not s.ignore_eos:
-            return True
-    return False
+def greedy(logits: torch.Tensor) -> torch.Tensor:
+    """Each row's likeliest token, −1 where its logits are not finite. `logits [rows, vocab]` → `[rows]` int64."""
+    return torch.where(logits.amax(-1).isfinite(), logits.argmax(-1), -1)
 
 
 def sample(logits: torch.Tensor, choices: list[Choice], eos: tuple[int, ...]) -> Sampled:
@@ -83,11 +77,11 @@ def sample(logits: torch.Tensor, choices: list[Choice], eos: tuple[int, ...]) ->
     return Sampled(tokens, chosen, (top.indices, top.values) if top is not None else None, wanting)
 
 
-def logprobs_of(sampled: Sampled, choices: list[Choice]) -> list[TokenLogprobs | None]:
-    """The rows' log probabilities as plain values; waits for the device."""
-    found: list[TokenLogprobs | None] = [None] * len(choices)
+def logprobs_of(sampled: Sampled, choices: list[Choice]) -> dict[int, TokenLogprobs]:
+    """The log probabilities of the rows that want them, by row, as plain values; waits for the device."""
     if sampled.chosen is None:
-        return found
+        return {}
+    found: dict[int, TokenLogprobs] = {}
     chosen = sampled.chosen.tolist()
     ids, values = (part.tolist() for part in sampled.top) if sampled.top is not None else ([], [])
     for at, row in enumerate(sampled.wanting):
@@ -113,14 +107,15 @@ def _adjust(logits: torch.Tensor, choices: list[Choice], eos: tuple[int, ...]) -
 def _penalise(logits: torch.Tensor, sequence: Sequence) -> None:
     """Repetition (CTRL, arXiv 1909.05858: prompt and output), frequency and presence (OpenAI's: output only)."""
     sampling = sequence.sampling
+    tokens = sequence.tokens
     if sampling.repetition_penalty != 1.0:
-        seen = to_device(sorted({token for token in sequence.tokens if token >= 0}), logits.device)
+        seen = to_device(sorted({token for token in tokens if token >= 0}), logits.device)
         if len(seen):
             values = logits[seen]
             logits[seen] = torch.where(
                 values > 0, values / sampling.repetition_penalty, values * sampling.repetition_penalty
             )
-    counts = Counter(sequence.tokens[sequence.prompt_length :])
+    counts = Counter(tokens[sequence.prompt_length :])
     if counts and (sampling.frequency_penalty or sampling.presence_penalty):
         ids = to_device(list(counts), logits.device)
         times = to_device(list(counts.values()), logits.device, logits.dtype)

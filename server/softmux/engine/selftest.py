@@ -48,13 +48,13 @@ def self_test(runner: ModelRunner, spec: ModelSpec) -> None:
     for i, (root, ids) in enumerate(zip((bare, tuned, bare, tuned), text, strict=True)):
         lead = [-1 - j for j in range(_VIRTUAL)] if root is tuned else []
         sequences.append(
-            Sequence(id=str(i), client=b"", root=root, tokens=lead + ids.tolist(), sampling=sampling, arrival=0.0)
+            Sequence(id=str(i), client=b"", root=root, prompt=lead + ids.tolist(), sampling=sampling, arrival=0.0)
         )
         scheduler.add(sequences[-1])
     told: dict[str, list[TokenLogprobs]] = {sequence.id: [] for sequence in sequences}
     while scheduler.running or len(scheduler.waiting):
         batch, _ = scheduler.next(0.0)
-        for sequence, output in scheduler.update(batch, runner.collect(runner.launch(batch)), 0.0):
+        for sequence, output in scheduler.update(batch, runner.collect(runner.launch(batch)), 0.0).each():
             _heard(sequence, output, told)
     worst = max(_difference(runner, vectors, sequence, told[sequence.id]) for sequence in sequences)
     scheduler.check_integrity()

@@ -65,7 +65,7 @@ class RadixTree:
         node = self._roots.get(key)
         return node is not None and token in node.children
 
-    def match(self, start: Node, tokens: Sequence[int], begin: int, end: int) -> tuple[Node, list[int]]:
+    def match(self, start: Node, tokens: list[int], begin: int, end: int) -> tuple[Node, list[int]]:
         """The longest path below `start` that spells `tokens[begin:end]`: its last node, and the slots along it.
 
         An edge that matches in part is split, so that the returned node ends exactly where the match does.
@@ -79,9 +79,9 @@ class RadixTree:
                 break
             edge = child.tokens
             limit = min(len(edge), end - at)
-            same = 1
-            while same < limit and edge[same] == tokens[at + same]:
-                same += 1
+            same = limit
+            if edge[:limit] != tokens[at : at + limit]:
+                same = next(i for i in range(1, limit) if edge[i] != tokens[at + i])
             if same < len(edge):
                 child = self._split(child, same)
             child.last_used = now

@@ -1,43 +1,33 @@
-"""Who runs in the next step. Pure Python: no tensor is touched here, so whole days of load can be simulated.
+"""Who runs in the next step. No tensor is touched here (numpy at most), so whole days of load can be simulated.
 
 `next()` builds a step's batch and books everything the step will write as if it were written; `update()` takes what
 the step chose. Steps run in the order in which they were built, and every layer writes its keys and values before it
 attends, so what `next()` put into the prefix tree may be used by other rows of the same step. `next()` may be called
 once more before `update()` of the step before (the device then never waits for the host): a decoding row's input is
-then the token that is still being chosen (`Row.future`).
+then the token that is still being chosen, −1 in `Batch.decodes`.
+
+Rows that do nothing but decode are columns of a table (`rows.py`), and a step over them is a few array operations; a
+sequence is looked at when it comes, ends, makes room or has something to tell.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable
-from typing import Protocol
 
-from softmux.errors import ContextTooLong, InternalError, Overloaded, SoftmuxError
-from softmux.scheduler.batch import Batch, PrefixLoad, PrefixSave, Row, StepOutput
+import numpy as np
+
+from softmux.errors import ContextTooLong, Overloaded, SoftmuxError
+from softmux.scheduler.batch import Batch, Chunk, PrefixLoad, PrefixSave, StepOutput
 from softmux.scheduler.cache import PrefixCache
+from softmux.scheduler.news import News, PlainTokens, tell
 from softmux.scheduler.queue import WaitingQueue
 from softmux.scheduler.radix import RootKey
+from softmux.scheduler.roster import Roster
+from softmux.scheduler.rows import Rows, RowTable, Step
+from softmux.scheduler.seats import Seats
 from softmux.scheduler.sequence import Sequence
-from softmux.types import FinishReason, Output
-
-
-class AdapterShelf(Protocol):
-    """What the scheduler needs to know of the adapter tiers. Implemented by `softmux.engine.tiers.AdapterTiers`."""
-
-    def expect(self, adapter: RootKey) -> None:
-        """A sequence that runs on it has been queued: its parts may be brought to host memory meanwhile."""
-
-    def ready(self, adapter: RootKey) -> bool:
-        """Whether its parts are in host memory; if not, their loading begins. Raises what made loading fail."""
-
-    def compiled(self, adapter: RootKey) -> int:
-        """How many leading tokens' KV can be copied into slots instead of being computed. 0: none."""
-
-    def hold(self, adapter: RootKey) -> None:
-        """Keep it in host memory until `release`: a sequence runs on it."""
-
-    def release(self, adapter: RootKey) -> None: ...
+from softmux.scheduler.shelf import AdapterShelf
+from softmux.types import FinishReason
 
 
 class Scheduler:
@@ -58,29 +48,34 @@ class Scheduler:
         max_waiting: int = 4096,
         group: int = 8,
     ) -> None:
-        self.cache = PrefixCache(slots)
-        self.waiting = WaitingQueue(group)
-        self.running: list[Sequence] = []
-        self._by_id: dict[tuple[bytes, str], Sequence] = {}
-        self._dated: set[Sequence] = set()
-        self._draining: list[Sequence] = []
-        self._free_rows = list(range(max_rows - 1, -1, -1))
-        self._inflight: dict[int, int] = {}
-        self._order = itertools.count()
-        self._max_step_tokens = max(max_step_tokens, max_rows)  # every decoding row fits every step
         self._context_length = min(context_length, slots)
+        self.table = RowTable(max_rows, self._context_length)
+        self.cache = PrefixCache(slots, self.table)
+        self.waiting = WaitingQueue(group)
+        self._seats = Seats(self.table, self.cache, self.waiting, shelf)
+        self._roster = Roster()
+        self._max_step_tokens = max(max_step_tokens, max_rows)  # every decoding row fits every step
         self._max_waiting = max_waiting
-        self._eos = frozenset(eos)
+        self._eos = tuple(eos)
         self._shelf = shelf
         self._unsaved: set[RootKey] = set()
-        self.preemptions = 0
         self.prefix_queries = 0
         self.prefix_hits = 0
+
+    @property
+    def running(self) -> list[Sequence]:
+        """The sequences that have a row, in the order in which they got it."""
+        return self.table.running()
+
+    @property
+    def preemptions(self) -> int:
+        """Sequences sent back to the queue so far, for want of room."""
+        return self._seats.preemptions
 
     # --- arriving and leaving ----------------------------------------------------------------------------------------
 
     def add(self, sequence: Sequence) -> None:
-        """Queues a sequence. Raises `ContextTooLong` or `Overloaded`, and then has changed nothing."""
+        """Queues a sequence. Raises `ContextTooLong`, `Overloaded` or `InternalError`, having changed nothing."""
         needed = sequence.prompt_length + sequence.sampling.max_tokens
         if needed > self._context_length:
             raise ContextTooLong(
@@ -91,30 +86,24 @@ class Scheduler:
             )
         if len(self.waiting) >= self._max_waiting:
             raise Overloaded(f"{len(self.waiting)} sequences are waiting already; retry later", retry_after=1.0)
-        key = (sequence.client, sequence.id)
-        if key in self._by_id:
-            raise InternalError(f"sequence {sequence.id} is already running")
-        sequence.order = next(self._order)
-        self._by_id[key] = sequence
-        if sequence.deadline is not None:
-            self._dated.add(sequence)
+        self._roster.add(sequence)
         self.waiting.push(sequence)
         if sequence.adapter is not None:
             self._shelf.expect(sequence.adapter)
 
     def abort(self, client: bytes, sequence_id: str) -> None:
         """Ends a sequence wherever it is; unknown ones are ignored (it may just have ended)."""
-        sequence = self._by_id.get((client, sequence_id))
+        sequence = self._roster.find(client, sequence_id)
         if sequence is not None:
             self._end(sequence, "abort")
 
     def abort_client(self, client: bytes) -> None:
-        for owner, sequence_id in [key for key in self._by_id if key[0] == client]:
-            self.abort(owner, sequence_id)
+        for sequence in self._roster.of_client(client):
+            self._end(sequence, "abort")
 
     def expired(self, now: float) -> list[Sequence]:
         """Ends and returns every sequence whose deadline has passed."""
-        late = [s for s in self._dated if s.deadline is not None and s.deadline <= now]
+        late = self._roster.late(now)
         for sequence in late:
             self._end(sequence, "abort")
         return late
@@ -128,59 +117,56 @@ class Scheduler:
         return adapter in self.waiting
 
     def sequences(self) -> Iterable[Sequence]:
-        return self._by_id.values()
+        return self._roster.all()
 
     # --- the step ----------------------------------------------------------------------------------------------------
 
     def next(self, now: float) -> tuple[Batch, list[tuple[Sequence, SoftmuxError]]]:
         """The next step's batch (maybe empty), and the sequences that can't run because their adapter can't be had."""
-        batch = Batch()
-        budget = self._max_step_tokens
-        for sequence in [s for s in self.running if s.decoding]:
-            if budget == 0:
-                break
-            if sequence.row >= 0 and not sequence.finished:
-                budget -= self._decode(sequence, batch)
-        for sequence in [s for s in self.running if not s.decoding]:
-            if budget == 0:
-                break
-            if sequence.row >= 0 and not sequence.finished:
+        batch = Batch(self.table)
+        self._decode(batch)
+        budget = self._max_step_tokens - len(batch)
+        for sequence in list(self._seats.filling):
+            if budget and sequence in self._seats.filling:
                 budget -= self._chunk(sequence, batch, budget)
-        failed = self._admit(batch, budget, now)
-        for row in batch.rows:
-            self._inflight[id(row.sequence)] = self._inflight.get(id(row.sequence), 0) + 1
+        failed = self._admit(batch, budget, now) if len(self.waiting) else []
+        batch.adapters = self.table.distinct_adapters(batch.rows)
         return batch, failed
 
-    def _decode(self, sequence: Sequence, batch: Batch) -> int:
-        if sequence.generated + sequence.pending >= sequence.sampling.max_tokens:
-            return 0
-        if sequence.pending and sequence.sampling.needs_history:
-            return 0  # its penalties count the token that is still being chosen
-        slots = self._take(1, sequence, batch)
-        if slots is None:
-            return 0
-        future = sequence.computed >= len(sequence.tokens)
-        batch.rows.append(Row(sequence, sequence.computed, 1, samples=True, future=future))
-        self.cache.grow(sequence, slots, owned=True)
-        sequence.pending += 1
-        return 1
+    def _decode(self, batch: Batch) -> None:
+        rows = self.table.ready()
+        slots = self.cache.take(len(rows))
+        batch.decodes = self._decode_oldest(rows, batch) if slots is None else self.table.decode(rows, slots)
+
+    def _decode_oldest(self, rows: Rows, batch: Batch) -> Step:
+        """The pool has not room for all of `rows`: the oldest go on, in the place of those who came last."""
+        steps = [batch.decodes]
+        for row in rows[np.argsort(self.table.orders[rows])].tolist():
+            if not self.table.seated[row]:
+                continue  # it gave way to an older one
+            sequence = self.table.sequences[row]
+            slots = self._seats.take(1, sequence, batch)
+            if slots is not None:
+                steps.append(self.table.decode(np.array([row]), slots))
+        return np.concatenate(steps, axis=1)
 
     def _chunk(self, sequence: Sequence, batch: Batch, budget: int) -> int:
         """Schedules the next part of a sequence's input, sharing what others have computed of it meanwhile."""
         if not self._adopt(sequence, batch):
             return 0
-        left = len(sequence.tokens) - sequence.computed
-        slots = self._take(max(1, min(left, budget, self.cache.room)), sequence, batch)
+        start = sequence.computed
+        slots = self._seats.take(max(1, min(sequence.length - start, budget, self.cache.room)), sequence, batch)
         if slots is None:
             return 0
-        start, count = sequence.computed, len(slots)
+        count, row = len(slots), sequence.row
         self.cache.grow(sequence, slots)
-        last = sequence.computed == len(sequence.tokens)
-        batch.rows.append(Row(sequence, start, count, samples=last))
-        sequence.pending += last
+        last = self.table.chunk(row)
+        if last:
+            del self._seats.filling[sequence]
+        batch.chunks.append(Chunk(sequence, row, start, count, samples=last))
         adapter = sequence.adapter
-        if adapter is not None and start < sequence.lead <= sequence.computed:
-            self._keep_prefix(adapter, sequence.slots[: sequence.lead], batch)
+        if adapter is not None and start < sequence.lead <= start + count:
+            self._keep_prefix(adapter, self.table.slots[row, : sequence.lead].tolist(), batch)
         return count
 
     def _keep_prefix(self, adapter: RootKey, slots: list[int], batch: Batch) -> None:
@@ -193,7 +179,7 @@ class Scheduler:
 
         False where there is such KV but no room for it now: a trained prefix can't be computed instead.
         """
-        end = len(sequence.tokens) - 1  # one token at least is computed: its logits are needed
+        end = sequence.length - 1  # one token at least is computed: its logits are needed
         self.cache.follow(sequence, end)
         adapter, start = sequence.adapter, sequence.computed
         if adapter is None or start >= sequence.lead or sequence.shared < start:
@@ -201,17 +187,17 @@ class Scheduler:
         ready = min(self._shelf.compiled(adapter), sequence.lead, end)
         if ready <= start:
             return True
-        taken = self._take(ready - start, sequence, batch)
+        taken = self._seats.take(ready - start, sequence, batch)
         if taken is None:
             return False
         self.cache.grow(sequence, taken)
         assert sequence.shared == ready, "followed to here a moment ago; what was left there since gave way for room"
-        batch.loads.append(PrefixLoad(adapter, start, taken))
+        batch.loads.append(PrefixLoad(adapter, start, taken.tolist()))
         return True
 
     def _admit(self, batch: Batch, budget: int, now: float) -> list[tuple[Sequence, SoftmuxError]]:
         failed: list[tuple[Sequence, SoftmuxError]] = []
-        while budget and self._free_rows:
+        while budget and self.table.free:
             line = self.waiting.next_line()
             if line is None:
                 break
@@ -226,7 +212,7 @@ class Scheduler:
                     failed.append((sequence, error))
                 continue
             for _ in range(min(self.waiting.group, len(line))):
-                if not budget or not self._free_rows:
+                if not budget or not self.table.free:
                     break
                 used = self._start(line[0], batch, budget, now)
                 if not used:
@@ -236,154 +222,74 @@ class Scheduler:
 
     def _start(self, sequence: Sequence, batch: Batch, budget: int, now: float) -> int:
         """Moves the first of a line into the step; 0 where the pool has no room for its input yet."""
-        self.cache.enter(sequence)
-        self.cache.follow(sequence, len(sequence.tokens) - 1)
-        wanted = len(sequence.tokens) - sequence.computed + 1
-        if wanted > self.cache.room and (self.running or batch.rows):
-            self.cache.leave(sequence)
+        length = sequence.length
+        node, slots = self.cache.find(sequence, length - 1)
+        if length - len(slots) + 1 > self.cache.room and self.table.taken:
+            self.cache.let_go(node)
             return 0
         self.waiting.pop(sequence.root)
-        sequence.row = self._free_rows.pop()
-        sequence.admissions += 1
-        if sequence.adapter is not None:
-            self._shelf.hold(sequence.adapter)
-        self.running.append(sequence)
+        self._seats.start(sequence, node, slots)
         used = self._chunk(sequence, batch, budget)
         if sequence.cached < 0:
             sequence.cached = sequence.computed - used
-            self.prefix_queries += len(sequence.tokens)
+            self.prefix_queries += length
             self.prefix_hits += sequence.cached
         if sequence.first_scheduled is None:
             sequence.first_scheduled = now
         return used
 
-    # --- room --------------------------------------------------------------------------------------------------------
-
-    def _take(self, count: int, sequence: Sequence, batch: Batch) -> list[int] | None:
-        """`count` slots: free ones, then the cache's least recently used, then those of whoever came after."""
-        while (slots := self.cache.take(count)) is None:
-            if not self._preempt_after(sequence, batch):
-                return None
-        return slots
-
-    def _preempt_after(self, sequence: Sequence, batch: Batch) -> bool:
-        """Sends the latest comer after `sequence` back to the queue; the tree keeps what it computed, while it can."""
-        busy = {id(row.sequence) for row in batch.rows}
-        victims = [
-            s
-            for s in self.running
-            if s.order > sequence.order and id(s) not in busy and not self._inflight.get(id(s)) and s.row >= 0
-        ]
-        if not victims:
-            return False
-        victim = max(victims, key=lambda s: s.order)
-        self._retire(victim)
-        victim.preemptions += 1
-        self.preemptions += 1
-        batch.preempted += 1
-        self.waiting.push(victim)
-        return True
-
     # --- after the step ----------------------------------------------------------------------------------------------
 
-    def update(self, batch: Batch, output: StepOutput, now: float) -> list[tuple[Sequence, Output]]:
+    def update(self, batch: Batch, output: StepOutput, now: float) -> News:
         """Books what a step chose. Returns the news by sequence; a failed row's sequence has `finished` "abort" and
         a token of -1 was its output: the caller tells its client."""
-        news: list[tuple[Sequence, Output]] = []
-        chosen = zip(output.tokens, output.logprobs, strict=True)
-        for row in batch.rows:
-            sequence = row.sequence
-            self._landed(sequence)
-            if not row.samples:
-                continue
-            token, logprobs = next(chosen)
-            sequence.pending -= 1
-            if sequence.finished:
-                continue
-            if token < 0:
-                self._end(sequence, "abort")
-                news.append((sequence, Output(id=sequence.id, finish_reason="abort")))
-                continue
-            reason = self._append(sequence, token)
-            stopped = reason == "stop"
-            first = sequence.generated == (0 if stopped else 1)
-            news.append(
-                (
-                    sequence,
-                    Output(
-                        id=sequence.id,
-                        tokens=() if stopped else (token,),
-                        finish_reason=reason,
-                        cached_tokens=sequence.cached if first else 0,
-                        queue_seconds=(sequence.first_scheduled or now) - sequence.arrival if first else 0.0,
-                        logprobs=(logprobs,) if logprobs is not None and not stopped else (),
-                    ),
-                )
-            )
-            if reason:
-                self._end(sequence, reason)
+        table, rows, sampled = self.table, batch.rows, batch.sampled
+        table.land(rows, sampled)
+        said = table.say(sampled, output.tokens, self._eos)
         for save in batch.saves:
             self._unsaved.discard(save.adapter)
+        special = said.special
+        if output.logprobs:
+            special[list(output.logprobs)] = True
+        ended = table.ended[rows]
+        if not special.any() and not ended.any():
+            return News([], PlainTokens.of(table, sampled, output.tokens))
+        open_ = ~table.ended[sampled]
+        plain = open_ & ~special
+        news = News([], PlainTokens.of(table, sampled[plain], output.tokens[plain]))
+        for row in rows[ended & (table.flights[rows] == 0)].tolist():
+            self._seats.retire(table.sequences[row])
+        for place in np.flatnonzero(open_ & special).tolist():
+            sequence: Sequence = table.sequences[sampled[place]]
+            token, stopped = int(output.tokens[place]), bool(said.stops[place])
+            told, reason = tell(sequence, token, stopped=stopped, logprobs=output.logprobs.get(place), now=now)
+            news.outputs.append((sequence, told))
+            if reason:
+                self._end(sequence, reason)
         return news
-
-    def _append(self, sequence: Sequence, token: int) -> FinishReason | None:
-        sampling = sequence.sampling
-        if token in self._eos and not sampling.ignore_eos and sequence.generated >= sampling.min_tokens:
-            return "stop"
-        sequence.tokens.append(token)
-        return "length" if sequence.generated >= sampling.max_tokens else None
 
     def step_failed(self, batch: Batch) -> list[Sequence]:
         """A step raised: what it was to write is unknown. Everything cached is forgotten, every running sequence but
         the batch's own goes back to the queue, and those of the batch are returned, ended. The step before it has
         been booked by `update`; a sequence of the batch that this ended, or a client, is not ended again."""
-        for row in batch.rows:
-            self._landed(row.sequence)
-            row.sequence.pending = 0
-        felled = [row.sequence for row in batch.rows if not row.sequence.finished]
+        self.table.land(batch.rows, batch.sampled)
+        felled = [sequence for sequence in self.table.sequences[batch.rows].tolist() if not sequence.finished]
         for sequence in felled:
             self._end(sequence, "abort")
-        for sequence in list(self.running):
-            self._retire(sequence, keep=False)
-            self.waiting.push(sequence)
-        self.cache.clear()
+        self._seats.clear()
         self._unsaved.clear()
         return felled
 
-    def _landed(self, sequence: Sequence) -> None:
-        flights = self._inflight[id(sequence)] - 1
-        if flights:
-            self._inflight[id(sequence)] = flights
-            return
-        del self._inflight[id(sequence)]
-        if sequence in self._draining:
-            self._draining.remove(sequence)
-            self._retire(sequence)
-
     def _end(self, sequence: Sequence, reason: FinishReason) -> None:
-        """The sequence is over. Its slots are given back once no step in flight writes to them."""
+        """The sequence is over, wherever it is."""
         sequence.finished = reason
-        del self._by_id[sequence.client, sequence.id]
-        self._dated.discard(sequence)
-        if self.waiting.remove(sequence):
-            return
-        if self._inflight.get(id(sequence)):
-            self._draining.append(sequence)
+        self._roster.drop(sequence)
+        if sequence.row < 0:
+            self.waiting.remove(sequence)
         else:
-            self._retire(sequence)
-
-    def _retire(self, sequence: Sequence, *, keep: bool = True) -> None:
-        """Takes a sequence out of the running ones, its computed tokens into the tree (`keep`), its row back."""
-        self.running.remove(sequence)
-        self._free_rows.append(sequence.row)
-        sequence.row = -1
-        if sequence.adapter is not None:
-            self._shelf.release(sequence.adapter)
-        self.cache.leave(sequence, keep=keep)
+            self._seats.end(sequence)
 
     def check_integrity(self) -> None:
         """Every slot, row and reference is accounted for; tests call it after every scenario."""
-        self.cache.check_integrity(self.running)
-        rows = [s.row for s in self.running]
-        assert len(set(rows)) == len(rows)
-        assert not set(rows) & set(self._free_rows)
+        self._seats.check_integrity()
+        assert len(self._roster) == len(self.waiting) + sum(not s.finished for s in self.running)

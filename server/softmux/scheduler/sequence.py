@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from softmux.scheduler.radix import Node, RootKey
 from softmux.types import FinishReason, SamplingParams
+
+if TYPE_CHECKING:
+    from softmux.scheduler.rows import RowTable
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
     """A prompt and what has been generated after it. Only the scheduler changes it.
 
-    `tokens` are ids, virtual ones negative; `lead` of them, at the front, are the adapter's leading virtual tokens.
-    `computed` counts the tokens whose KV is in the cache or is being written by a step already scheduled, and `slots`
-    names where; the first `shared` of those slots belong to the tree (down to `node`), the rest to this sequence.
+    `prompt` are ids, virtual ones negative; `lead` of them, at the front, are the adapter's leading virtual tokens.
+    While it runs, its tokens, slots and counts are the columns of its row in `table`, and the properties here look
+    there; `said` holds what it has generated whenever it has no row.
     """
 
     id: str
     client: bytes
     root: RootKey
-    tokens: list[int]
+    prompt: list[int]
     sampling: SamplingParams
     arrival: float
     order: int = 0
@@ -29,27 +33,20 @@ class Sequence:
 
     prompt_length: int = field(init=False)
     lead: int = field(init=False)
-    computed: int = 0
-    slots: list[int] = field(default_factory=list)
+    said: list[int] = field(default_factory=list)
+    table: RowTable | None = None
+    row: int = -1
     node: Node | None = None
     shared: int = 0
+    """How many of its slots, from the first on, belong to the tree (down to `node`); those behind are its own."""
     cached: int = -1
-    row: int = -1
-    pending: int = 0
-    """Tokens sampled by steps in flight, not yet known here."""
     finished: FinishReason | None = None
     first_scheduled: float | None = None
     preemptions: int = 0
-    admissions: int = 0
-    """Times it has entered the running ones: its slots are new each time."""
 
     def __post_init__(self) -> None:
-        self.prompt_length = len(self.tokens)
-        self.lead = next((i for i, token in enumerate(self.tokens) if token >= 0), len(self.tokens))
-
-    @property
-    def generated(self) -> int:
-        return len(self.tokens) - self.prompt_length
+        self.prompt_length = len(self.prompt)
+        self.lead = next((i for i, token in enumerate(self.prompt) if token >= 0), len(self.prompt))
 
     @property
     def adapter(self) -> RootKey | None:
@@ -57,6 +54,42 @@ class Sequence:
         return self.root if self.root.digest is not None else None
 
     @property
+    def length(self) -> int:
+        """Tokens known: the prompt's, and those generated."""
+        return int(self.table.known[self.row]) if self.table is not None else self.prompt_length + len(self.said)
+
+    @property
+    def generated(self) -> int:
+        return self.length - self.prompt_length
+
+    @property
+    def tokens(self) -> list[int]:
+        """All that is known, as a new list."""
+        if self.table is None:
+            return [*self.prompt, *self.said]
+        known: list[int] = self.table.tokens[self.row, : self.length].tolist()
+        return known
+
+    def spelled(self, end: int) -> list[int]:
+        """A list that begins with `tokens[:end]`: the prompt itself, not to be changed, where it reaches so far."""
+        return self.prompt if end <= self.prompt_length else self.tokens
+
+    @property
+    def computed(self) -> int:
+        """Tokens whose KV is in the cache, or is being written by a step already scheduled."""
+        return int(self.table.computed[self.row]) if self.table is not None else 0
+
+    @property
+    def slots(self) -> list[int]:
+        """Where that KV lies, by position."""
+        return self.table.slots[self.row, : self.computed].tolist() if self.table is not None else []
+
+    @property
+    def pending(self) -> int:
+        """Tokens sampled by steps in flight, not yet known here."""
+        return int(self.table.pending[self.row]) if self.table is not None else 0
+
+    @property
     def decoding(self) -> bool:
-        """Only the newest token's KV is missing."""
-        return self.computed >= len(self.tokens) - 1 + self.pending and self.generated + self.pending > 0
+        """Its whole input has been scheduled: from here on it brings one token a step."""
+        return bool(self.table.decodes[self.row]) if self.table is not None else False

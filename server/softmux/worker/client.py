@@ -11,6 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -38,6 +39,15 @@ from softmux.worker.messages import (
 log = logging.getLogger(__name__)
 
 
+@dataclass(slots=True, eq=False)
+class _Stream:
+    """A sequence in flight: where its outputs go, and the worker's number for it, once it has told it."""
+
+    id: str
+    channel: Channel
+    number: int = -1
+
+
 class WorkerClient:
     """Connects to a worker, and again after it was restarted. All methods belong to one event loop.
 
@@ -51,7 +61,8 @@ class WorkerClient:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(ToClient)
-        self._channels: dict[str, Channel] = {}
+        self._streams: dict[str, _Stream] = {}
+        self._numbered: dict[int, _Stream] = {}
         self._admissions: dict[str, asyncio.Future[Admitted]] = {}
         self._welcome: asyncio.Future[ModelSpec] | None = None
         self._down: SoftmuxError | None = EngineDown("the engine is starting; try again shortly")
@@ -93,9 +104,9 @@ class WorkerClient:
     def fail_all(self, error: SoftmuxError) -> None:
         """The worker has died: everything in flight fails with `error`, and so does what is asked until `connect`."""
         self._down = error
-        channels, self._channels = self._channels, {}
-        for sequence_id, channel in channels.items():
-            channel.deliver(SequenceFailed(sequence_id, _again(error)), time.monotonic(), last=True)
+        streams, self._streams, self._numbered = self._streams, {}, {}
+        for stream in streams.values():
+            stream.channel.deliver(SequenceFailed(stream.id, _again(error)), time.monotonic(), last=True)
         admissions, self._admissions = self._admissions, {}
         for admission in admissions.values():
             if not admission.done():
@@ -134,7 +145,7 @@ class WorkerClient:
     @property
     def sequences(self) -> int:
         """How many sequences are in flight over this connection."""
-        return len(self._channels)
+        return len(self._streams)
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
@@ -144,7 +155,7 @@ class WorkerClient:
         self._check_up()
         channel = Channel(self.abort, (request.id for request in requests))
         for request in requests:
-            self._channels[request.id] = channel
+            self._streams[request.id] = _Stream(request.id, channel)
             self._send(request)
         return channel
 
@@ -162,7 +173,7 @@ class WorkerClient:
 
     def abort(self, sequence_id: str) -> None:
         """Ends a sequence, whose channel hears nothing more of it. Unknown ids are ignored."""
-        if self._channels.pop(sequence_id, None) is not None and self._down is None:
+        if self._drop(sequence_id) is not None and self._down is None:
             self._send(Abort(id=sequence_id))
 
     async def refresh_stats(self, within: float = 0.25) -> Stats | None:
@@ -215,15 +226,7 @@ class WorkerClient:
     def _dispatch(self, message: ToClient) -> None:
         match message:
             case Outputs():
-                channels, now = self._channels, self._heard
-                for output in message.outputs:
-                    channel = channels.get(output.id)
-                    if channel is None:
-                        continue  # aborted a moment ago
-                    last = output.finish_reason is not None
-                    if last:
-                        del channels[output.id]
-                    channel.deliver(output, now, last=last)
+                self._deliver(message)
             case Failed():
                 self._failed(message)
             case Admitted():
@@ -238,11 +241,37 @@ class WorkerClient:
             case Welcome():
                 self._welcomed(message)
 
+    def _deliver(self, message: Outputs) -> None:
+        """Outputs of sequences aborted a moment ago are passed over."""
+        now = self._heard
+        for output in message.outputs:
+            stream = self._streams.get(output.id)
+            if stream is None:
+                continue
+            last = output.finish_reason is not None
+            if last:
+                self._drop(output.id)
+            elif output.number >= 0:
+                stream.number = output.number
+                self._numbered[output.number] = stream
+            stream.channel.deliver(output, now, last=last)
+        for number, token in message.columns():
+            stream = self._numbered.get(number)
+            if stream is not None:
+                stream.channel.deliver(Output(id=stream.id, tokens=(token,)), now, last=False)
+
+    def _drop(self, sequence_id: str) -> _Stream | None:
+        """Nothing is delivered to that sequence from here on."""
+        stream = self._streams.pop(sequence_id, None)
+        if stream is not None:
+            self._numbered.pop(stream.number, None)
+        return stream
+
     def _failed(self, message: Failed) -> None:
         error = from_code(message.code, message.message, message.param)
-        channel = self._channels.pop(message.id, None)
-        if channel is not None:
-            channel.deliver(SequenceFailed(message.id, error), self._heard, last=True)
+        stream = self._drop(message.id)
+        if stream is not None:
+            stream.channel.deliver(SequenceFailed(message.id, error), self._heard, last=True)
             return
         waiting = self._admissions.pop(message.id, None) if message.id else self._welcome
         if waiting is not None and not waiting.done():

@@ -7,11 +7,13 @@ worker refuse each other in words.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgspec
 
 from softmux.types import AdapterRef, Manifest, ModelSpec, Output, SamplingParams
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
@@ -73,9 +75,20 @@ class Welcome(_Message, frozen=True, kw_only=True):
 
 
 class Outputs(_Message, frozen=True, kw_only=True):
-    """All the new tokens of a step that belong to this client."""
+    """All the new tokens of a step that belong to this client.
 
-    outputs: tuple[Output, ...]
+    `outputs` are of sequences with more to tell than a token: the first one, the end, log probabilities. The others
+    brought one token each, and travel as columns: their numbers (which their first `Output` told) in `numbers`, int64,
+    and the tokens in `tokens`, int32, both in this machine's byte order.
+    """
+
+    outputs: tuple[Output, ...] = ()
+    numbers: bytes = b""
+    tokens: bytes = b""
+
+    def columns(self) -> Iterator[tuple[int, int]]:
+        """The number and the token of each sequence that brought no more than that."""
+        return zip(memoryview(self.numbers).cast("q"), memoryview(self.tokens).cast("i"), strict=True)
 
 
 class Failed(_Message, frozen=True, kw_only=True):

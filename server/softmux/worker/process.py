@@ -30,12 +30,12 @@ from softmux.worker.messages import (
     Failed,
     Generate,
     Hello,
-    Outputs,
     Ping,
     ToClient,
     ToWorker,
     Welcome,
 )
+from softmux.worker.outbox import messages
 from softmux.worker.stats import WorkerStats
 
 log = logging.getLogger(__name__)
@@ -89,8 +89,8 @@ class Worker:
         while not self._stopping:
             self._receive(rest)
             news = self.engine.step()
-            self._expire()
             self._deliver(news)
+            self._expire()
             now = time.monotonic()
             if now - told >= _STATS_SECONDS:
                 told = now
@@ -98,8 +98,7 @@ class Worker:
                     log.warning("the server is gone: the worker ends, too")
                     break
                 self._tell_stats()
-            ran = news.batch is not None and bool(news.batch.rows)
-            rest = 0.0 if ran else _IDLE_SECONDS if self.engine.idle else _STUCK_SECONDS
+            rest = 0.0 if news.ran else _IDLE_SECONDS if self.engine.idle else _STUCK_SECONDS
         self.engine.close()
         self._socket.close()
 
@@ -171,8 +170,8 @@ class Worker:
                     self._send(owner, answer)
             else:
                 outputs[sequence.client].append(output)
-        for client, batch in outputs.items():
-            self._send(client, Outputs(outputs=tuple(batch)))
+        for client, message in messages(outputs, news.plain):
+            self._send(client, message)
         for sequence, error in news.failed:
             self._failed(sequence, error)
 

@@ -43,19 +43,20 @@ class WorkerStats:
             self._generated += len(output.tokens)
             if output.queue_seconds:
                 self._histograms["request_queue_time_seconds"].observe(output.queue_seconds)
+        if news.plain is not None:
+            self._generated += len(news.plain)
         tiers = self._engine.tiers.counts
         for seconds in tiers.seconds:
             self._histograms["adapter_load_seconds"].observe(seconds)
         tiers.seconds.clear()
-        if news.batch is None or not news.batch.rows:
+        if news.batch is None or not news.ran:
             return
         self._computed += news.batch.tokens
         self._prefixes += len(news.batch.saves)
         self._swapped += len(news.batch.loads)
         self._histograms["step_seconds"].observe(news.seconds)
-        self._histograms["batch_rows"].observe(len(news.batch.rows))
-        adapters = {row.sequence.root for row in news.batch.rows if row.sequence.adapter is not None}
-        self._histograms["batch_adapters"].observe(len(adapters))
+        self._histograms["batch_rows"].observe(len(news.batch))
+        self._histograms["batch_adapters"].observe(news.batch.adapters)
 
     def snapshot(self) -> Stats:
         engine = self._engine
@@ -74,7 +75,7 @@ class WorkerStats:
                 "adapter_vector_swaps_total": engine.runner.vocabulary.swaps,
             },
             gauges={
-                "num_requests_running": len(scheduler.running),
+                "num_requests_running": scheduler.table.taken,
                 "num_requests_waiting": len(scheduler.waiting),
                 "kv_cache_usage_perc": used / scheduler.cache.pool.capacity,
                 "prefix_cache_tokens": scheduler.cache.tree.tokens,

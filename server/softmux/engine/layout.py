@@ -1,0 +1,65 @@
+"""A batch as arrays, laid end to end: what a packed forward is told of its tokens. On the host, by numpy alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from softmux.scheduler.batch import Batch
+from softmux.scheduler.radix import RootKey
+from softmux.scheduler.rows import Ints, Rows
+
+
+def ranges(starts: Ints, counts: Ints) -> Ints:
+    """`starts[i] … starts[i] + counts[i]` of every i, one after the other."""
+    ends = np.cumsum(counts)
+    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts - starts, counts)
+
+
+@dataclass(slots=True, frozen=True)
+class Layout:
+    """One packed step. The batch's decoding rows come first, so their tokens do, too.
+
+    By row: `rows` (of the table), `starts`, `counts`. By token: `ids` (0 where it is not known or no real one),
+    `positions`, `slots`. `wanted`: the tokens whose logits are needed. `futures`: tokens that the step before is
+    choosing; `virtual`: tokens that are learned vectors, with the adapters they belong to and their numbers there.
+    """
+
+    rows: Rows
+    starts: Ints
+    counts: Ints
+    ids: Ints
+    positions: Ints
+    slots: Ints
+    wanted: Ints
+    futures: Ints
+    virtual: Ints
+    adapters: list[RootKey]
+    vectors: Ints
+
+
+def lay_out(batch: Batch) -> Layout:
+    table, decodes = batch.table, batch.decodes.shape[1]
+    rows, starts, counts = batch.rows, batch.starts, batch.counts
+    at_row, positions = np.repeat(rows, counts), ranges(starts, counts)
+    ids = table.tokens[at_row, positions].astype(np.int64)
+    ids[:decodes] = batch.decodes[0]
+    futures = np.flatnonzero(ids[:decodes] < 0)
+    virtual = np.flatnonzero(ids[decodes:] < 0) + decodes
+    vectors = -1 - ids[virtual]
+    ends = np.cumsum(counts)
+    samples = np.array([True] * decodes + [chunk.samples for chunk in batch.chunks], np.bool_)
+    return Layout(
+        rows=rows,
+        starts=starts,
+        counts=counts,
+        ids=np.maximum(ids, 0),
+        positions=positions,
+        slots=table.slots[at_row, positions].astype(np.int64),
+        wanted=ends[samples] - 1,
+        futures=futures,
+        virtual=virtual,
+        adapters=[sequence.root for sequence in table.sequences[at_row[virtual]].tolist()],
+        vectors=vectors,
+    )

@@ -22,7 +22,9 @@ ZOO: dict[str, Callable[[], Any]] = {
     "MULTITASK_PROMPT_TUNING": lambda: peft.MultitaskPromptTuningConfig(
         task_type="CAUSAL_LM", num_virtual_tokens=5, num_ranks=3
     ),
-    "CPT": lambda: peft.CPTConfig(task_type="CAUSAL_LM", cpt_token_ids=[4, 9, 17, 5], cpt_tokens_type_mask=[1, 2, 3, 4]),
+    "CPT": lambda: peft.CPTConfig(
+        task_type="CAUSAL_LM", cpt_token_ids=[4, 9, 17, 5], cpt_tokens_type_mask=[1, 2, 3, 4]
+    ),
     "CARTRIDGE": lambda: peft.CartridgeConfig(task_type="CAUSAL_LM", num_virtual_tokens=57, num_frozen_tokens=2),
 }
 

@@ -34,6 +34,7 @@ class KVPool:
         self.values = list(self._storage[1].unbind(0))
         self.copies = best_copies(device)
         self._after: torch.cuda.Event | None = None
+        self._rehearse()
         self.fence()
 
     @staticmethod
@@ -58,6 +59,14 @@ class KVPool:
     def save(self, pieces: Sequence[Piece]) -> Landing:
         """Copies slots into host memory, as the steps launched so far leave them."""
         return self.copies.gather(self._storage, _TOKENS, pieces)
+
+    def _rehearse(self) -> None:
+        """Compiles what a GPU's copies need, on the spare slot, so that no step waits for it."""
+        if self.device.type == "cuda":
+            there = torch.empty(self.prefix_shape(1), dtype=self.dtype, pin_memory=True)
+            self.save([Piece(there, 0, [self.spare])])
+            torch.cuda.synchronize(self.device)
+            self.load([Piece(there, 0, [self.spare])])
 
     def fence(self) -> None:
         """What has been launched by now may use any slot: the next `load` waits for it on the device."""

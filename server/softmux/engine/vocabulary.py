@@ -27,6 +27,9 @@ class VirtualVocabulary:
         self._resident: OrderedDict[RootKey, list[int]] = OrderedDict()
         self._read: torch.cuda.Event | None = None
         self._mark_read()
+        if device.type == "cuda":  # compiles what the copies need, so that no step waits for it
+            nothing = torch.zeros((1, hidden), dtype=dtype, pin_memory=True)
+            copies.scatter(self.table, 0, [Piece(nothing, 0, [0])], self._read)
         self.swaps = 0
 
     @property

@@ -17,7 +17,7 @@ WORD = 8
 """Bytes of a word: what is copied is looked at as int64, whatever its dtype."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["near_plane", "tokens", "planes"])  # no step waits for a variant to be compiled
 def _copy(
     far_ptr, near_ptr, near_plane, width, tokens, planes, TO_NEAR: tl.constexpr, T: tl.constexpr, W: tl.constexpr
 ):

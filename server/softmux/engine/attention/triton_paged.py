@@ -66,7 +66,8 @@ class TritonAttention:
         for members in (single, longer):
             for values in (rows.table_rows, offsets, rows.starts, rows.counts):
                 numbers.extend(values[i] for i in members)
-        queries = kernels.query_block(max((rows.counts[i] for i in longer), default=0))
+        width = self._pool.keys[0].shape[2]
+        queries = kernels.query_block(max((rows.counts[i] for i in longer), default=0), width)
         blocks_of = [
             (rows.starts[i] + first, number, first)
             for number, i in enumerate(longer)

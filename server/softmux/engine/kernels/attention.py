@@ -68,13 +68,13 @@ def _decode(
         place = (slot * kv_heads + kv_head)[:, None] * D + d[None, :]
         kv_mask = live[:, None] & (d < D)[None, :]
         k = tl.load(keys_ptr + place, mask=kv_mask, other=0.0)
-        s = _scores(q, tl.trans(k), scale, softcap, SOFTCAP)
+        s = _scores(q, tl.trans(k.to(q.dtype)), scale, softcap, SOFTCAP)
         s = tl.where(live[None, :], s, -float("inf"))
         higher = tl.maximum(m, tl.max(s, 1))
         p = tl.exp2(s - higher[:, None])
         fade = tl.exp2(m - higher)
         v = tl.load(values_ptr + place, mask=kv_mask, other=0.0)
-        acc = acc * fade[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
+        acc = acc * fade[:, None] + tl.dot(p.to(q.dtype), v.to(q.dtype), input_precision="ieee")
         total = total * fade + tl.sum(p, 1)
         m = higher
     if SPLIT:
@@ -130,7 +130,7 @@ def _extend_block(
     else:
         k = tl.load(keys_ptr + place)
         v = tl.load(values_ptr + place)
-    s = _scores(q, tl.trans(k), scale, softcap, SOFTCAP)
+    s = _scores(q, tl.trans(k.to(q.dtype)), scale, softcap, SOFTCAP)
     if MASKED:
         seen = live[None, :] & (key[None, :] <= position[:, None])
         if WINDOW:
@@ -142,7 +142,7 @@ def _extend_block(
         safe = tl.where(higher == -float("inf"), 0.0, higher)
     p = tl.exp2(s - safe[:, None])
     fade = tl.exp2(m - safe)
-    acc = acc * fade[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
+    acc = acc * fade[:, None] + tl.dot(p.to(q.dtype), v.to(q.dtype), input_precision="ieee")
     return higher, total * fade + tl.sum(p, 1), acc
 
 
@@ -171,6 +171,7 @@ def _extend(
     position = start + query
     last = tl.minimum(start + first + QUERIES, start + count)
     begin = 0
+    DIAGONAL_STAGES: tl.constexpr = None if WINDOW else 1
     all_seen = (start + first + 1) // BLOCK * BLOCK  # keys before it are seen by every query of the block
     if WINDOW:
         begin = tl.maximum(0, start + first - window + 1) // BLOCK * BLOCK
@@ -184,7 +185,8 @@ def _extend(
             q, m, total, acc, at, last, position, window, scale, softcap, keys_ptr, values_ptr, slots_ptr, kv_heads,
             kv_head, D, D_PAD, BLOCK, SOFTCAP, WINDOW, False,
         )  # fmt: skip
-    for at in range(all_seen, last, BLOCK):
+    # where loads are pipelined in both loops, the first one's matrix instructions wait for one another
+    for at in tl.range(all_seen, last, BLOCK, num_stages=DIAGONAL_STAGES):
         m, total, acc = _extend_block(
             q, m, total, acc, at, last, position, window, scale, softcap, keys_ptr, values_ptr, slots_ptr, kv_heads,
             kv_head, D, D_PAD, BLOCK, SOFTCAP, WINDOW, True,
@@ -240,9 +242,9 @@ def decode(
         )  # fmt: skip
 
 
-def query_block(longest: int) -> int:
-    """Queries a program of `extend` takes, for chunks of up to `longest` tokens."""
-    return 128 if longest >= 128 else 64
+def query_block(longest: int, width: int) -> int:
+    """Queries a program of `extend` takes, for chunks of up to `longest` tokens and heads `width` wide."""
+    return 128 if longest >= 128 and 64 < width <= 128 else 64
 
 
 def extend(

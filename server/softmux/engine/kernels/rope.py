@@ -38,28 +38,28 @@ def _rope_write(
     cos = tl.load(cos_ptr + position * (D // 2) + d, mask=live, other=0.0)
     sin = tl.load(sin_ptr + position * (D // 2) + d, mask=live, other=0.0)
     if tl.program_id(1) == 0:
-        head = tl.arange(0, HEADS_PAD)
-        mask = (head < HEADS)[:, None] & live[None, :]
-        at = head[:, None] * D + d[None, :]
-        low, high = _rotated(qkv_ptr + token * stride + at, mask, q_norm_ptr, cos, sin, d, eps, D, NORM)
-        place = q_ptr + token * HEADS * D + at
-        tl.store(place, low.to(q_ptr.dtype.element_ty), mask=mask)
-        tl.store(place + D // 2, high.to(q_ptr.dtype.element_ty), mask=mask)
+        q_head = tl.arange(0, HEADS_PAD)
+        q_mask = (q_head < HEADS)[:, None] & live[None, :]
+        q_at = q_head[:, None] * D + d[None, :]
+        q_low, q_high = _rotated(qkv_ptr + token * stride + q_at, q_mask, q_norm_ptr, cos, sin, d, eps, D, NORM)
+        target = q_ptr + token * HEADS * D + q_at
+        tl.store(target, q_low.to(q_ptr.dtype.element_ty), mask=q_mask)
+        tl.store(target + D // 2, q_high.to(q_ptr.dtype.element_ty), mask=q_mask)
     else:
         slot = tl.load(slots_ptr + token).to(tl.int64)
         head = tl.arange(0, KV_PAD)
         mask = (head < KV_HEADS)[:, None] & live[None, :]
         at = head[:, None] * D + d[None, :]
         source = qkv_ptr + token * stride + HEADS * D + at
-        low, high = _rotated(source, mask, k_norm_ptr, cos, sin, d, eps, D, NORM)
-        place = keys_ptr + slot * KV_HEADS * D + at
-        tl.store(place, low.to(keys_ptr.dtype.element_ty), mask=mask)
-        tl.store(place + D // 2, high.to(keys_ptr.dtype.element_ty), mask=mask)
-        low = tl.load(source + KV_HEADS * D, mask=mask, other=0.0)
-        high = tl.load(source + KV_HEADS * D + D // 2, mask=mask, other=0.0)
-        place = values_ptr + slot * KV_HEADS * D + at
-        tl.store(place, low.to(values_ptr.dtype.element_ty), mask=mask)
-        tl.store(place + D // 2, high.to(values_ptr.dtype.element_ty), mask=mask)
+        k_low, k_high = _rotated(source, mask, k_norm_ptr, cos, sin, d, eps, D, NORM)
+        k_target = keys_ptr + slot * KV_HEADS * D + at
+        tl.store(k_target, k_low.to(keys_ptr.dtype.element_ty), mask=mask)
+        tl.store(k_target + D // 2, k_high.to(keys_ptr.dtype.element_ty), mask=mask)
+        v_low = tl.load(source + KV_HEADS * D, mask=mask, other=0.0)
+        v_high = tl.load(source + KV_HEADS * D + D // 2, mask=mask, other=0.0)
+        v_target = values_ptr + slot * KV_HEADS * D + at
+        tl.store(v_target, v_low.to(values_ptr.dtype.element_ty), mask=mask)
+        tl.store(v_target + D // 2, v_high.to(values_ptr.dtype.element_ty), mask=mask)
 
 
 def rope_write(

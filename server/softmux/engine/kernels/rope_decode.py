@@ -84,9 +84,10 @@ def _rope_decode(
         )  # fmt: skip
         new_v = tl.load(source + (heads + kv_heads + kv_head) * D + d, mask=inside, other=0.0)
         target = (tl.load(slots_ptr + at).to(tl.int64) * kv_heads + kv_head) * D
-        kind = keys_ptr.dtype.element_ty
-        tl.store(keys_ptr + target + one + d[None, :], new.to(kind), mask=inside[None, :])
-        tl.store(values_ptr + target + d, new_v.to(kind), mask=inside)
+        new = new.to(keys_ptr.dtype.element_ty)  # attended to as it will be read from now on
+        new_v = new_v.to(keys_ptr.dtype.element_ty)
+        tl.store(keys_ptr + target + one + d[None, :], new, mask=inside[None, :])
+        tl.store(values_ptr + target + d, new_v, mask=inside)
         m = tl.sum(q.to(tl.float32) * new.to(tl.float32), 1) * scale * 1.4426950408889634
         total += 1.0
         acc += new_v.to(tl.float32)[None, :]
@@ -119,17 +120,19 @@ def _rope_decode(
         if tl.atomic_add(arrived, 1, sem="acq_rel") == splits - 1:
             tl.store(arrived, 0)  # for the next layer
             part = tl.arange(0, SPLITS)
+            part_mask = (part < splits)[:, None] & inside[None, :]
             for h in tl.static_range(GROUP):
-                one_head = at * heads + kv_head * GROUP + h
-                lse = tl.load(
-                    lse_ptr + one_head * splits + part, mask=part < splits, other=-float("inf"), cache_modifier=".cg"
+                merging = at * heads + kv_head * GROUP + h
+                weight = tl.load(
+                    lse_ptr + merging * splits + part, mask=part < splits, other=-float("inf"), cache_modifier=".cg"
                 )
-                weight = tl.exp2(lse - tl.max(lse, 0))
-                mask = (part < splits)[:, None] & inside[None, :]
-                place = partial_ptr + (one_head * splits + part)[:, None] * D + d[None, :]
-                parts = tl.load(place, mask=mask, other=0.0, cache_modifier=".cg")
+                weight = tl.exp2(weight - tl.max(weight, 0))
+                parts = tl.load(
+                    partial_ptr + (merging * splits + part)[:, None] * D + d[None, :], mask=part_mask, other=0.0,
+                    cache_modifier=".cg",
+                )  # fmt: skip
                 merged = tl.sum(parts * weight[:, None], 0) / tl.sum(weight, 0)
-                tl.store(out_ptr + one_head * D + d, merged.to(kind), mask=inside)
+                tl.store(out_ptr + merging * D + d, merged.to(kind), mask=inside)
 
 
 def rope_decode(
@@ -170,8 +173,8 @@ def rope_decode(
         qkv, keys, values, table, rows, positions, slots, *rotation, q_norm, k_norm, out, partial, lse, arrived,
         eps, scaling, window or 0, kv_heads, table.stride(0), splits,
         GROUP=group, GROUP_PAD=max(16, triton.next_power_of_2(group)), D=width, D_PAD=wide,
-        BLOCK=32 if splits > 4 or wide > 128 or qkv.dtype == torch.float32 else 64,
-        SPLITS=triton.next_power_of_2(splits), WINDOW=window is not None, NORM=norms is not None, num_warps=4,
-        num_stages=3, **pdl_options(qkv),
+        BLOCK=32 if splits > 4 or wide > 64 or qkv.dtype == torch.float32 else 64,
+        SPLITS=triton.next_power_of_2(splits), WINDOW=window is not None, NORM=norms is not None,
+        num_warps=2 if wide <= 128 else 4, num_stages=3, **pdl_options(qkv),
     )  # fmt: skip
     return out

@@ -25,6 +25,9 @@ __all__ = ["AdapterSource", "AdapterTiers", "TierCounts"]
 _PREFETCHED = 512
 """Adapters that are loading, or loaded and waited for, before their sequence's turn; others load at their turn."""
 
+_LEAST_SLAB, _FIRST_SLAB = 1 << 20, 256 << 20
+"""Bytes of host memory that are page-locked at the start; more is, as it is needed, on the loader's threads."""
+
 
 @dataclass(slots=True)
 class TierCounts:
@@ -72,7 +75,8 @@ class AdapterTiers:
     ) -> None:
         self._budget = budget
         self._keep_at = 2 if gpu else 1
-        self._arena = HostArena(pinned=torch.cuda.is_available()) if gpu else None
+        first = min(max(budget, _LEAST_SLAB), _FIRST_SLAB)
+        self._arena = HostArena(pinned=torch.cuda.is_available(), first_slab=first) if gpu else None
         self._empty: Empty = self._arena.empty if self._arena is not None else pageable
         self._host: dict[RootKey, HostAdapter] = {}
         self._idle: OrderedDict[RootKey, None] = OrderedDict()

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from softmux.api.choice import Choice, Piece, joined
+from softmux.api.choice import Choice, Piece
 from softmux.api.schemas import Sampling
 from softmux.api.services import Resolved, Services
 from softmux.api.tokenizer import LONG_TEXT
@@ -128,21 +128,24 @@ class Generation:
         """
         whole = whole and not self.looks_for_stops
         while arrived := await self.channel.arrivals(whole=whole):
-            news: dict[int, list[Piece]] = {}
+            outputs: dict[str, list[Output]] = {}
             for at, event in arrived:
                 if isinstance(event, SequenceFailed):
                     raise event.error
-                choice = self._by_id[event.id]
                 self._time(event, at)
-                piece = choice.push(event)
+                outputs.setdefault(event.id, []).append(event)
+            news: list[tuple[Choice, Piece]] = []
+            for sequence_id, some in outputs.items():
+                choice = self._by_id[sequence_id]
+                piece = choice.push(some[0] if len(some) == 1 else _as_one(some))
                 if choice.finish_reason == "abort":
                     raise InternalError("The engine gave the request up; try again.")
                 if choice.stopped:
-                    self.channel.abort(event.id)
+                    self.channel.abort(sequence_id)
                 if not piece.empty:
-                    news.setdefault(choice.index, []).append(piece)
+                    news.append((choice, piece))
             if news:
-                yield [(self.choices[index], joined(pieces)) for index, pieces in news.items()]
+                yield news
 
     def leave(self) -> None:
         """The client has gone away: what runs is ended, and `pieces` soon, too."""
@@ -192,6 +195,17 @@ class Generation:
         elif not self._seen:
             self.services.metrics.first_token(at - self.began)
         self._seen[output.id] = at
+
+
+def _as_one(outputs: Sequence[Output]) -> Output:
+    """Successive outputs of one sequence, which cost a reader as much as one."""
+    return Output(
+        id=outputs[0].id,
+        tokens=tuple([token for output in outputs for token in output.tokens]),
+        finish_reason=outputs[-1].finish_reason,
+        cached_tokens=sum([output.cached_tokens for output in outputs]),
+        logprobs=tuple([values for output in outputs for values in output.logprobs]),
+    )
 
 
 def _check(services: Services, body: Sampling, params: SamplingParams, prompts: Sequence[Prompt]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,6 +88,13 @@ def _cuts(seconds: list[float]) -> dict[str, float]:
     return {f"p{cut}": round(float(value), 3) for cut, value in zip(_PERCENTILES, values, strict=True)}
 
 
+@dataclass(frozen=True, slots=True)
+class _Job:
+    root: RootKey
+    tokens: tuple[int, ...]
+    sampling: SamplingParams
+
+
 class Bench:
     """An engine with `tasks` adapters on its disk, and room for fewer."""
 
@@ -137,46 +144,50 @@ class Bench:
             return "gpu"
         return self.engine.tiers.tier(root)
 
-    def run(self, roots: Iterator[RootKey], result: Pass, *, until: float = float("inf")) -> Pass:
-        """Keeps `outstanding` requests in the engine until `roots` ends, or no new ones after the time `until`."""
-        engine, load = self.engine, self.load
+    def run(self, roots: Iterable[RootKey], result: Pass, *, until: float = float("inf")) -> Pass:
+        """Keeps `outstanding` requests in the engine until all of `roots` are done; no new ones after `until`."""
+        engine = self.engine
         asked: dict[str, float] = {}
+        jobs = deque(self._jobs(roots))
         number = 0
         began = time.perf_counter()
-        more = True
-        while more or asked:
-            while more and len(asked) < load.outstanding:
-                root = next(roots, None)
+        while jobs or asked:
+            while jobs and len(asked) < self.load.outstanding:
+                job = jobs.popleft()
                 now = time.perf_counter()
-                if root is None or now > until:
-                    more = False
+                if now > until:
+                    jobs.clear()
                     break
-                result.found[self.where(root)] += 1
+                result.found[self.where(job.root)] += 1
                 asked[str(number)] = now
-                self._add(str(number), root)
+                self._add(str(number), job)
                 number += 1
             news = engine.step()
             if news.failed:
                 raise news.failed[0][1]
             now = time.perf_counter()
-            for sequence, output in news.each():
+            for sequence, output in news.outputs:
                 result.tokens += len(output.tokens)
                 if sequence.generated == len(output.tokens):
                     result.first.append(now - asked[sequence.id])
                 if output.finish_reason is not None:
                     result.whole.append(now - asked.pop(sequence.id))
-            if not news.outputs and not news.ran:
+            if not news.outputs and (news.batch is None or len(news.batch.rows) == 0):
                 time.sleep(0.0001)  # the loader has the interpreter to itself
         result.requests += number
         result.seconds += time.perf_counter() - began
         return result
 
-    def _add(self, name: str, root: RootKey, new_tokens: int | None = None) -> None:
-        load, draw = self.load, self.draw
-        ids = tuple(draw.integers(3, self.engine.spec.vocab_size, draw.integers(load.low, load.high + 1)).tolist())
-        count = int(draw.integers(load.least, load.most + 1)) if new_tokens is None else new_tokens
-        sampling = SamplingParams(max_tokens=count, ignore_eos=True)
-        self.engine.add(name, (*_LEAD, *ids) if root.digest else ids, sampling, root=root, now=time.monotonic())
+    def _jobs(self, roots: Iterable[RootKey]) -> Iterator[_Job]:
+        """What is asked, made before the clock runs."""
+        load, draw, vocabulary = self.load, self.draw, self.engine.spec.vocab_size
+        for root in roots:
+            ids = tuple(draw.integers(3, vocabulary, draw.integers(load.low, load.high + 1)).tolist())
+            count = int(draw.integers(load.least, load.most + 1))
+            yield _Job(root, (*_LEAD, *ids) if root.digest else ids, SamplingParams(max_tokens=count, ignore_eos=True))
+
+    def _add(self, name: str, job: _Job) -> None:
+        self.engine.add(name, job.tokens, job.sampling, root=job.root, now=time.monotonic())
 
     def tasks_of(self, mix: str, tasks: int, count: int) -> Iterator[RootKey]:
         """`count` draws among the first `tasks`, each with probability ∝ 1 / rank^exponent; ranks are shuffled."""
@@ -205,8 +216,9 @@ class Bench:
         return None
 
     def _alone(self, root: RootKey) -> float:
+        (job,) = self._jobs([root])
         began = time.perf_counter()
-        self._add("alone", root, 1)
+        self._add("alone", _Job(root, job.tokens, SamplingParams(max_tokens=1, ignore_eos=True)))
         seconds = 0.0
         while self.engine.scheduler.running or len(self.engine.scheduler.waiting) or not self.engine.idle:
             news = self.engine.step()
@@ -224,10 +236,10 @@ def crossing(
     ends = time.perf_counter() + seconds
     warmed = 0
     found: list[dict[str, object]] = []
-    bench.run(iter([bench.bare] * bench.load.outstanding), Pass(0, "warm-up"))
+    bench.run([bench.bare] * bench.load.outstanding, Pass(0, "warm-up"))
     for at, size in enumerate(sizes):
         fresh = min(size, room.host)
-        bench.run(iter(bench.roots[warmed:fresh]), Pass(size, "warm-up"))
+        bench.run(bench.roots[warmed:fresh], Pass(size, "warm-up"))
         warmed = max(warmed, fresh)
         for turn, mix in enumerate(MIXES):
             left = (ends - time.perf_counter()) / (len(MIXES) * (len(sizes) - at) - turn)
@@ -237,7 +249,7 @@ def crossing(
             bare, many = Pass(size, "bare"), Pass(size, mix)
             until = time.perf_counter() + left
             for _ in range(2):
-                bench.run(iter([bench.bare] * (requests // 4)), bare, until=until)
+                bench.run([bench.bare] * (requests // 4), bare, until=until)
                 bench.run(bench.tasks_of(mix, size, requests // 2), many, until=until)
             figures = many.figures() | {
                 "bare_tokens_per_second": round(bare.rate, 1),

@@ -122,7 +122,7 @@ def test_kept_prefix_kv_is_copied_and_only_where_the_tree_has_lost_it() -> None:
 
 def test_a_lead_that_an_aborted_sequence_began_is_taken_up_and_kept_whole() -> None:
     scene = Scene(budget=8, max_rows=2)
-    scene.scheduler._max_step_tokens = 3
+    scene.scheduler.max_step_tokens = 3
     scene.add([*LEAD, 3], TUNED)
     assert told(scene.step()[1]) == [("1", 0, 3, False)]
     scene.scheduler.abort(b"c", "1")
@@ -135,7 +135,7 @@ def test_a_lead_that_an_aborted_sequence_began_is_taken_up_and_kept_whole() -> N
 def test_a_copy_is_in_the_batch_even_if_its_row_finds_no_room() -> None:
     """The tree says that the copied tokens are there, so the engine must run a batch that has copies and no rows."""
     scene = Scene(slots=10, context=10, max_rows=2)
-    scene.scheduler._max_step_tokens = 2
+    scene.scheduler.max_step_tokens = 2
     sequence = scene.add([*LEAD, 6], TUNED, max_tokens=1)
     assert told(scene.step()[1]) == [("1", 0, 2, False)]
     scene.tuned.compiled = chain(TUNED, LEAD)  # kept meanwhile by another's step
@@ -243,7 +243,7 @@ def test_a_late_adapter_holds_up_nobody_and_a_lost_one_only_its_own() -> None:
 
 def test_decodes_go_before_prefill_and_prefill_gets_what_is_left() -> None:
     scene = Scene(max_rows=4)
-    scene.scheduler._max_step_tokens = 6
+    scene.scheduler.max_step_tokens = 6
     scene.add([3, 4], max_tokens=8)
     scene.add([5, 6], max_tokens=8)
     scene.step()

@@ -1,4 +1,4 @@
-"""Getting small lists of numbers to the device without making the host wait for it."""
+"""Getting small lists of numbers to the device without making the host wait for it, and hearing that it is full."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 _LINE = 16
 """Numbers of 8 bytes in 128."""
+_FULL = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def to_device(
@@ -35,3 +36,8 @@ def send(device: torch.device, *arrays: npt.NDArray[np.integer[Any]]) -> list[to
         host[begin : begin + len(array)] = array
     sent = to_device(host, device)
     return [sent[begin : begin + len(array)] for array, begin in zip(arrays, begins.tolist(), strict=False)]
+
+
+def is_shortage(error: Exception) -> bool:
+    """Whether it says that the device has no memory left: nothing is broken then."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _FULL)

@@ -12,14 +12,16 @@ from pathlib import Path
 import msgspec
 import torch
 
+from softmux.engine.device import is_shortage
 from softmux.engine.disk import DiskTier
 from softmux.engine.fast import best_backend, prove
 from softmux.engine.host_adapter import HostAdapter
 from softmux.engine.kv import KVPool
 from softmux.engine.packed import PackedModel
 from softmux.engine.runner import Launched, ModelRunner
+from softmux.engine.shortage import LEAST, Shortage, run_in_parts
 from softmux.engine.tiers import AdapterSource, AdapterTiers
-from softmux.errors import InternalError, InvalidRequest, SoftmuxError
+from softmux.errors import InternalError, InvalidRequest, Overloaded, SoftmuxError
 from softmux.formats.parts import Parts
 from softmux.scheduler.batch import Batch
 from softmux.scheduler.news import PlainTokens
@@ -133,6 +135,7 @@ class Engine:
         self._overlap = device.type == "cuda"
         self._flying: Launched | None = None
         self.steps = 0
+        self.shortage = Shortage()
         prove(self.runner, self.spec)
 
     def _kv_tokens(self, settings: Settings) -> int:
@@ -214,10 +217,14 @@ class Engine:
             try:
                 launched = self.runner.launch(batch)
                 self.steps += 1
+                self._calm()
             except Exception as error:
-                log.exception("a step of %d rows failed", len(batch))
                 self._land(news)
-                self._fell(batch, error, news)
+                if is_shortage(error):
+                    launched = self._squeeze(batch, news)
+                else:
+                    log.exception("a step of %d rows failed", len(batch))
+                    self._fell(batch, error, news)
         if self._overlap:
             self._flying, launched = launched, self._flying
         if launched is not None:
@@ -241,8 +248,36 @@ class Engine:
             else:
                 news.outputs.append((sequence, out))
 
+    def _calm(self) -> None:
+        self.shortage.calm(self.scheduler.max_step_tokens)
+        self.scheduler.limit = self.shortage.limit
+
+    def _squeeze(self, batch: Batch, news: StepNews) -> Launched | None:
+        """There was no memory for the step: runs it in parts, or puts its work back and sheds what has come last."""
+        least, waiting = self.shortage.limit == LEAST, len(self.scheduler.waiting)
+        self.shortage.tighten(batch.tokens)
+        self.scheduler.limit = self.shortage.limit
+        log.warning("no memory for a step of %d tokens: at most %d for a while", batch.tokens, self.shortage.limit)
+        try:
+            launched = run_in_parts(self.runner, batch)
+        except Exception as error:
+            if not is_shortage(error):
+                log.exception("a step of %d rows failed", len(batch))
+                self._fell(batch, error, news)
+                return None
+            self.runner.undo(batch)
+            self.scheduler.step_undone(batch)
+            self.shortage.counts["requeued"] += 1
+            for sequence in self.scheduler.shed(max((waiting + 1) // 2, least)):
+                self.shortage.refused += 1
+                news.failed.append((sequence, Overloaded("the server is short of memory; retry later")))
+            return None
+        self.shortage.counts["split"] += 1
+        self.steps += 1
+        return launched
+
     def _fell(self, batch: Batch, error: Exception, news: StepNews) -> None:
-        self.runner.forget_rows()
+        self.runner.undo(batch)
         for sequence in self.scheduler.step_failed(batch):
             news.failed.append((sequence, InternalError(f"the step that ran this request failed: {error}")))
 

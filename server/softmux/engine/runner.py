@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 
 from softmux.engine.attention.base import AttentionBackend, PackedRows
 from softmux.engine.attention.torch_sdpa import TorchAttention
-from softmux.engine.device import send, to_device
+from softmux.engine.device import is_shortage, send, to_device
 from softmux.engine.graphs import DecodeGraphs
 from softmux.engine.kv import KVPool
 from softmux.engine.layout import Layout, lay_out
@@ -37,10 +37,12 @@ class Launched:
     batch: Batch
     landing: Buffer
     """Holds the tokens, one for each row that chooses one, once the step has ended."""
-    special: list[int]
+    special: list[int] = field(default_factory=list)
     """Which of those rows were not plainly greedy; `choices` and `sampled` are theirs."""
-    choices: list[Choice]
-    sampled: Sampled | None
+    choices: list[Choice] = field(default_factory=list)
+    sampled: Sampled | None = None
+    output: StepOutput | None = None
+    """Where the step was waited for already."""
 
 
 class ModelRunner:
@@ -97,7 +99,7 @@ class ModelRunner:
         """Runs the step; on a GPU, returns before it has ended."""
         if batch.loads:
             self.tiers.load(batch.loads, self.pool)
-        launched = Launched(batch, self._landings.next(), [], [], None)
+        launched = Launched(batch, self._landings.next())
         if len(batch):
             logits, tokens = self._replay(batch) or (self._forward(batch), None)
             if batch.saves:
@@ -111,8 +113,16 @@ class ModelRunner:
         self._mirror.forget()
         self.pool.fence()
 
+    def undo(self, batch: Batch) -> None:
+        """A launch has raised, somewhere: what it was to write, of its rows and their adapters, does not count."""
+        self.forget_rows()
+        for sequence in batch.table.sequences[batch.rows].tolist():
+            self.vocabulary.forget(sequence.root)
+
     def collect(self, launched: Launched) -> StepOutput:
         """Waits until the step has ended, for its tokens if it chooses any: its slots may be others' after that."""
+        if launched.output is not None:
+            return launched.output
         launched.landing.wait()
         tokens = launched.landing.array[: len(launched.batch.sampled)].copy()
         if launched.sampled is None:
@@ -209,10 +219,8 @@ class ModelRunner:
                 logits = self.fused.forward(embeddings, positions, packed.slots, wanted)
                 self.ways.ran("fused")
                 return logits
-            except torch.OutOfMemoryError:
-                raise
-            except Exception:
-                if self.ways.proving:
+            except Exception as error:
+                if self.ways.proving or is_shortage(error):
                     raise
                 log.exception("a step of fused layers failed; this step and all others run through the module")
                 self.leave_fast_paths()

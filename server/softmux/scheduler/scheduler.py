@@ -54,11 +54,13 @@ class Scheduler:
         self.waiting = WaitingQueue(group)
         self._seats = Seats(self.table, self.cache, self.waiting, shelf)
         self._roster = Roster()
-        self._max_step_tokens = max(max_step_tokens, max_rows)  # every decoding row fits every step
+        self.max_step_tokens = max(max_step_tokens, max_rows)  # every decoding row fits every step
         self._max_waiting = max_waiting
         self._eos = tuple(eos)
         self._shelf = shelf
         self._unsaved: set[RootKey] = set()
+        self.limit: int | None = None
+        """Fewer tokens than ever a step may have, where memory is short; rows that do not fit into it wait."""
         self.prefix_queries = 0
         self.prefix_hits = 0
 
@@ -124,8 +126,9 @@ class Scheduler:
     def next(self, now: float) -> tuple[Batch, list[tuple[Sequence, SoftmuxError]]]:
         """The next step's batch (maybe empty), and the sequences that can't run because their adapter can't be had."""
         batch = Batch(self.table)
-        self._decode(batch)
-        budget = self._max_step_tokens - len(batch)
+        most = min(self.max_step_tokens, self.limit or self.max_step_tokens)
+        self._decode(batch, most)
+        budget = most - len(batch)
         for sequence in list(self._seats.filling):
             if budget and sequence in self._seats.filling:
                 budget -= self._chunk(sequence, batch, budget)
@@ -133,8 +136,10 @@ class Scheduler:
         batch.adapters = self.table.distinct_adapters(batch.rows)
         return batch, failed
 
-    def _decode(self, batch: Batch) -> None:
+    def _decode(self, batch: Batch, most: int) -> None:
         rows = self.table.ready()
+        if len(rows) > most:
+            rows = rows[np.argsort(self.table.orders[rows])[:most]]
         slots = self.cache.take(len(rows))
         batch.decodes = self._decode_oldest(rows, batch) if slots is None else self.table.decode(rows, slots)
 
@@ -272,13 +277,28 @@ class Scheduler:
         """A step raised: what it was to write is unknown. Everything cached is forgotten, every running sequence but
         the batch's own goes back to the queue, and those of the batch are returned, ended. The step before it has
         been booked by `update`; a sequence of the batch that this ended, or a client, is not ended again."""
-        self.table.land(batch.rows, batch.sampled)
         felled = [sequence for sequence in self.table.sequences[batch.rows].tolist() if not sequence.finished]
+        self.table.land(batch.rows, batch.sampled)
         for sequence in felled:
             self._end(sequence, "abort")
+        self._forget()
+        return felled
+
+    def step_undone(self, batch: Batch) -> None:
+        """As `step_failed`, but those of the batch go back to the queue, too: they lose no more than work."""
+        self.table.land(batch.rows, batch.sampled)
+        self._forget()
+
+    def _forget(self) -> None:
         self._seats.clear()
         self._unsaved.clear()
-        return felled
+
+    def shed(self, count: int) -> list[Sequence]:
+        """Ends and returns the `count` waiting sequences that came last."""
+        newest = sorted(self.waiting, key=lambda sequence: sequence.order)[-count:] if count else []
+        for sequence in newest:
+            self._end(sequence, "abort")
+        return newest
 
     def _end(self, sequence: Sequence, reason: FinishReason) -> None:
         """The sequence is over, wherever it is."""

@@ -69,6 +69,7 @@ class WorkerStats:
                 "engine_generated_tokens_total": self._generated,
                 "prefix_cache_queries_total": scheduler.prefix_queries,
                 "prefix_cache_hits_total": scheduler.prefix_hits,
+                "requests_shed_total": engine.shortage.refused,
                 "num_preemptions_total": scheduler.preemptions,
                 "adapter_prefixes_computed_total": self._prefixes,
                 "adapter_prefixes_copied_total": self._swapped,
@@ -77,6 +78,7 @@ class WorkerStats:
             gauges={
                 "num_requests_running": scheduler.table.taken,
                 "num_requests_waiting": len(scheduler.waiting),
+                "step_token_limit": engine.shortage.limit or scheduler.max_step_tokens,
                 "kv_cache_usage_perc": used / scheduler.cache.pool.capacity,
                 "prefix_cache_tokens": scheduler.cache.tree.tokens,
                 "adapters_in_host_memory": tiers.resident,
@@ -88,6 +90,7 @@ class WorkerStats:
                 "adapter_loads_total": {tier: float(count) for tier, count in tiers.counts.loads.items()},
                 "engine_step_ways_total": {way: float(count) for way, count in ways.steps.items()},
                 "fast_path_fallbacks_total": {path: float(count) for path, count in ways.fallbacks.items()},
+                "out_of_memory_total": {answer: float(count) for answer, count in engine.shortage.counts.items()},
             },
             infos={"fast_paths_info": ways.in_use},
         )

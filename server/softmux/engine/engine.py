@@ -99,6 +99,8 @@ class Engine:
             )
         self.model = model
         device = model.device
+        if settings.kv_cache_dtype == "fp8":
+            model.keep_kv_in_fp8()
         slots = settings.kv_tokens or self._kv_tokens(settings)
         context = min(self.model.context_length, settings.context_length or self.model.context_length, slots)
         self.spec: ModelSpec = self.model.spec(context)
@@ -106,6 +108,7 @@ class Engine:
         self.tiers = AdapterTiers(
             spec=self.spec,
             dtype=self.model.dtype,
+            kv_dtype=self.model.kv_dtype,
             budget=settings.host_cache_bytes,
             gpu=device.type == "cuda",
             readers=_GPU_READERS if device.type == "cuda" else 1,
@@ -139,7 +142,7 @@ class Engine:
         prove(self.runner, self.spec)
 
     def _kv_tokens(self, settings: Settings) -> int:
-        each = KVPool.bytes_per_token(self.model.layers, self.model.dtype)
+        each = KVPool.bytes_per_token(self.model.layers, self.model.kv_dtype)
         if self.model.device.type == "cuda":
             free, total = torch.cuda.mem_get_info(self.model.device)
             spare = free - (1 - settings.kv_memory_fraction) * total - (2 << 30)  # the step's own tensors
@@ -192,7 +195,7 @@ class Engine:
 
     def adopt(self, root: RootKey, parts: Parts) -> None:
         """Puts an adapter that is at hand into host memory, without any store."""
-        self.tiers.adopt(root, HostAdapter.from_parts(parts, self.model.dtype))
+        self.tiers.adopt(root, HostAdapter.from_parts(parts, self.model.dtype, kv_dtype=self.model.kv_dtype))
 
     # --- the loop's body ---------------------------------------------------------------------------------------------
 

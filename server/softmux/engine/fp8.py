@@ -122,7 +122,7 @@ class Fp8Linear(nn.Module):
         return Fp8Weight(self.weight.data, self.weight_scale)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.plainly and x.is_cuda and _has_kernels(x.device):
+        if not self.plainly and x.is_cuda and has_kernels(x.device):
             from softmux.engine.kernels.fp8 import product
 
             flat = product(x.reshape(-1, self.in_features), self.quantised, self.bias)
@@ -132,7 +132,8 @@ class Fp8Linear(nn.Module):
 
 
 @functools.cache
-def _has_kernels(device: torch.device) -> bool:
+def has_kernels(device: torch.device) -> bool:
+    """Whether Triton's kernels know fp8 on that CUDA device (Ada and later)."""
     triton = importlib.util.find_spec("triton") is not None
     return triton and torch.cuda.get_device_capability(device) >= (8, 9)
 

@@ -13,7 +13,7 @@ import msgspec
 import torch
 
 from softmux.engine.arena import Empty, pageable
-from softmux.engine.kv import PrefixKV
+from softmux.engine.kv import PrefixKV, as_kept
 from softmux.formats.parts import Parts, PrefixPart, PromptPart
 
 _MAGIC = b"softmux\2"
@@ -32,8 +32,8 @@ class _Header(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 @dataclass(slots=True, eq=False)
 class HostAdapter:
     """`vectors` `[k, hidden]` (prompt tuning, P-tuning), or None; `prefix` the compiled KV of its leading virtual
-    tokens: `trained` (prefix tuning), or kept from a step that computed it, as the `computed`-th one did. Both in the
-    model's dtype. `holds` counts the sequences that run on it."""
+    tokens: `trained` (prefix tuning), or kept from a step that computed it, as the `computed`-th one did. Vectors
+    are in the model's dtype, the prefix in the pool's. `holds` counts the sequences that run on it."""
 
     vectors: torch.Tensor | None
     prefix: PrefixKV | None = None
@@ -42,16 +42,19 @@ class HostAdapter:
     computed: int = 0
 
     @classmethod
-    def from_parts(cls, parts: Parts, dtype: torch.dtype, empty: Empty = pageable) -> HostAdapter:
+    def from_parts(
+        cls, parts: Parts, dtype: torch.dtype, empty: Empty = pageable, kv_dtype: torch.dtype | None = None
+    ) -> HostAdapter:
         vectors, prefix = None, None
         for part in parts:
             match part:
                 case PromptPart():
                     vectors = empty(part.vectors.shape, dtype).copy_(torch.from_numpy(part.vectors))
                 case PrefixPart():
-                    prefix = empty((2, *part.keys.shape), dtype)
-                    prefix[0].copy_(torch.from_numpy(part.keys))
-                    prefix[1].copy_(torch.from_numpy(part.values))
+                    kind = kv_dtype or dtype
+                    prefix = empty((2, *part.keys.shape), kind)
+                    prefix[0].copy_(as_kept(torch.from_numpy(part.keys), kind))
+                    prefix[1].copy_(as_kept(torch.from_numpy(part.values), kind))
         return cls(vectors, prefix, trained=prefix is not None)
 
     @property

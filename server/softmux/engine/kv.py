@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from softmux.engine.fp8 import E4M3, E4M3_MAX
 from softmux.engine.transfer import Landing, Piece, best_copies
 from softmux.types import LayerKV
 
@@ -16,8 +17,23 @@ _TOKENS = 2
 """Where the tokens are among a prefix's dimensions, and the slots among the pool's."""
 
 
+def as_kept(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Keys or values as a pool of that dtype keeps them. In fp8 they are rounded without a scale: the format reaches
+    from 0.002 to 448, with three bits behind the first, and what is larger becomes 448."""
+    return (x.clamp(-E4M3_MAX, E4M3_MAX) if dtype == E4M3 else x).to(dtype)
+
+
+def _raw(x: torch.Tensor) -> torch.Tensor:
+    """For torch's indexing, which knows no fp8: its bytes."""
+    return x.view(torch.uint8) if x.dtype == E4M3 else x
+
+
+def _raw_pieces(pieces: Sequence[Piece]) -> list[Piece]:
+    return [Piece(_raw(piece.values), piece.start, piece.slots) for piece in pieces]
+
+
 class KVPool:
-    """`keys[layer]` and `values[layer]`: `[slots + 1, kv_heads, head_dim]` in the KV dtype.
+    """`keys[layer]` and `values[layer]`: `[slots + 1, kv_heads, head_dim]` in the KV dtype, which may be fp8 (e4m3).
 
     A token's heads lie together, so that a kernel that walks a row's slots reads whole lines of memory. The slot
     behind the last, `spare`, is nobody's: what padding rows write goes there.
@@ -45,6 +61,17 @@ class KVPool:
         """Of a prefix of so many tokens."""
         return (2, len(self.keys), tokens, *self.keys[0].shape[1:])
 
+    def put(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Writes a layer's new `keys`, `values` `[tokens, kv_heads, head_dim]` at `slots` (int64)."""
+        _raw(self.keys[layer]).index_copy_(0, slots, _raw(as_kept(keys, self.dtype)))
+        _raw(self.values[layer]).index_copy_(0, slots, _raw(as_kept(values, self.dtype)))
+
+    def take(self, layer: int, slots: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """A layer's keys and values at `slots`, `[len(slots), kv_heads, head_dim]` each, in `dtype`."""
+        keys = _raw(self.keys[layer]).index_select(0, slots).view(self.dtype)
+        values = _raw(self.values[layer]).index_select(0, slots).view(self.dtype)
+        return keys.to(dtype), values.to(dtype)
+
     def load(self, pieces: Sequence[Piece]) -> None:
         """Copies parts of prefixes from host memory into slots; what runs on the current stream from here on finds
         them there.
@@ -54,11 +81,11 @@ class KVPool:
         have been waited for on the host. Where that does not hold, after a step that failed midway, `fence` is called.
         """
         after, self._after = self._after, None
-        self.copies.scatter(self._storage, _TOKENS, pieces, after)
+        self.copies.scatter(_raw(self._storage), _TOKENS, _raw_pieces(pieces), after)
 
     def save(self, pieces: Sequence[Piece]) -> Landing:
         """Copies slots into host memory, as the steps launched so far leave them."""
-        return self.copies.gather(self._storage, _TOKENS, pieces)
+        return self.copies.gather(_raw(self._storage), _TOKENS, _raw_pieces(pieces))
 
     def _rehearse(self) -> None:
         """Compiles what a GPU's copies need, on the spare slot, so that no step waits for it."""

@@ -45,6 +45,7 @@ class AdapterLoader:
         *,
         spec: ModelSpec,
         dtype: torch.dtype,
+        kv_dtype: torch.dtype,
         empty: Empty,
         source: AdapterSource,
         disk: DiskTier | None,
@@ -53,6 +54,7 @@ class AdapterLoader:
     ) -> None:
         self._spec = spec
         self._dtype = dtype
+        self._kv_dtype = kv_dtype
         self._empty = empty
         self._source = source
         self._disk = disk
@@ -106,7 +108,7 @@ class AdapterLoader:
             if adapter is None:
                 tier = "registry"
                 parts = read_adapter(self._source(key), self._spec).parts
-                adapter = HostAdapter.from_parts(parts, self._dtype, self._empty)
+                adapter = HostAdapter.from_parts(parts, self._dtype, self._empty, self._kv_dtype)
         except SoftmuxError as known:
             error = known
         except Exception as unknown:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import itertools
 import logging
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
+from transformers.masking_utils import eager_mask
 
 from softmux.engine.anatomy import embeddings, linear_shapes
 from softmux.engine.attention.base import AttentionBackend, PackedRows
 from softmux.engine.fingerprint import base_fingerprint, tokenizer_fingerprint
-from softmux.engine.fp8 import E4M3, Fp8Linear
+from softmux.engine.fp8 import E4M3, E4M3_MAX, Fp8Linear, has_kernels
 from softmux.engine.fp8_loading import load_fp8
+from softmux.engine.kv import as_kept
 from softmux.engine.serves import SERVES
 from softmux.errors import SelfTestFailed
 from softmux.types import LayerKV, ModelSpec
@@ -57,9 +60,11 @@ class PackedModel:
         self.text_config: Any = self.config.get_text_config()
         self.device: torch.device = next(module.parameters()).device
         self.dtype: torch.dtype = next(p.dtype for p in module.parameters() if p.dtype != E4M3)
+        self.kv_dtype = self.dtype
         self._fp8 = [layer for layer in module.modules() if isinstance(layer, Fp8Linear)]
         self.embedding: Any = self.module.get_input_embeddings()
         self._attention = f"softmux_{next(_names)}"
+        self._rounded = f"{self._attention}_rounded"
         self._backend: Any = None
         AttentionInterface.register(self._attention, self._attend)
         self.layers = self._probe()
@@ -147,7 +152,7 @@ class PackedModel:
     def eager(self, embeddings: torch.Tensor) -> torch.Tensor:
         """The reference: the same module, its own eager attention, weights in fp8 multiplied plainly, one row from its
         start → logits of every token."""
-        self.module.set_attn_implementation("eager")
+        self.module.set_attn_implementation("eager" if self.kv_dtype == self.dtype else self._rounded)
         self._multiply_plainly(True)
         try:
             output = self.module(inputs_embeds=embeddings[None], use_cache=False)
@@ -157,6 +162,30 @@ class PackedModel:
                 self.module.set_attn_implementation(self._attention)
         logits: torch.Tensor = output.logits[0]
         return logits
+
+    def keep_kv_in_fp8(self) -> None:
+        """Said before a pool is made. The reference (`eager`) then rounds keys and values as the pool does."""
+        if self.device.type == "cuda" and not has_kernels(self.device):
+            raise SelfTestFailed("--kv-cache-dtype fp8 needs Triton and a card that knows fp8 (Ada, Hopper or later)")
+        self.kv_dtype = E4M3
+        AttentionInterface.register(self._rounded, self._attend_rounded)
+        AttentionMaskInterface.register(self._rounded, eager_mask)
+
+    def _attend_rounded(
+        self, module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any, **named: Any
+    ) -> Any:
+        """The module's own eager attention, over what the pool would keep. Raises `SelfTestFailed` for keys or values
+        beyond the format."""
+        eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        if eager is None:
+            raise SelfTestFailed(f"{self.architecture} cannot be tested with --kv-cache-dtype fp8; leave it out")
+        largest = max(float(key.abs().max()), float(value.abs().max()))
+        if largest > E4M3_MAX:
+            raise SelfTestFailed(
+                f"its keys and values reach {largest:.0f}, beyond fp8's {E4M3_MAX:.0f}; leave --kv-cache-dtype out"
+            )
+        kept = [as_kept(x, self.kv_dtype).to(x.dtype) for x in (key, value)]
+        return eager(module, query, *kept, *rest, **named)
 
     def _multiply_plainly(self, plainly: bool) -> None:
         for layer in self._fp8:
@@ -238,6 +267,7 @@ class PackedModel:
             device=str(self.device),
             embedding_norm=norm,
             quantization="fp8" if self._fp8 else None,
+            kv_cache_dtype="fp8" if self.kv_dtype == E4M3 else None,
             model_type=str(getattr(self.text_config, "model_type", "")),
             serves=SERVES["decoder"],
             linears=linear_shapes(self.module),

@@ -69,7 +69,7 @@ class ModelRunner:
         self.model = model
         self.device = model.device
         self.max_rows = max_rows
-        self.pool = KVPool(model.layers, slots, model.dtype, model.device)
+        self.pool = KVPool(model.layers, slots, model.kv_dtype, model.device)
         hidden = int(model.embedding.weight.shape[1])
         self.vocabulary = VirtualVocabulary(resident_vectors, hidden, model.dtype, model.device, self.pool.copies)
         self.tiers = tiers

@@ -103,19 +103,18 @@ class TorchAttention:
         window: int | None,
         softcap: float | None,
     ) -> torch.Tensor:
-        self._pool.keys[layer].index_copy_(0, self._slots, key)
-        self._pool.values[layer].index_copy_(0, self._slots, value)
+        self._pool.put(layer, self._slots, key, value)
         return self.attend_written(layer, query, scaling=scaling, window=window, softcap=softcap)
 
     def attend_written(
         self, layer: int, query: torch.Tensor, *, scaling: float, window: int | None, softcap: float | None
     ) -> torch.Tensor:
-        keys, values = self._pool.keys[layer], self._pool.values[layer]
         output = torch.empty_like(query, memory_format=torch.contiguous_format)
         for group in self._groups:
             q = _block(query.index_select(0, group.query_index), group.rows, group.queries)
-            k = _block(keys.index_select(0, group.slots), group.rows, group.keys)
-            v = _block(values.index_select(0, group.slots), group.rows, group.keys)
+            keys, values = self._pool.take(layer, group.slots, query.dtype)
+            k = _block(keys, group.rows, group.keys)
+            v = _block(values, group.rows, group.keys)
             mask = group.mask(window, query.dtype)
             if softcap is None:
                 grouped = k.shape[1] != q.shape[1]

@@ -99,8 +99,7 @@ class TritonAttention:
         window: int | None,
         softcap: float | None,
     ) -> torch.Tensor:
-        self._pool.keys[layer].index_copy_(0, self._slots.long(), key)
-        self._pool.values[layer].index_copy_(0, self._slots.long(), value)
+        self._pool.put(layer, self._slots.long(), key, value)
         return self.attend_written(layer, query.contiguous(), scaling=scaling, window=window, softcap=softcap)
 
     def rotate_and_decode(

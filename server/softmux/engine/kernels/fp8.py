@@ -227,7 +227,8 @@ def dot(x: torch.Tensor, weight: Fp8Weight, bias: torch.Tensor | None, tile: Til
     _dot[(triton.cdiv(rows, columns), triton.cdiv(outputs, tile.outputs), splits)](
         x, weight.data, weight.scale, given, into, rows, width, outputs, span,
         OUT=tile.outputs, ROWS=columns, BLOCK=tile.block, EVEN=width % tile.block == 0, SPLIT=splits > 1,
-        BIAS=bias is not None, ASM=x.is_cuda and x.dtype == torch.bfloat16, num_warps=tile.warps, num_stages=tile.stages, **options,
+        BIAS=bias is not None, ASM=x.is_cuda and x.dtype == torch.bfloat16,
+        num_warps=tile.warps, num_stages=tile.stages, **options,
     )  # fmt: skip
     if splits > 1:
         _add_splits[(rows, triton.cdiv(outputs, 1024))](

@@ -119,6 +119,13 @@ def test_what_is_done_through_one_process_holds_in_the_other_at_once(
         assert one.generate(name, prompt="a", max_tokens=1).status_code == 404
 
 
+def test_a_process_may_hold_as_many_connections_as_the_system_lets_it(pair: Served) -> None:
+    for pid in api_pids(pair):
+        limits = Path(f"/proc/{pid}/limits").read_text()
+        [soft, hard] = next(line for line in limits.splitlines() if line.startswith("Max open files")).split()[3:5]
+        assert int(soft) == (65536 if hard == "unlimited" else max(int(soft), min(65536, int(hard))))
+
+
 def test_metrics_are_those_of_all_processes_whichever_is_asked(pair: Served, callers: tuple[Caller, Caller]) -> None:
     series = 'softmux_generation_tokens_total{task="prompt-tuning"}'
     before = samples(pair).get(series, 0.0)

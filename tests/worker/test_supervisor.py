@@ -22,7 +22,9 @@ from support import echo_worker
 COMMAND = (sys.executable, echo_worker.__file__)
 
 
-def supervisor(client: WorkerClient, folder: Path, model: str = "echo") -> Supervisor:
+def supervisor(
+    client: WorkerClient, folder: Path, model: str = "echo", *, tell: Callable[[bool], None] = lambda up: None
+) -> Supervisor:
     config = WorkerConfig(
         endpoint=f"ipc://{folder}/w.sock",
         registry_url="unix:///nowhere",
@@ -30,7 +32,7 @@ def supervisor(client: WorkerClient, folder: Path, model: str = "echo") -> Super
         data=str(folder),
         settings={"model": model},
     )
-    return Supervisor(client, config, command=COMMAND)
+    return Supervisor(client, config, command=COMMAND, tell=tell)
 
 
 def supervised(folder: Path, story: Callable[[WorkerClient, Supervisor], Awaitable[None]]) -> None:
@@ -90,6 +92,26 @@ def test_a_killed_worker_is_told_at_once_and_served_again_without_help(tmp_path:
         assert await answered(client, generate("after")) == 3
 
     supervised(tmp_path, story)
+
+
+def test_each_birth_and_each_death_is_told_once(tmp_path: Path) -> None:
+    told: list[bool] = []
+
+    async def run() -> None:
+        client = WorkerClient()
+        watched = supervisor(client, tmp_path, tell=told.append)
+        running = asyncio.create_task(watched.run())
+        await asyncio.wait_for(watched.ready(), 20)
+        with pytest.raises(EngineDown):
+            await answered(client, generate("poison", tokens=(255,)))
+        await served_again(client)
+        assert told == [True, False, True]
+        await watched.stop()
+        await running
+        client.close()
+
+    asyncio.run(run())
+    assert told == [True, False, True, False]
 
 
 def test_a_worker_that_dies_of_a_request_comes_back(tmp_path: Path) -> None:

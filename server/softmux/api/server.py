@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import ipaddress
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -47,6 +48,7 @@ _OWN_SETTINGS = frozenset({"admin_key", "admin_key_file", "adapters", "redis", "
 _FULL_SECONDS = 0.02
 """How long a connection waits before it is offered again, where no process could take it."""
 _BACKLOG = 2048
+_FILES = 65536
 _CORES_A_PROCESS, _MOST_PROCESSES = 4, 8
 
 
@@ -244,8 +246,17 @@ def _is_loopback(host: str) -> bool:
     return bool(found) and all(ipaddress.ip_address(str(address).partition("%")[0]).is_loopback for address in found)
 
 
+def _open_more_files() -> None:
+    """A connection is an open file: raises this process's limit, which those it starts inherit, as far as it may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 def serve(settings: Settings) -> None:
     """Runs a server in this process until it is told to end. Raises as `Server.run` does."""
+    _open_more_files()
 
     async def run() -> None:
         await Server(settings).run()

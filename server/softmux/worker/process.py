@@ -199,7 +199,7 @@ class Worker:
         try:
             self._socket.send_multipart([client, self._encoder.encode(message)], zmq.NOBLOCK)
         except zmq.ZMQError:
-            log.warning("a client is gone: its sequences are ended")
+            log.info("a client is gone: its sequences are ended")
             self._clients.discard(client)
             self.engine.scheduler.abort_client(client)
 

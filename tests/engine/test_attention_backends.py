@@ -138,7 +138,7 @@ def test_torch_can_be_asked_for_anywhere_and_auto_never_takes_flashinfer() -> No
 
 @pytest.mark.parametrize(
     ("dtype", "head_dim", "words"),
-    [(torch.float32, 64, "no kernels for float32; use --dtype"), (torch.bfloat16, 80, "no kernels for heads of 80")],
+    [(torch.float32, 64, "no kernels for KV in float32; have"), (torch.bfloat16, 80, "no kernels for heads of 80")],
 )
 def test_flashinfer_says_what_it_has_no_kernels_for(dtype: torch.dtype, head_dim: int, words: str) -> None:
     from softmux.engine.attention.flashinfer import FlashInferAttention

@@ -137,6 +137,8 @@ def test_a_fast_path_that_fails_its_proof_is_left_out_and_counted(make_engine: M
             runner, spec, "fused", lambda layers=layers: runner.take(fused=layers), runner.leave_fast_paths
         )
         assert not taken
+        assert engine.engine.tiers.resident == 0, "a failed proof leaves nothing behind"
+        engine.engine.check_integrity()
     assert runner.fused is None
     assert fast.attempt(runner, spec, "fused", lambda: runner.take(fused=Layers(runner)), runner.leave_fast_paths)
     assert runner.ways.fallbacks["fused"] == 3

@@ -98,7 +98,12 @@ def _fuse(runner: ModelRunner, spec: ModelSpec) -> None:
 
     assert isinstance(runner.backend, TritonAttention)
     products = Products()
-    fused = FusedDecoder.of(runner.model, runner.pool, runner.backend, products)
+    try:
+        fused = FusedDecoder.of(runner.model, runner.pool, runner.backend, products)
+    except Exception as error:
+        log.warning("the fast path “fused” is left out: %s", error)
+        runner.ways.left("fused")
+        return
     if fused is None:
         log.info("%s runs as transformers wrote it: no fused layers are known for it", spec.architecture)
         return

@@ -52,16 +52,24 @@ def self_test(runner: ModelRunner, spec: ModelSpec) -> None:
         )
         scheduler.add(sequences[-1])
     told: dict[str, list[TokenLogprobs]] = {sequence.id: [] for sequence in sequences}
-    while scheduler.running or len(scheduler.waiting):
-        batch, _ = scheduler.next(0.0)
-        for sequence, output in scheduler.update(batch, runner.collect(runner.launch(batch)), 0.0).each():
-            _heard(sequence, output, told)
-    worst = max(_difference(runner, vectors, sequence, told[sequence.id]) for sequence in sequences)
-    scheduler.check_integrity()
-    runner.forget_rows()
-    runner.vocabulary.forget(tuned)
-    runner.tiers.release(tuned)
-    runner.tiers.forget(tuned)
+    try:
+        while scheduler.running or len(scheduler.waiting):
+            batch, _ = scheduler.next(0.0)
+            try:
+                output = runner.collect(runner.launch(batch))
+            except Exception:
+                scheduler.step_failed(batch)
+                raise
+            for sequence, out in scheduler.update(batch, output, 0.0).each():
+                _heard(sequence, out, told)
+        worst = max(_difference(runner, vectors, sequence, told[sequence.id]) for sequence in sequences)
+        scheduler.check_integrity()
+    finally:  # a fast path may fail here, and the server starts without it: nothing of this may stay
+        scheduler.abort_client(b"")
+        runner.forget_rows()
+        runner.vocabulary.forget(tuned)
+        runner.tiers.release(tuned)
+        runner.tiers.forget(tuned)
     tolerance = _TOLERANCE.get(runner.model.dtype, _HALF_TOLERANCE)
     if not worst <= tolerance:
         raise SelfTestFailed(

@@ -62,9 +62,10 @@ class FlashInferAttention:
     def __init__(self, pool: KVPool) -> None:
         head_dim = pool.keys[0].shape[-1]
         if pool.dtype not in DTYPES:
+            kept = str(pool.dtype).removeprefix("torch.")
             raise SelfTestFailed(
-                f"--attention-backend flashinfer has no kernels for {str(pool.dtype).removeprefix('torch.')}; use "
-                "--dtype bfloat16 or float16, or another backend"
+                f"--attention-backend flashinfer has no kernels for KV in {kept}; have the model and its KV in bfloat16 "
+                "or float16, or use another backend"
             )
         if head_dim not in HEAD_DIMS:
             raise SelfTestFailed(

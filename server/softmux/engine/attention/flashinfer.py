@@ -64,7 +64,7 @@ class FlashInferAttention:
         if pool.dtype not in DTYPES:
             kept = str(pool.dtype).removeprefix("torch.")
             raise SelfTestFailed(
-                f"--attention-backend flashinfer has no kernels for KV in {kept}; have the model and its KV in bfloat16 "
+                f"--attention-backend flashinfer has no kernels for KV in {kept}; have model and KV in bfloat16 "
                 "or float16, or use another backend"
             )
         if head_dim not in HEAD_DIMS:

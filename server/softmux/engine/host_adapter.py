@@ -13,31 +13,38 @@ import msgspec
 import torch
 
 from softmux.engine.arena import Empty, pageable
+from softmux.engine.delta import Delta, LowRank, TokenTable
 from softmux.engine.kv import PrefixKV, as_kept
 from softmux.formats.parts import Parts, PrefixPart, PromptPart
 
-_MAGIC = b"softmux\2"
+_MAGIC = b"softmux\3"
 _DIGEST_BYTES = 32
-_HEADER_BYTES = 256
+_LENGTH_BYTES = 8
+_UNIT_BYTES = 64
+_MOST_HEADER_BYTES = 64 << 20
 
 
 class _Header(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    """`trained`: the prefix is what was trained, not what a step computed."""
+    """Of the tensors: vectors, prefix, delta. `trained`: the prefix is what was trained, not what a step computed."""
 
-    dtypes: tuple[str | None, str | None]
-    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+    dtypes: tuple[str | None, str | None, str | None]
+    shapes: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
     trained: bool
+    updates: tuple[LowRank, ...]
+    tables: tuple[TokenTable, ...]
 
 
 @dataclass(slots=True, eq=False)
 class HostAdapter:
     """`vectors` `[k, hidden]` (prompt tuning, P-tuning), or None; `prefix` the compiled KV of its leading virtual
     tokens: `trained` (prefix tuning), or kept from a step that computed it, as the `computed`-th one did. Vectors
-    are in the model's dtype, the prefix in the pool's. `holds` counts the sequences that run on it."""
+    are in the model's dtype, the prefix in the pool's. `delta` is what it changes of the base for its rows, or None.
+    `holds` counts the sequences that run on it."""
 
     vectors: torch.Tensor | None
     prefix: PrefixKV | None = None
     trained: bool = False
+    delta: Delta | None = None
     holds: int = 0
     computed: int = 0
 
@@ -55,7 +62,9 @@ class HostAdapter:
                     prefix = empty((2, *part.keys.shape), kind)
                     prefix[0].copy_(as_kept(torch.from_numpy(part.keys), kind))
                     prefix[1].copy_(as_kept(torch.from_numpy(part.values), kind))
-        return cls(vectors, prefix, trained=prefix is not None)
+                case _:
+                    pass
+        return cls(vectors, prefix, trained=prefix is not None, delta=Delta.of(parts, dtype, empty))
 
     @property
     def compiled(self) -> int:
@@ -64,53 +73,70 @@ class HostAdapter:
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in (self.vectors, self.prefix) if tensor is not None)
+        return sum(tensor.nbytes for tensor in self._tensors if tensor is not None)
+
+    @property
+    def _tensors(self) -> tuple[torch.Tensor | None, ...]:
+        return self.vectors, self.prefix, self.delta.data if self.delta is not None else None
 
     def moved(self, empty: Empty) -> HostAdapter:
         """The same in other memory."""
-        tensors = [
+        vectors, prefix, data = (
             None if tensor is None else empty(tuple(tensor.shape), tensor.dtype).copy_(tensor)
-            for tensor in (self.vectors, self.prefix)
-        ]
-        return HostAdapter(tensors[0], tensors[1], self.trained, self.holds, self.computed)
+            for tensor in self._tensors
+        )
+        delta = self.delta.over(data) if self.delta is not None and data is not None else None
+        return HostAdapter(vectors, prefix, self.trained, delta, self.holds, self.computed)
+
+    def as_now(self) -> HostAdapter:
+        """What a thread may write to disk while the engine goes on with this one."""
+        return HostAdapter(self.vectors, self.prefix, self.trained, self.delta)
 
     # --- the disk tier's file ----------------------------------------------------------------------------------------
-    # magic, SHA-256 of the rest, the header padded with spaces, and the tensors' bytes as they lie in memory: a load
-    # reads them straight into the tier's memory, and neither parses nor copies while it holds the interpreter.
+    # magic, SHA-256 of what follows the length, the header's length, the header padded with spaces, and the tensors'
+    # bytes as they lie in memory: a load reads them straight into the tier's memory, and neither parses nor copies while
+    # it holds the interpreter.
 
     def write(self, path: Path) -> int:
         """Writes the file; returns its bytes."""
-        tensors = (self.vectors, self.prefix)
+        tensors = self._tensors
         header = _Header(
             dtypes=tuple(None if t is None else str(t.dtype).removeprefix("torch.") for t in tensors),  # type: ignore[arg-type]
             shapes=tuple(() if t is None else tuple(t.shape) for t in tensors),  # type: ignore[arg-type]
             trained=self.trained,
+            updates=self.delta.updates if self.delta is not None else (),
+            tables=self.delta.tables if self.delta is not None else (),
         )
-        bodies = [_raw(tensor) for tensor in tensors if tensor is not None]
-        parts: list[bytes | memoryview] = [msgspec.json.encode(header).ljust(_HEADER_BYTES), *bodies]
+        told = msgspec.json.encode(header)
+        told = told.ljust(-(-len(told) // _UNIT_BYTES) * _UNIT_BYTES)
+        parts: list[bytes | memoryview] = [told, *(_raw(tensor) for tensor in tensors if tensor is not None)]
         digest = hashlib.sha256()
         for part in parts:
             digest.update(part)
+        begin = _MAGIC + digest.digest() + len(told).to_bytes(_LENGTH_BYTES, "little")
         with path.open("wb", buffering=0) as file:
-            for part in (_MAGIC + digest.digest(), *parts):
+            for part in (begin, *parts):
                 file.write(part)
-        return len(_MAGIC) + _DIGEST_BYTES + sum(len(part) for part in parts)
+        return len(begin) + sum(len(part) for part in parts)
 
     @classmethod
     def read(cls, path: Path, empty: Empty = pageable) -> HostAdapter:
         """Raises OSError, and ValueError where the file is not what was written."""
         with path.open("rb", buffering=0) as file:
-            start = file.read(len(_MAGIC) + _DIGEST_BYTES + _HEADER_BYTES)
-            if start[: len(_MAGIC)] != _MAGIC:
+            begin = file.read(len(_MAGIC) + _DIGEST_BYTES + _LENGTH_BYTES)
+            if begin[: len(_MAGIC)] != _MAGIC:
                 raise ValueError("it is damaged, or of another version of softmux")
-            head = start[len(_MAGIC) + _DIGEST_BYTES :]
+            length = int.from_bytes(begin[len(_MAGIC) + _DIGEST_BYTES :], "little")
+            if length > _MOST_HEADER_BYTES:
+                raise ValueError("its header is damaged: it has no such length")
+            head = file.read(length)
             try:
                 header = msgspec.json.decode(head, type=_Header)
                 wanted = [_wanted(*named) for named in zip(header.dtypes, header.shapes, strict=True)]
             except (msgspec.DecodeError, AttributeError, TypeError) as error:
                 raise ValueError(f"its header is damaged: {error}") from None
             size = sum(math.prod(shape) * dtype.itemsize for dtype, shape in filter(None, wanted))
-            if size != os.fstat(file.fileno()).st_size - len(start):
+            if size != os.fstat(file.fileno()).st_size - len(begin) - len(head):
                 raise ValueError("it has not the size that its header tells")
             tensors = [None if named is None else empty(named[1], named[0]) for named in wanted]
             digest = hashlib.sha256(head)
@@ -119,9 +145,11 @@ class HostAdapter:
                     body = _raw(tensor)
                     file.readinto(body)
                     digest.update(body)
-        if digest.digest() != start[len(_MAGIC) : len(_MAGIC) + _DIGEST_BYTES]:
+        if digest.digest() != begin[len(_MAGIC) : len(_MAGIC) + _DIGEST_BYTES]:
             raise ValueError("its checksum is wrong")
-        return cls(tensors[0], tensors[1], trained=header.trained)
+        vectors, prefix, data = tensors
+        delta = Delta(data, header.updates, header.tables) if data is not None else None
+        return cls(vectors, prefix, header.trained, delta)
 
 
 def _raw(tensor: torch.Tensor) -> memoryview:

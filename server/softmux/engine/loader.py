@@ -75,7 +75,7 @@ class AdapterLoader:
         """Puts the adapter, as it is now, into the disk tier, if there is one."""
         disk = self._disk
         if disk is not None:
-            now = HostAdapter(adapter.vectors, adapter.prefix, adapter.trained)
+            now = adapter.as_now()
             self._give(self._writes, lambda: disk.put(key, now))
 
     def call(self, job: Callable[[], object]) -> None:

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from softmux.engine.attention.base import AttentionBackend, PackedRows
+from softmux.engine.attention.torch_sdpa import TorchAttention
+from softmux.engine.fast import best_backend
 from softmux.engine.fp8 import E4M3
 from softmux.engine.kv import KVPool, as_kept
 from softmux.engine.transfer import Piece
@@ -46,6 +49,42 @@ def test_what_is_put_is_taken_saved_and_loaded_alike(dtype: torch.dtype) -> None
         keys, values = other.take(layer, torch.tensor([0, 5]), torch.float32)
         assert torch.equal(keys, expected[layer, 0, 1:])
         assert torch.equal(values, expected[layer, 1, 1:])
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype"),
+    [("cpu", torch.float32), pytest.param("cuda", torch.bfloat16, marks=pytest.mark.gpu)],
+)
+def test_attention_over_fp8_is_attention_over_what_was_rounded(device: str, dtype: torch.dtype) -> None:
+    """Two decoding rows and a chunk, cached tokens and new ones, against a float32 pool of the same numbers."""
+    starts, counts = [30, 0, 11], [1, 7, 1]
+    new, cached = sum(counts), sum(starts)
+    generator = torch.Generator().manual_seed(3)
+    query, keys, values = (torch.randn((new, heads, 64), generator=generator).to(dtype) for heads in (8, 2, 2))
+    old = torch.randn((2, cached, 2, 64), generator=generator)
+    table = torch.zeros((4, 40), dtype=torch.int32)
+    slots = torch.randperm(cached + new, generator=generator)
+    written, at, before = [], 0, 0
+    for row, (start, count) in enumerate(zip(starts, counts, strict=True)):
+        table[row, : start + count] = torch.cat([slots[before : before + start], slots[cached + at :][:count]])
+        written.append(slots[cached + at :][:count])
+        before, at = before + start, at + count
+
+    def attended(backend: type[AttentionBackend], kept: torch.dtype, where: str, kind: torch.dtype) -> torch.Tensor:
+        pool = KVPool([LayerKV(2, 64)], cached + new, kept, torch.device(where))
+        made = backend(pool)  # type: ignore[call-arg]
+        past = as_kept(old, E4M3).float().to(where)
+        pool.put(0, slots[:cached].to(where), past[0], past[1])
+        rows = PackedRows([0, 1, 2], starts, counts, table.to(where), torch.cat(written).to(where))
+        made.begin(rows)
+        given = [as_kept(x, E4M3).to(kind) for x in (keys, values)]
+        return made.attend(
+            0, query.to(where, kind), given[0].to(where), given[1].to(where), scaling=0.125, window=None, softcap=None
+        ).float()
+
+    expected = attended(TorchAttention, torch.float32, "cpu", torch.float32)
+    found = attended(best_backend(torch.device(device)), E4M3, device, dtype).cpu()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 if device == "cpu" else 2e-2)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2", "mistral"])

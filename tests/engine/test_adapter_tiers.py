@@ -382,6 +382,22 @@ def test_a_gpu_keeps_kv_that_it_had_to_compute_twice(tiers_of_a_gpu: tuple[Adapt
             assert torch.equal(layer[[50, 20]], values[1:3])
 
 
+def test_kv_that_was_counted_on_is_there_though_its_adapter_is_let_go_before_the_step_is_launched(
+    tiers_of_a_gpu: tuple[AdapterTiers, KVPool, RootKey],
+) -> None:
+    """A row may be sent back to the queue by the very step that was to copy its prefix in."""
+    tiers, pool, key = tiers_of_a_gpu
+    other = key._replace(digest="prefix")
+    prefix = torch.randn(pool.prefix_shape(3))
+    tiers.adopt(other, HostAdapter(None, prefix, trained=True))
+    tiers.hold(other)
+    assert tiers.compiled(other) == 3
+    tiers.release(other)
+    tiers.forget(other)
+    tiers.load([PrefixLoad(other, 0, [4, 6, 5])], pool)
+    assert torch.equal(pool.keys[0][[4, 6, 5]].cpu(), prefix[0, 0])
+
+
 def test_kv_that_lands_after_its_adapter_was_let_go_is_not_counted(
     tiers_of_a_gpu: tuple[AdapterTiers, KVPool, RootKey], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,6 +88,8 @@ class AdapterTiers:
         self._awaited: set[RootKey] = set()
         self._expected: deque[RootKey] = deque()
         self._saving: deque[_Saving] = deque()
+        self._promised: dict[RootKey, PrefixKV] = {}
+        """What `compiled` has counted since the step began: it is there for `load`, even if it is let go in between."""
         self.host_bytes = 0
         self.counts = TierCounts()
         self.loader = AdapterLoader(
@@ -120,7 +122,10 @@ class AdapterTiers:
         return False
 
     def compiled(self, adapter: RootKey) -> int:
-        return self._host[adapter].compiled
+        host = self._host[adapter]
+        if host.prefix is not None:
+            self._promised[adapter] = host.prefix
+        return host.compiled
 
     def hold(self, adapter: RootKey) -> None:
         host = self._host[adapter]
@@ -150,9 +155,7 @@ class AdapterTiers:
         """Copies prefixes into the slots that the scheduler has chosen for them."""
         pieces = []
         for load in loads:
-            prefix = self._host[load.adapter].prefix
-            assert prefix is not None, "the scheduler loads only what `compiled` has counted"
-            pieces.append(Piece(prefix, load.start, load.slots))
+            pieces.append(Piece(self._promised[load.adapter], load.start, load.slots))
         pool.load(pieces)
 
     def save(self, saves: Sequence[PrefixSave], pool: KVPool) -> None:
@@ -203,6 +206,7 @@ class AdapterTiers:
 
     def arrivals(self) -> list[RootKey]:
         """Adapters whose loading has ended, well or badly, since the last call."""
+        self._promised.clear()
         self._land()
         ended: list[RootKey] = []
         while True:

@@ -59,8 +59,9 @@ class PrefixCache:
         start = sequence.computed
         if sequence.shared == start and sequence.node is not None:
             node, slots = self.tree.match(sequence.node, sequence.spelled(end), start, end)
-            self._table.extend(sequence.row, np.array(slots, np.int32))
-            self._move(sequence, node)
+            if slots:
+                self._table.extend(sequence.row, np.array(slots, np.int32))
+                self._move(sequence, node)
 
     def grow(self, sequence: Sequence, slots: Slots) -> None:
         """The sequence's next tokens go into `slots`. What it shares so far becomes longer by them, and others may use
@@ -94,11 +95,9 @@ class PrefixCache:
     def _move(self, sequence: Sequence, node: Node) -> None:
         """All slots of the sequence are shared, and lead to `node`."""
         assert sequence.node is not None
-        if node is not sequence.node:
-            self.tree.lock(node)
-            self.tree.unlock(sequence.node)
-            sequence.node = node
-        sequence.shared = sequence.computed
+        self.tree.lock(node)
+        self.tree.unlock(sequence.node)
+        sequence.node, sequence.shared = node, sequence.computed
 
     def check_integrity(self, running: Collection[Sequence]) -> None:
         """Every slot and every reference is accounted for."""

@@ -94,6 +94,7 @@ def _fuse(runner: ModelRunner, spec: ModelSpec) -> None:
     from softmux.engine.fused import FusedDecoder
     from softmux.engine.graphs import DecodeGraphs
     from softmux.engine.kernels.argmax import argmax
+    from softmux.engine.kernels.step import begin_step
     from softmux.engine.products import Products
 
     assert isinstance(runner.backend, TritonAttention)
@@ -113,10 +114,10 @@ def _fuse(runner: ModelRunner, spec: ModelSpec) -> None:
     if attempt(runner, spec, "products", measure, products.forget):
         runner.ways.products = "measured"
     graphs = DecodeGraphs(
+        lambda inputs, table, last_tokens: begin_step(inputs, table, last_tokens, fused.embedding),
         lambda embeddings, positions, slots: fused.forward(embeddings, positions, slots, None),
-        runner.model.embedding,
-        runner.backend,
         argmax,
+        runner.backend,
         table=runner.table,
         last_tokens=runner.last_tokens,
         spare_slot=runner.pool.spare,

@@ -15,11 +15,10 @@ from torch import nn
 
 from softmux.engine.attention.triton_paged import TritonAttention
 from softmux.engine.fp8 import Weight, merge, weight_of
-from softmux.engine.kernels.layer import add_norm
 from softmux.engine.kernels.rope import rope_write
 from softmux.engine.kv import KVPool
 from softmux.engine.packed import PackedModel
-from softmux.engine.products import Products
+from softmux.engine.products import Products, RMSNorm
 
 _KNOWN = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
@@ -32,8 +31,8 @@ class _Layer:
     out_bias: torch.Tensor | None
     gate_up: Weight
     down: Weight
-    input_norm: torch.Tensor
-    post_norm: torch.Tensor
+    input_norm: RMSNorm
+    post_norm: RMSNorm
     head_norms: tuple[torch.Tensor, torch.Tensor] | None
     window: int | None
 
@@ -59,10 +58,16 @@ class FusedDecoder:
         self._eps = float(config.rms_norm_eps)
         self._heads = int(config.num_attention_heads)
         self._layers = [self._take(layer) for layer in decoder.layers]
-        self._norm: torch.Tensor = decoder.norm.weight.data
+        self._norm = RMSNorm(decoder.norm.weight.data, self._eps)
         self._head: torch.Tensor = model.module.lm_head.weight.data
         self._rotation = _rotation(decoder.rotary_emb, model)
         self._scaling = float(decoder.layers[0].self_attn.scaling)
+
+    @property
+    def embedding(self) -> torch.Tensor:
+        """`[vocab, hidden]`."""
+        table: torch.Tensor = self._model.embedding.weight.data
+        return table
 
     @property
     def weights(self) -> list[Weight]:
@@ -77,7 +82,7 @@ class FusedDecoder:
         config: Any = model.text_config
         if model.architecture not in _KNOWN or config.hidden_act != "silu" or getattr(config, "mlp_bias", False):
             return None
-        if model.module.lm_head.bias is not None:
+        if model.module.lm_head.bias is not None or type(model.embedding) is not nn.Embedding:
             return None
         return cls(model, pool, attention, products)
 
@@ -98,8 +103,8 @@ class FusedDecoder:
             out_bias=None if attention.o_proj.bias is None else attention.o_proj.bias.data,
             gate_up=gate_up,
             down=weight_of(mlp.down_proj),
-            input_norm=layer.input_layernorm.weight.data,
-            post_norm=layer.post_attention_layernorm.weight.data,
+            input_norm=RMSNorm(layer.input_layernorm.weight.data, self._eps),
+            post_norm=RMSNorm(layer.post_attention_layernorm.weight.data, self._eps),
             head_norms=norms,
             window=window,
         )
@@ -109,18 +114,19 @@ class FusedDecoder:
     ) -> torch.Tensor:
         """`embeddings [tokens, hidden]` → logits `[rows, vocab]` of the `wanted` tokens (None: all). The attention
         backend has been told of the step (`begin`)."""
-        residual = torch.empty_like(embeddings)
         products = self._products
         x = embeddings
+        residual: torch.Tensor | None = None
         for number, layer in enumerate(self._layers):
-            normed = add_norm(x, residual, layer.input_norm, self._eps, add=number > 0)
-            attended = self._attend(number, layer, products(normed, layer.qkv, layer.qkv_bias), positions, slots)
+            qkv, residual = products.after_norm(x, layer.input_norm, residual, layer.qkv, layer.qkv_bias)
+            attended = self._attend(number, layer, qkv, positions, slots)
             x = products(attended.flatten(1), layer.out, layer.out_bias)
-            normed = add_norm(x, residual, layer.post_norm, self._eps, add=True)
-            x = products(products.gated(normed, layer.gate_up), layer.down, None)
-        if wanted is not None:
+            inner, residual = products.gated_after_norm(x, layer.post_norm, residual, layer.gate_up)
+            x = products(inner, layer.down, None)
+        if wanted is not None and residual is not None:
             x, residual = x.index_select(0, wanted), residual.index_select(0, wanted)
-        return products(add_norm(x, residual, self._norm, self._eps, add=True), self._head, None)
+        logits, _ = products.after_norm(x, self._norm, residual, self._head, None)
+        return logits
 
     def _attend(
         self, number: int, layer: _Layer, qkv: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor

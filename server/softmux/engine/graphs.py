@@ -37,26 +37,27 @@ class DecodeGraphs:
     """`replay` pads a step to the next size. Padding rows use the table's last row and the pool's spare slot, so they
     read and write nobody's KV.
 
-    `forward(embeddings, positions, slots) → logits` is the model, `argmax(logits) → tokens` chooses greedily (−1 where
-    a row is not finite); `table` and `last_tokens` are the runner's.
+    `begin(inputs, table, last_tokens) → embeddings` books the step's slots and looks its tokens up,
+    `forward(embeddings, positions, slots) → logits` is the model, `choose(logits, rows, last_tokens) → tokens` chooses
+    greedily (−1 where a row is not finite) and keeps the choice; `table` and `last_tokens` are the runner's.
     """
 
     def __init__(
         self,
+        begin: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
         forward: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
-        embedding: Callable[[torch.Tensor], torch.Tensor],
+        choose: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
         attention: TritonAttention,
-        argmax: Callable[[torch.Tensor], torch.Tensor],
         *,
         table: torch.Tensor,
         last_tokens: torch.Tensor,
         spare_slot: int,
         max_rows: int,
     ) -> None:
+        self._begin = begin
         self._forward = forward
-        self._embedding = embedding
+        self._choose = choose
         self._attention = attention
-        self._argmax = argmax
         self._table = table
         self._last_tokens = last_tokens
         self._padding = np.array([[0], [table.shape[0] - 1], [0], [spare_slot]], np.int32)
@@ -102,16 +103,12 @@ class DecodeGraphs:
         return _Graph(graph, inputs, staging, logits, tokens)
 
     def _step(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        ids, rows, positions, slots = inputs.unbind(0)
-        at_rows, at_positions = rows.long(), positions.long()
-        self._table[at_rows, at_positions] = slots
-        tokens = torch.where(ids < 0, self._last_tokens[at_rows], ids.long())
+        _, rows, positions, slots = inputs.unbind(0)
+        embeddings = self._begin(inputs, self._table, self._last_tokens)
         splits = self._attention.splits(inputs.shape[1])
         self._attention.begin_decode(DecodeRows(self._table, rows, positions, slots, splits))
-        logits = self._forward(self._embedding(tokens), positions, slots)
-        chosen = self._argmax(logits)
-        self._last_tokens.index_copy_(0, at_rows, chosen.clamp(min=0))
-        return logits, chosen
+        logits = self._forward(embeddings, positions, slots)
+        return logits, self._choose(logits, rows, self._last_tokens)
 
     def replay(self, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits `[rows, vocab]` and greedy tokens `[rows]` (−1 where not finite), both valid until the next replay."""

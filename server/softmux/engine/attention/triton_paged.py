@@ -36,8 +36,7 @@ class TritonAttention:
         self._chunks: _Chunks | None = None
         self._slots = torch.empty(0, dtype=torch.int64, device=pool.device)
         self._table = torch.empty(0, dtype=torch.int32, device=pool.device)
-        self._arrived = torch.zeros(self._processors, dtype=torch.int32, device=pool.device)
-        """Keys are split only where rows · kv_heads is no more than the processors (`splits_for`)."""
+        self._arrived = torch.zeros(kernels.counters(self._processors), dtype=torch.int32, device=pool.device)
 
     def splits(self, rows: int) -> int:
         return kernels.splits_for(rows, self._pool.keys[0].shape[1], self._processors)

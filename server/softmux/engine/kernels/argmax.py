@@ -25,7 +25,10 @@ def _best_of_chunk(logits_ptr, best_ptr, where_ptr, width, chunks, BLOCK: tl.con
 
 
 @triton.jit
-def _best_of_row(best_ptr, where_ptr, out_ptr, chunks, BLOCK: tl.constexpr, PDL: tl.constexpr):
+def _best_of_row(
+    best_ptr, where_ptr, out_ptr, rows_ptr, last_tokens_ptr, chunks,
+    BLOCK: tl.constexpr, KEEP: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     follows(PDL)
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
@@ -35,11 +38,15 @@ def _best_of_row(best_ptr, where_ptr, out_ptr, chunks, BLOCK: tl.constexpr, PDL:
     token = tl.load(where_ptr + row * chunks + first)
     finite = (broken == 0) & (best > -float("inf")) & (best < float("inf"))
     tl.store(out_ptr + row, tl.where(finite, token, -1).to(tl.int64))
+    if KEEP:
+        tl.store(last_tokens_ptr + tl.load(rows_ptr + row), tl.where(finite, token, 0).to(tl.int64))
 
 
-def argmax(logits: torch.Tensor) -> torch.Tensor:
+def argmax(
+    logits: torch.Tensor, rows_of: torch.Tensor | None = None, last_tokens: torch.Tensor | None = None
+) -> torch.Tensor:
     """`[rows, vocab]` → `[rows]` int64: the first of a row's highest, −1 where the row has NaN or its best is not
-    finite."""
+    finite. With `rows_of` `[rows]` int32, row i's choice goes to `last_tokens[rows_of[i]]`, too (0 for −1)."""
     rows, width = logits.shape
     chunks = triton.cdiv(width, _CHUNK)
     best = torch.empty((rows, chunks), dtype=torch.float32, device=logits.device)
@@ -47,5 +54,9 @@ def argmax(logits: torch.Tensor) -> torch.Tensor:
     out = torch.empty(rows, dtype=torch.int64, device=logits.device)
     options = pdl_options(logits)
     _best_of_chunk[(rows, chunks)](logits, best, where, width, chunks, BLOCK=_CHUNK, num_warps=8, **options)
-    _best_of_row[(rows,)](best, where, out, chunks, BLOCK=triton.next_power_of_2(chunks), num_warps=1, **options)
+    keep = rows_of is not None
+    _best_of_row[(rows,)](
+        best, where, out, rows_of if keep else where, last_tokens if keep else out, chunks,
+        BLOCK=triton.next_power_of_2(chunks), KEEP=keep, num_warps=1, **options,
+    )  # fmt: skip
     return out

@@ -30,7 +30,7 @@ def _turned(source, partner, mask, weight_ptr, d, other, cos, sin, eps, D: tl.co
     return (a * cos[None, :] + b * sin[None, :]).to(x.dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["rows_ptr", "positions_ptr", "slots_ptr"])
 def _rope_decode(
     qkv_ptr, keys_ptr, values_ptr, table_ptr, rows_ptr, positions_ptr, slots_ptr, cos_ptr, sin_ptr, q_norm_ptr,
     k_norm_ptr, out_ptr, partial_ptr, lse_ptr, arrived_ptr, eps, scale, window, kv_heads, table_stride, splits,
@@ -173,7 +173,7 @@ def rope_decode(
         qkv, keys, values, table, rows, positions, slots, *rotation, q_norm, k_norm, out, partial, lse, arrived,
         eps, scaling, window or 0, kv_heads, table.stride(0), splits,
         GROUP=group, GROUP_PAD=max(16, triton.next_power_of_2(group)), D=width, D_PAD=wide,
-        BLOCK=32 if splits > 4 or wide > 64 or qkv.dtype == torch.float32 else 64,
+        BLOCK=32 if splits > 8 or wide > 64 or qkv.dtype == torch.float32 else 64,
         SPLITS=triton.next_power_of_2(splits), WINDOW=window is not None, NORM=norms is not None,
         num_warps=2 if wide <= 128 else 4, num_stages=3, **pdl_options(qkv),
     )  # fmt: skip

@@ -166,13 +166,13 @@ class Bench:
             if news.failed:
                 raise news.failed[0][1]
             now = time.perf_counter()
-            for sequence, output in news.outputs:
+            for sequence, output in news.each():
                 result.tokens += len(output.tokens)
                 if sequence.generated == len(output.tokens):
                     result.first.append(now - asked[sequence.id])
                 if output.finish_reason is not None:
                     result.whole.append(now - asked.pop(sequence.id))
-            if not news.outputs and (news.batch is None or len(news.batch.rows) == 0):
+            if not news.outputs and not news.ran:
                 time.sleep(0.0001)  # the loader has the interpreter to itself
         result.requests += number
         result.seconds += time.perf_counter() - began

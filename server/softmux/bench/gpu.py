@@ -6,6 +6,7 @@ Random weights of known shapes, so nothing is downloaded: `python -m softmux.ben
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import sys
@@ -61,6 +62,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 VIRTUAL_TOKENS = 20
+METHODS = ("prompt tuning", "prefix tuning", "P-tuning", "P-tuning template")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +142,21 @@ def copy_rate() -> float:
     return float(2 * source.numel() / statistics.median(times))
 
 
+@dataclass(frozen=True, slots=True)
+class Task:
+    """An adapter that the engine has, and how many of its virtual tokens stand before and behind a request's text."""
+
+    root: RootKey
+    front: int = 0
+    behind: int = 0
+
+    def around(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        virtual = tuple(-1 - i for i in range(self.front + self.behind))
+        return (*virtual[: self.front], *ids, *virtual[self.front :])
+
+
 class Bench:
-    """One engine over random weights, and 16 tasks of two methods adopted from memory."""
+    """One engine over random weights; `prompts`: tasks of one method, `mixed`: as many of four, from memory."""
 
     def __init__(
         self,
@@ -162,26 +177,29 @@ class Bench:
             kv_cache_dtype=kv_cache_dtype,
         )
         self.engine = Engine(settings, lambda key: {}, model=model)
-        self.bare = self.engine.key("default", None)
-        self.tasks = [self._adopt(number, "prompt" if number % 2 else "prefix") for number in range(tasks)]
-        self.prompts = [self._adopt(1000 + number, "prompt") for number in range(tasks)]
+        self.bare = Task(self.engine.key("default", None))
+        self.mixed = [self._adopt(number, METHODS[number % len(METHODS)]) for number in range(tasks)]
+        self.prompts = [self._adopt(tasks + number, METHODS[0]) for number in range(tasks)]
         self.draw = np.random.default_rng(0)
+        gc.collect()
+        gc.freeze()  # as the worker does: a full collection over the model's objects takes 0.3 s
 
-    def _adopt(self, number: int, kind: str) -> RootKey:
+    def _adopt(self, number: int, method: str) -> Task:
         spec = self.engine.spec
         root = self.engine.key("default", f"task-{number}")
         draw = np.random.default_rng(number)
-        if kind == "prompt":
-            vectors = draw.standard_normal((VIRTUAL_TOKENS, spec.hidden_size), dtype=np.float32) * 0.02
-            self.engine.adopt(root, (PromptPart(vectors),))
-        else:
+        behind = VIRTUAL_TOKENS // 2 if method == "P-tuning template" else 0
+        if method == "prefix tuning":
             layer = spec.layers[0]
             shape = (len(spec.layers), VIRTUAL_TOKENS, layer.kv_heads, layer.head_dim)
             keys = draw.standard_normal(shape, dtype=np.float32)
             values = draw.standard_normal(shape, dtype=np.float32) * 0.1
             self.engine.adopt(root, (PrefixPart(keys, values),))
+        else:
+            vectors = draw.standard_normal((VIRTUAL_TOKENS, spec.hidden_size), dtype=np.float32) * 0.02
+            self.engine.adopt(root, (PromptPart(vectors),))
         self.engine.tiers.hold(root)
-        return root
+        return Task(root, VIRTUAL_TOKENS - behind, behind)
 
     def decode_step(self, rows: int, context: int, steps: int = 60) -> float:
         """Seconds a step, host included, with `rows` rows of about `context` tokens decoding."""
@@ -238,24 +256,23 @@ class Bench:
         total: int = sum(read) - (0 if tied else embedding.nbytes)
         return total
 
-    def throughput(self, work: Workload, roots: list[RootKey]) -> float:
-        """New tokens a second over a whole workload, all requests at once, `roots` in turn."""
-        scheduler = self.engine.scheduler
-        scheduler.cache.clear()
-        lengths = [int(n) for n in self.draw.integers(work.low, work.high + 1, work.rows)]
+    def lengths(self, work: Workload) -> list[int]:
+        return [int(n) for n in self.draw.integers(work.low, work.high + 1, work.rows)]
+
+    def throughput(self, work: Workload, tasks: list[Task], lengths: list[int]) -> float:
+        """New tokens a second over a whole workload of prompts of `lengths`, all requests at once, `tasks` in turn."""
+        self.engine.scheduler.cache.clear()
         began = time.perf_counter()
-        self._add([roots[i % len(roots)] for i in range(work.rows)], lengths, work.new_tokens)
+        self._add([tasks[i % len(tasks)] for i in range(work.rows)], lengths, work.new_tokens)
         self._finish()
         return work.rows * work.new_tokens / (time.perf_counter() - began)
 
-    def _add(self, roots: list[RootKey], lengths: list[int], new_tokens: int) -> None:
+    def _add(self, tasks: list[Task], lengths: list[int], new_tokens: int) -> None:
         vocabulary = self.engine.spec.vocab_size
         sampling = SamplingParams(max_tokens=new_tokens, ignore_eos=True)
-        lead = tuple(-1 - i for i in range(VIRTUAL_TOKENS))
-        for number, (root, length) in enumerate(zip(roots, lengths, strict=True)):
+        for number, (task, length) in enumerate(zip(tasks, lengths, strict=True)):
             ids = tuple(self.draw.integers(3, vocabulary, length).tolist())
-            tokens = (*lead, *ids) if root.digest else ids
-            self.engine.add(str(number), tokens, sampling, root=root, now=time.monotonic())
+            self.engine.add(str(number), task.around(ids), sampling, root=task.root, now=time.monotonic())
 
     def _finish(self) -> None:
         engine = self.engine
@@ -272,6 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--only", default="", help="steps or work: leave the other out")
+    parser.add_argument("--works", nargs="+", choices=WORKLOADS, default=["W1", "W3", "W4"])
     parser.add_argument("--tasks", type=int, default=16)
     parser.add_argument("--quantization", choices=("auto", "fp8"), default="auto")
     parser.add_argument("--kv-cache-dtype", choices=("auto", "fp8"), default="auto")
@@ -304,16 +322,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.only != "steps":
         contenders = {
             "bare": [bench.bare],
-            f"{options.tasks} prompts": bench.prompts,
-            "tasks, prompt and prefix": bench.tasks,
+            f"{options.tasks} soft prompts": bench.prompts,
+            f"{options.tasks} tasks of four methods": bench.mixed,
         }
-        for name in ("W1", "W3", "W4"):
+        for name in options.works:
             work = WORKLOADS[name]
-            bench.throughput(work, [bench.bare])
+            for tasks in contenders.values():
+                bench.throughput(work, tasks, bench.lengths(work))
             rates: dict[str, list[float]] = {kind: [] for kind in contenders}
-            for _ in range(options.repeats):
-                for kind, roots in contenders.items():
-                    rates[kind].append(bench.throughput(work, roots))
+            for turn in range(options.repeats):
+                lengths = bench.lengths(work)
+                order = list(contenders.items())
+                for kind, tasks in order if turn % 2 == 0 else reversed(order):
+                    rates[kind].append(bench.throughput(work, tasks, lengths))
             for kind, values in rates.items():
                 say(f"{name} {kind}: {statistics.median(values):.0f} tok/s {[round(v) for v in values]}\n")
             found[name] = rates

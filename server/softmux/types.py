@@ -210,3 +210,6 @@ class Output(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     logprobs: tuple[TokenLogprobs, ...] = ()
     queue_seconds: float = 0.0
     """Time from receipt to first being scheduled; comes with the first token."""
+    scores: bytes = b""
+    """What was read of a sequence, with its end: float32 in this machine's byte order. A head's outputs, one for each
+    label, row after row; or the log probability of each token scored."""

@@ -38,12 +38,14 @@ class Finished:
         self.logprobs: list[TokenLogprobs] = []
         self.reason: str | None = None
         self.cached = 0
+        self.scores = b""
         self.error: SoftmuxError | None = None
 
     def hear(self, output: Output) -> None:
         self.tokens.extend(output.tokens)
         self.logprobs.extend(output.logprobs)
         self.cached += output.cached_tokens
+        self.scores += output.scores
         self.reason = output.finish_reason
 
 
@@ -103,6 +105,15 @@ class TestEngine:
             now=0.0,
             sample=sample,
         )
+        return name
+
+    def read(self, ids: list[int], root: RootKey | None = None, virtual: int = 0, **reading: Any) -> str:
+        """Adds a sequence that is read: by a head, or for its last tokens' likelihood."""
+        self._count += 1
+        name = str(self._count)
+        self.done[name] = Finished()
+        tokens = (*(-1 - i for i in range(virtual)), *ids)
+        self.engine.read(name, tokens, root=root or self.engine.key(DEFAULT_TENANT, None), now=0.0, **reading)
         return name
 
     def step(self) -> None:

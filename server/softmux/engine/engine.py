@@ -29,7 +29,8 @@ from softmux.scheduler.radix import RootKey
 from softmux.scheduler.scheduler import Scheduler
 from softmux.scheduler.sequence import Sequence
 from softmux.settings import Settings
-from softmux.types import ModelSpec, Output, SamplingParams
+from softmux.scheduler.reading import Reading
+from softmux.types import HeadKind, ModelSpec, Output, SamplingParams
 
 log = logging.getLogger(__name__)
 
@@ -167,12 +168,9 @@ class Engine:
         deadline: float | None = None,
     ) -> Sequence:
         """Queues a sequence. Raises a `SoftmuxError` where it can't ever run."""
-        if not tokens:
-            raise InvalidRequest("the prompt has no tokens; send at least one", param="prompt")
-        if max(tokens) >= self.spec.vocab_size:
-            raise InvalidRequest(f"token id {max(tokens)} is not below {self.spec.vocab_size}", param="prompt")
-        if root.digest is None and min(tokens) < 0:
-            raise InvalidRequest("token ids must not be negative", param="prompt")
+        self._check_tokens(tokens, root, "prompt")
+        if self.spec.family == "encoder":
+            raise InvalidRequest("an encoder generates nothing: POST /v1/classify?task=…", param="prompt")
         if sampling.max_tokens < 1:
             raise InvalidRequest("max_tokens must be at least 1", param="max_tokens")
         for token, _ in sampling.logit_bias:
@@ -202,6 +200,59 @@ class Engine:
     @property
     def idle(self) -> bool:
         """Nothing to do until a sequence or an adapter arrives."""
+    def read(
+        self,
+        sequence_id: str,
+        tokens: tuple[int, ...],
+        *,
+        root: RootKey,
+        now: float,
+        head: HeadKind | None = None,
+        trained_prefix: bool = False,
+        scored: int = 0,
+        client: bytes = b"",
+        deadline: float | None = None,
+    ) -> Sequence:
+        """Queues a sequence that is read, and chooses no token: by its adapter's head, or, where that is None, for the
+        likelihood of its last `scored` tokens. `trained_prefix`: its virtual tokens are keys and values. Its `Output`
+        has `scores`. Raises a `SoftmuxError` where it can't ever run."""
+        self._check_tokens(tokens, root, "input")
+        lead = next((at for at, token in enumerate(tokens) if token >= 0), len(tokens))
+        length, alone = len(tokens), self.spec.family == "encoder"
+        if lead == length or not 0 <= scored < length:
+            raise InvalidRequest("the input has no tokens; send at least one", param="input")
+        if (head is None and not scored) or (head is not None and root.digest is None) or (alone and head is None):
+            raise InvalidRequest("nothing is to be read of this input: name a task with a head, or tokens to score")
+        whole_from = lead if trained_prefix else 0
+        if head is None:
+            reading = Reading("likelihood", length - scored, length, length - scored - 1)
+        elif head == "token":
+            reading = Reading("head", lead, length, whole_from if alone else lead, alone)
+        elif alone:
+            reading = Reading("head", whole_from, whole_from + 1, whole_from, alone)
+        else:
+            reading = Reading("head", length - 1, length, length - 1)
+        sequence = Sequence(
+            id=sequence_id,
+            client=client,
+            root=root,
+            prompt=list(tokens),
+            sampling=SamplingParams(max_tokens=1, ignore_eos=True),
+            arrival=now,
+            deadline=deadline,
+            reading=reading,
+        )
+        self.scheduler.add(sequence)
+        return sequence
+
+    def _check_tokens(self, tokens: tuple[int, ...], root: RootKey, param: str) -> None:
+        if not tokens:
+            raise InvalidRequest(f"the {param} has no tokens; send at least one", param=param)
+        if max(tokens) >= self.spec.vocab_size:
+            raise InvalidRequest(f"token id {max(tokens)} is not below {self.spec.vocab_size}", param=param)
+        if root.digest is None and min(tokens) < 0:
+            raise InvalidRequest("token ids must not be negative", param=param)
+
         return self._flying is None and not self.scheduler.table.taken and not self._movable()
 
     def _movable(self) -> bool:

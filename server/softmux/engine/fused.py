@@ -124,9 +124,17 @@ class FusedDecoder:
             inner, residual = products.gated_after_norm(x, layer.post_norm, residual, layer.gate_up)
             x = products(inner, layer.down, None)
         if wanted is not None and residual is not None:
+            self._last = x, residual
+            if not len(wanted):
+                return x.new_empty((0, len(self._head)))
             x, residual = x.index_select(0, wanted), residual.index_select(0, wanted)
         logits, _ = products.after_norm(x, self._norm, residual, self._head, None)
         return logits
+
+    def states(self, at: torch.Tensor) -> torch.Tensor:
+        """As `PackedModel.states`, of the last forward that was given `wanted`."""
+        x, residual = (part.index_select(0, at) for part in self._last)
+        return self._norm(x, residual)[0] if len(at) else x
 
     def _attend(
         self, number: int, layer: _Layer, qkv: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import os
@@ -14,10 +15,11 @@ import torch
 
 from softmux.engine.arena import Empty, pageable
 from softmux.engine.delta import Delta, LowRank, TokenTable
+from softmux.engine.heads import HeadShape, head_rows
 from softmux.engine.kv import PrefixKV, as_kept
-from softmux.formats.parts import Parts, PrefixPart, PromptPart
+from softmux.formats.parts import HeadPart, Parts, PrefixPart, PromptPart
 
-_MAGIC = b"softmux\3"
+_MAGIC = b"softmux\4"
 _DIGEST_BYTES = 32
 _LENGTH_BYTES = 8
 _UNIT_BYTES = 64
@@ -27,11 +29,12 @@ _MOST_HEADER_BYTES = 64 << 20
 class _Header(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """Of the tensors: vectors, prefix, delta. `trained`: the prefix is what was trained, not what a step computed."""
 
-    dtypes: tuple[str | None, str | None, str | None]
-    shapes: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+    dtypes: tuple[str | None, str | None, str | None, str | None]
+    shapes: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]
     trained: bool
     updates: tuple[LowRank, ...]
     tables: tuple[TokenTable, ...]
+    head: HeadShape | None
 
 
 @dataclass(slots=True, eq=False)
@@ -39,7 +42,7 @@ class HostAdapter:
     """`vectors` `[k, hidden]` (prompt tuning, P-tuning), or None; `prefix` the compiled KV of its leading virtual
     tokens: `trained` (prefix tuning), or kept from a step that computed it, as the `computed`-th one did. Vectors
     are in the model's dtype, the prefix in the pool's. `delta` is what it changes of the base for its rows, or None.
-    `holds` counts the sequences that run on it."""
+    `head` and its `head_shape` are as `heads.head_rows` gives them. `holds` counts the sequences that run on it."""
 
     vectors: torch.Tensor | None
     prefix: PrefixKV | None = None
@@ -47,12 +50,14 @@ class HostAdapter:
     delta: Delta | None = None
     holds: int = 0
     computed: int = 0
+    head: torch.Tensor | None = None
+    head_shape: HeadShape | None = None
 
     @classmethod
     def from_parts(
         cls, parts: Parts, dtype: torch.dtype, empty: Empty = pageable, kv_dtype: torch.dtype | None = None
     ) -> HostAdapter:
-        vectors, prefix = None, None
+        vectors, prefix, head, head_shape = None, None, None, None
         for part in parts:
             match part:
                 case PromptPart():
@@ -62,6 +67,9 @@ class HostAdapter:
                     prefix = empty((2, *part.keys.shape), kind)
                     prefix[0].copy_(as_kept(torch.from_numpy(part.keys), kind))
                     prefix[1].copy_(as_kept(torch.from_numpy(part.values), kind))
+                case HeadPart():
+                    head_shape, rows = head_rows(part)
+                    head = empty(tuple(rows.shape), rows.dtype).copy_(rows)
                 case _:
                     pass
         return cls(vectors, prefix, trained=prefix is not None, delta=Delta.of(parts, dtype, empty))
@@ -81,7 +89,7 @@ class HostAdapter:
 
     def moved(self, empty: Empty) -> HostAdapter:
         """The same in other memory."""
-        vectors, prefix, data = (
+        vectors, prefix, data, head = (
             None if tensor is None else empty(tuple(tensor.shape), tensor.dtype).copy_(tensor)
             for tensor in self._tensors
         )
@@ -108,6 +116,7 @@ class HostAdapter:
             tables=self.delta.tables if self.delta is not None else (),
         )
         told = msgspec.json.encode(header)
+            head=self.head_shape,
         told = told.ljust(-(-len(told) // _UNIT_BYTES) * _UNIT_BYTES)
         parts: list[bytes | memoryview] = [told, *(_raw(tensor) for tensor in tensors if tensor is not None)]
         digest = hashlib.sha256()
@@ -147,7 +156,7 @@ class HostAdapter:
                     digest.update(body)
         if digest.digest() != begin[len(_MAGIC) : len(_MAGIC) + _DIGEST_BYTES]:
             raise ValueError("its checksum is wrong")
-        vectors, prefix, data = tensors
+        vectors, prefix, data, learned_head = tensors
         delta = Delta(data, header.updates, header.tables) if data is not None else None
         return cls(vectors, prefix, header.trained, delta)
 

@@ -22,8 +22,10 @@ class Layout:
     """One packed step. The batch's decoding rows come first, so their tokens do, too.
 
     By row: `rows` (of the table), `starts`, `counts`. By token: `ids` (0 where it is not known or no real one),
-    `positions`, `slots`. `wanted`: the tokens whose logits are needed. `futures`: tokens that the step before is
-    choosing; `virtual`: tokens that are learned vectors, with the adapters they belong to and their numbers there.
+    `positions`, `slots`. `wanted`: the tokens whose logits are needed, first those behind which rows choose one, then those
+    before each of `targets`, whose likelihood is read. `heads`: tokens whose hidden states heads read. `futures`:
+    tokens that the step before is choosing; `virtual`: tokens that are learned vectors, with the adapters they belong to
+    and their numbers there.
     """
 
     rows: Rows
@@ -37,6 +39,8 @@ class Layout:
     virtual: Ints
     adapters: list[RootKey]
     vectors: Ints
+    heads: Ints
+    targets: list[int]
 
 
 def lay_out(batch: Batch) -> Layout:
@@ -49,7 +53,8 @@ def lay_out(batch: Batch) -> Layout:
     virtual = np.flatnonzero(ids[decodes:] < 0) + decodes
     vectors = -1 - ids[virtual]
     ends = np.cumsum(counts)
-    samples = np.array([True] * decodes + [chunk.samples for chunk in batch.chunks], np.bool_)
+    chooses = [True] * decodes + [chunk.samples and chunk.sequence.reading is None for chunk in batch.chunks]
+    heads, before, targets = _read(batch, ends - counts)
     return Layout(
         rows=rows,
         starts=starts,
@@ -57,9 +62,28 @@ def lay_out(batch: Batch) -> Layout:
         ids=np.maximum(ids, 0),
         positions=positions,
         slots=table.slots[at_row, positions].astype(np.int64),
-        wanted=ends[samples] - 1,
+        wanted=np.concatenate([ends[np.array(chooses, np.bool_)] - 1, before]),
         futures=futures,
         virtual=virtual,
         adapters=[sequence.root for sequence in table.sequences[at_row[virtual]].tolist()],
         vectors=vectors,
+        heads=heads,
+        targets=targets,
     )
+
+
+def _read(batch: Batch, begins: Ints) -> tuple[Ints, Ints, list[int]]:
+    """(tokens that heads read, tokens before those whose likelihood is read, the ids of the latter). `begins`: each
+    row's first token."""
+    heads, before, targets = [np.empty(0, np.int64)], [np.empty(0, np.int64)], list[int]()
+    for chunk, begin in zip(batch.chunks, begins[batch.decodes.shape[1] :].tolist(), strict=True):
+        reading = chunk.sequence.reading
+        if reading is None or not chunk.samples:
+            continue
+        at = np.arange(reading.first, reading.end) + begin - chunk.start
+        if reading.what == "head":
+            heads.append(at)
+        else:
+            before.append(at - 1)
+            targets += chunk.sequence.prompt[reading.first : reading.end]
+    return np.concatenate(heads), np.concatenate(before), targets

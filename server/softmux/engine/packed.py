@@ -67,6 +67,8 @@ class PackedModel:
         self._rounded = f"{self._attention}_rounded"
         self._backend: Any = None
         AttentionInterface.register(self._attention, self._attend)
+        self._last: torch.Tensor = torch.empty(0)
+        self.module.base_model.register_forward_hook(self._keep_states)
         self.layers = self._probe()
 
     @classmethod
@@ -143,11 +145,21 @@ class PackedModel:
         """One step. `embeddings [tokens, hidden]`, `positions [tokens]`, `wanted [rows]` packed indices whose logits
         are needed → logits `[rows, vocab]` in the model's dtype, by the module's own head and scaling."""
         self._backend.begin(rows)
-        output = self.module(
-            inputs_embeds=embeddings[None], position_ids=positions[None], use_cache=False, logits_to_keep=wanted
-        )
+        given = {"inputs_embeds": embeddings[None], "position_ids": positions[None], "use_cache": False}
+        if not len(wanted):
+            self.module.base_model(**given)
+            return embeddings.new_empty((0, int(self.text_config.vocab_size)))
+        output = self.module(**given, logits_to_keep=wanted)
         logits: torch.Tensor = output.logits[0]
         return logits
+
+    def states(self, at: torch.Tensor) -> torch.Tensor:
+        """The last hidden states, as heads read them, of the tokens `at` of the forward that ran last: `[len(at),
+        state_width]`."""
+        return self._last[at]
+
+    def _keep_states(self, _module: nn.Module, _given: Any, output: Any) -> None:
+        self._last = output[0][0]
 
     def eager(self, embeddings: torch.Tensor) -> torch.Tensor:
         """The reference: the same module, its own eager attention, weights in fp8 multiplied plainly, one row from its
@@ -218,6 +230,16 @@ class PackedModel:
         return layers
 
     # --- what others may know ----------------------------------------------------------------------------------------
+
+    @property
+    def state_width(self) -> int:
+        """Of the hidden states that heads read."""
+        return int(self.embedding.weight.shape[1])
+
+    @property
+    def pooler(self) -> Any:
+        """The base's own layer before a head, if it has one."""
+        return getattr(self.module.base_model, "pooler", None)
 
     @property
     def architecture(self) -> str:

@@ -12,6 +12,7 @@ import torch
 from softmux.engine.arena import Empty, HostArena, pageable
 from softmux.engine.disk import DiskTier
 from softmux.engine.host_adapter import HostAdapter
+from softmux.engine.heads import HeadShape
 from softmux.engine.kv import KVPool, PrefixKV
 from softmux.engine.loader import AdapterLoader, AdapterSource
 from softmux.engine.transfer import Landing, Piece
@@ -164,6 +165,19 @@ class AdapterTiers:
         pieces: list[Piece] = []
         begun: list[tuple[RootKey, HostAdapter]] = []
         for save in saves:
+    def head_shape(self, adapter: RootKey) -> HeadShape:
+        """Of the head of an adapter that a running sequence holds."""
+        shape = self._host[adapter].head_shape
+        if shape is None:
+            raise InternalError("a sequence is to be read by an adapter's head that has none")
+        return shape
+
+    def head(self, adapter: RootKey) -> torch.Tensor:
+        """The rows that `head_shape` tells of."""
+        head = self._host[adapter].head
+        assert head is not None, "`head_shape` has been asked before"
+        return head
+
             host = self._host.get(save.adapter)
             if host is None or host.prefix is not None:
                 continue

@@ -100,6 +100,18 @@ class Batch:
         return self._with_chunks(self.decodes[1], [chunk.row for chunk in self.chunks if chunk.samples])
 
     @cached_property
+    def read(self) -> list[tuple[int, Chunk]]:
+        """Of the rows of `sampled` those that are read instead of choosing a token: their places there."""
+        ends = [chunk for chunk in self.chunks if chunk.samples]
+        first = len(self.decodes[0])
+        return [(first + i, chunk) for i, chunk in enumerate(ends) if chunk.sequence.reading is not None]
+
+    @cached_property
+    def choosing(self) -> Ints:
+        """The places in `sampled` of the rows that do choose a token."""
+        return np.delete(np.arange(len(self.sampled)), [place for place, _ in self.read])
+
+    @cached_property
     def lengths(self) -> Ints:
         """By row that chooses a token: how many come before that token."""
         if not self.chunks:
@@ -114,7 +126,9 @@ class Batch:
 @dataclass(slots=True, frozen=True)
 class StepOutput:
     """By sampling row, in the batch's order: the token chosen, or −1 where the row's logits were not finite.
-    `logprobs` has those of the rows that want them."""
+    `logprobs` has those of the rows that want them, `scores` what was read (float32, in this machine's byte order) of
+    those that choose no token: theirs is 0."""
 
     tokens: Ints
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
+    scores: dict[int, bytes] = field(default_factory=dict)

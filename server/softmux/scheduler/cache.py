@@ -63,13 +63,13 @@ class PrefixCache:
                 self._table.extend(sequence.row, np.array(slots, np.int32))
                 self._move(sequence, node)
 
-    def grow(self, sequence: Sequence, slots: Slots) -> None:
+    def grow(self, sequence: Sequence, slots: Slots, *, share: bool = True) -> None:
         """The sequence's next tokens go into `slots`. What it shares so far becomes longer by them, and others may use
-        them from this very step on; they are its own where the tree has that path already."""
+        them from this very step on; they are its own where the tree has that path already, or without `share`."""
         start, row = sequence.computed, sequence.row
         end = start + len(slots)
         self._table.extend(row, slots)
-        if sequence.shared == start and sequence.node is not None:
+        if share and sequence.shared == start and sequence.node is not None:
             tokens = self._table.tokens[row, start:end].tolist()
             node = self.tree.append(sequence.node, tokens, slots.tolist())
             if node is not None:

@@ -62,19 +62,20 @@ class News:
 
 
 def tell(
-    sequence: Sequence, token: int, *, stopped: bool, logprobs: TokenLogprobs | None, now: float
+    sequence: Sequence, token: int, *, stopped: bool, logprobs: TokenLogprobs | None, now: float, scores: bytes = b""
 ) -> tuple[Output, FinishReason | None]:
     """What is to be told of a token that has just been booked (−1: the row's logits were not finite), and why the
-    sequence ends with it, if it does. `stopped`: it was an end token, and is no part of the text."""
+    sequence ends with it, if it does. `stopped`: it was an end token, and is no part of the text. A sequence that is
+    read says `scores` instead, and has ended."""
     reason: FinishReason | None = None
     if token < 0:
         reason = "abort"
-    elif stopped:
+    elif stopped or sequence.reading is not None:
         reason = "stop"
     elif sequence.generated >= sequence.sampling.max_tokens:
         reason = "length"
-    text = token >= 0 and not stopped
-    first = token >= 0 and sequence.generated == (1 if text else 0)
+    text = token >= 0 and not stopped and sequence.reading is None
+    first = token >= 0 and (sequence.reading is not None or sequence.generated == (1 if text else 0))
     told = Output(
         id=sequence.id,
         number=sequence.order,
@@ -83,5 +84,6 @@ def tell(
         cached_tokens=sequence.cached if first else 0,
         queue_seconds=(sequence.first_scheduled or now) - sequence.arrival if first else 0.0,
         logprobs=(logprobs,) if logprobs is not None and text else (),
+        scores=scores,
     )
     return told, reason

@@ -22,6 +22,7 @@ from softmux.scheduler.cache import PrefixCache
 from softmux.scheduler.news import News, PlainTokens, tell
 from softmux.scheduler.queue import WaitingQueue
 from softmux.scheduler.radix import RootKey
+from softmux.scheduler.reading import Reading
 from softmux.scheduler.roster import Roster
 from softmux.scheduler.rows import Rows, RowTable, Step
 from softmux.scheduler.seats import Seats
@@ -49,7 +50,7 @@ class Scheduler:
         group: int = 8,
     ) -> None:
         self._context_length = min(context_length, slots)
-        self.table = RowTable(max_rows, self._context_length)
+        self.table = RowTable(max_rows, self._context_length + 1)  # a row that is read may fill all but the last
         self.cache = PrefixCache(slots, self.table)
         self.waiting = WaitingQueue(group)
         self._seats = Seats(self.table, self.cache, self.waiting, shelf)
@@ -78,7 +79,10 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Queues a sequence. Raises `ContextTooLong`, `Overloaded` or `InternalError`, having changed nothing."""
-        needed = sequence.prompt_length + sequence.sampling.max_tokens
+        reading = sequence.reading
+        if reading is not None:
+            self._check_readable(sequence, reading)
+        needed = sequence.prompt_length + (sequence.sampling.max_tokens if reading is None else 0)
         if needed > self._context_length:
             raise ContextTooLong(
                 f"{sequence.prompt_length} input tokens (virtual tokens included) and max_tokens "
@@ -95,6 +99,15 @@ class Scheduler:
 
     def abort(self, client: bytes, sequence_id: str) -> None:
         """Ends a sequence wherever it is; unknown ones are ignored (it may just have ended)."""
+    def _check_readable(self, sequence: Sequence, reading: Reading) -> None:
+        most = min(self._context_length, self.max_step_tokens + reading.whole_from)
+        if sequence.prompt_length > most:
+            raise ContextTooLong(
+                f"{sequence.prompt_length} input tokens (virtual tokens included) are read in one step, this server "
+                f"takes {most}; shorten the input, or send `stride`",
+                param="input",
+            )
+
         sequence = self._roster.find(client, sequence_id)
         if sequence is not None:
             self._end(sequence, "abort")
@@ -131,7 +144,7 @@ class Scheduler:
         budget = most - len(batch)
         for sequence in list(self._seats.filling):
             if budget and sequence in self._seats.filling:
-                budget -= self._chunk(sequence, batch, budget)
+                budget = max(0, budget - self._chunk(sequence, batch, budget))
         failed = self._admit(batch, budget, now) if len(self.waiting) else []
         batch.adapters = self.table.distinct_adapters(batch.rows)
         return batch, failed
@@ -160,22 +173,34 @@ class Scheduler:
         if not self._adopt(sequence, batch):
             return 0
         start = sequence.computed
-        slots = self._seats.take(max(1, min(sequence.length - start, budget, self.cache.room)), sequence, batch)
+        wanted = self._portion(sequence, start, batch, budget)
+        slots = self._seats.take(wanted, sequence, batch) if wanted else None
         if slots is None:
             return 0
         count, row = len(slots), sequence.row
-        self.cache.grow(sequence, slots)
+        self.cache.grow(sequence, slots, share=not sequence.alone)
         last = self.table.chunk(row)
         if last:
             del self._seats.filling[sequence]
         batch.chunks.append(Chunk(sequence, row, start, count, samples=last))
         adapter = sequence.adapter
-        if adapter is not None and start < sequence.lead <= start + count:
+        if adapter is not None and start < sequence.lead <= start + count and not sequence.alone:
             self._keep_prefix(adapter, self.table.slots[row, : sequence.lead].tolist(), batch)
         return count
 
     def _keep_prefix(self, adapter: RootKey, slots: list[int], batch: Batch) -> None:
         if not self._shelf.compiled(adapter) and adapter not in self._unsaved:
+    def _portion(self, sequence: Sequence, start: int, batch: Batch, budget: int) -> int:
+        """How many of its tokens from `start` on a sequence brings to this step. 0: what is read of it comes whole, and
+        others have the room; as a step's first chunk it may be more than the decoding rows leave of the budget."""
+        left = sequence.length - start
+        count = max(1, min(left, budget, self.cache.room))
+        if sequence.reading is None or count == left:
+            return count
+        if start < sequence.reading.whole_from:
+            return min(count, sequence.reading.whole_from - start)
+        return 0 if batch.chunks else left
+
             self._unsaved.add(adapter)
             batch.saves.append(PrefixSave(adapter, slots))
 
@@ -184,7 +209,7 @@ class Scheduler:
 
         False where there is such KV but no room for it now: a trained prefix can't be computed instead.
         """
-        end = sequence.length - 1  # one token at least is computed: its logits are needed
+        end = sequence.reusable  # one token at least is computed: its logits are needed
         self.cache.follow(sequence, end)
         adapter, start = sequence.adapter, sequence.computed
         if adapter is None or start >= sequence.lead or sequence.shared < start:
@@ -222,13 +247,13 @@ class Scheduler:
                 used = self._start(line[0], batch, budget, now)
                 if not used:
                     return failed
-                budget -= used
+                budget = max(0, budget - used)
         return failed
 
     def _start(self, sequence: Sequence, batch: Batch, budget: int, now: float) -> int:
         """Moves the first of a line into the step; 0 where the pool has no room for its input yet."""
         length = sequence.length
-        node, slots = self.cache.find(sequence, length - 1)
+        node, slots = self.cache.find(sequence, sequence.reusable)
         if length - len(slots) + 1 > self.cache.room and self.table.taken:
             self.cache.let_go(node)
             return 0
@@ -267,7 +292,10 @@ class Scheduler:
         for place in np.flatnonzero(open_ & special).tolist():
             sequence: Sequence = table.sequences[sampled[place]]
             token, stopped = int(output.tokens[place]), bool(said.stops[place])
-            told, reason = tell(sequence, token, stopped=stopped, logprobs=output.logprobs.get(place), now=now)
+            told, reason = tell(
+                sequence, token, stopped=stopped, now=now,
+                logprobs=output.logprobs.get(place), scores=output.scores.get(place, b""),
+            )  # fmt: skip
             news.outputs.append((sequence, told))
             if reason:
                 self._end(sequence, reason)

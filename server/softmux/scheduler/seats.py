@@ -74,7 +74,7 @@ class Seats:
         self.filling.pop(sequence, None)
         if sequence.adapter is not None:
             self._shelf.release(sequence.adapter)
-        self._cache.leave(sequence, keep=keep)
+        self._cache.leave(sequence, keep=keep and not sequence.alone)
         self._table.unseat(sequence)
 
     def clear(self) -> None:

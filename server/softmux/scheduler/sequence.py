@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from softmux.scheduler.radix import Node, RootKey
+from softmux.scheduler.reading import Reading
 from softmux.types import FinishReason, SamplingParams
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class Sequence:
     order: int = 0
     sample: int = 0
     deadline: float | None = None
+    reading: Reading | None = None
+    """What is read of it, where it chooses no tokens."""
 
     prompt_length: int = field(init=False)
     lead: int = field(init=False)
@@ -52,6 +55,17 @@ class Sequence:
     def adapter(self) -> RootKey | None:
         """The adapter's key in the tiers, None for the bare model."""
         return self.root if self.root.digest is not None else None
+
+    @property
+    def alone(self) -> bool:
+        """Whether the cache may hold nothing of it but a trained prefix."""
+        return self.reading is not None and self.reading.alone
+
+    @property
+    def reusable(self) -> int:
+        """How many of its tokens need not be computed if the cache has them: the others' hidden states are needed."""
+        last = self.length - 1
+        return last if self.reading is None else min(last, self.reading.whole_from)
 
     @property
     def length(self) -> int:

@@ -1,0 +1,133 @@
+"""Classification heads: every row's own, of any number of labels, in one batched product a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from softmux.engine.device import to_device
+from softmux.engine.transfer import Copies
+from softmux.engine.vocabulary import VirtualVocabulary
+from softmux.formats.parts import Activation, HeadPart
+from softmux.scheduler.radix import RootKey
+
+_MARGIN = 8
+"""Numbers behind a row's weights, the first of them its bias: rows stay aligned."""
+_BLOCK = 32
+"""Hidden states of one head that share a copy of its weights in the product."""
+_BYTES = 32 << 20
+"""What the table takes at first. It grows if one step needs more."""
+_ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
+    "tanh": torch.tanh,
+    "gelu": F.gelu,
+    "relu": torch.relu,
+}
+
+
+class HeadShape(msgspec.Struct, frozen=True, array_like=True):
+    """What a head's rows mean: the first `labels` are its outputs', those behind them its dense layer's, if it has
+    one, which `activation` follows. `base_pooler`: the base's own pooler comes before both."""
+
+    labels: int
+    activation: Activation | None
+    base_pooler: bool
+
+
+def head_rows(head: HeadPart) -> tuple[HeadShape, torch.Tensor]:
+    """A head as rows of the table: `[labels (+ width), width + 8]` float32, weights and bias side by side."""
+    layers = [(head.weight, head.bias)]
+    if head.dense is not None:
+        layers.append((head.dense.weight, head.dense.bias))
+    rows = torch.zeros((sum(len(weight) for weight, _ in layers), head.weight.shape[1] + _MARGIN))
+    at = 0
+    for weight, bias in layers:
+        rows[at : at + len(weight), :-_MARGIN] = torch.from_numpy(weight)
+        if bias is not None:
+            rows[at : at + len(weight), -_MARGIN] = torch.from_numpy(bias)
+        at += len(weight)
+    activation = head.dense.activation if head.dense is not None else None
+    return HeadShape(len(head.weight), activation, head.base_pooler), rows
+
+
+class Heads:
+    """The heads in use, as rows of one float32 table on the device (`VirtualVocabulary`, least recently used give way).
+
+    `shape_of` and `rows_of` say what a running sequence's adapter has; `pooler` is the base's, if it has one: a module
+    with a `dense` layer, which tanh follows.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        device: torch.device,
+        copies: Copies,
+        *,
+        shape_of: Callable[[RootKey], HeadShape],
+        rows_of: Callable[[RootKey], torch.Tensor],
+        pooler: Any = None,
+    ) -> None:
+        self._width = width
+        self._device = device
+        self._copies = copies
+        self._shape_of = shape_of
+        self._rows_of = rows_of
+        self._pooler = pooler
+        self._table: VirtualVocabulary | None = None
+
+    def labels(self, adapter: RootKey) -> int:
+        """How many outputs its head has."""
+        return self._shape_of(adapter).labels
+
+    def scores(self, states: torch.Tensor, adapters: Sequence[RootKey], counts: Sequence[int]) -> torch.Tensor:
+        """`states [tokens, width]`: the first `counts[0]` are read by the head of `adapters[0]`, and so on. → `[tokens,
+        labels]` float32; labels beyond a head's own mean nothing."""
+        if self._table is None:  # a server without heads never pays for it
+            rows = max(256, _BYTES // (4 * (self._width + _MARGIN)))
+            self._table = VirtualVocabulary(rows, self._width + _MARGIN, torch.float32, self._device, self._copies)
+        shapes = {adapter: self._shape_of(adapter) for adapter in adapters}
+        found = self._table.rows_of(shapes, self._rows_of)
+        owners = np.repeat(np.array([list(shapes).index(adapter) for adapter in adapters]), counts)
+        heads = [(shape, found[adapter]) for adapter, shape in shapes.items()]
+        pooled = np.flatnonzero(np.array([shape.base_pooler for shape, _ in heads])[owners])
+        if len(pooled):
+            at = to_device(pooled, self._device)
+            states = states.index_copy(0, at, torch.tanh(self._pooler.dense(states[at])).to(states.dtype))
+        x = states.float()
+        for activation in sorted({shape.activation for shape, _ in heads if shape.activation}):
+            these = np.flatnonzero(np.array([shape.activation == activation for shape, _ in heads])[owners])
+            at = to_device(these, self._device)
+            dense = [numbers[shape.labels :] for shape, numbers in heads]
+            inner = self._product(x[at], owners[these], dense, self._width)
+            x = x.index_copy(0, at, _ACTIVATIONS[activation](inner))
+        most = max(shape.labels for shape, _ in heads)
+        return self._product(x, owners, [numbers[: shape.labels] for shape, numbers in heads], most)
+
+    def _product(self, x: torch.Tensor, owners: np.ndarray[Any, Any], rows: list[list[int]], most: int) -> torch.Tensor:
+        """`x [tokens, width]` → `[tokens, most]`, each by the rows of its owner. The tokens of one owner are cut into
+        blocks, and each block is multiplied by a copy of its owner's rows: one product of equal blocks."""
+        assert self._table is not None
+        order = np.argsort(owners, kind="stable")
+        kinds, firsts, sizes = np.unique(owners[order], return_index=True, return_counts=True)
+        block = min(_BLOCK, 1 << (int(sizes.max()) - 1).bit_length())
+        blocks = -(-sizes // block)
+        begins = np.cumsum(blocks) - blocks
+        within = np.arange(len(order)) - np.repeat(firsts, sizes)
+        places = np.repeat(begins * block, sizes) + within
+        taken = np.zeros(int(blocks.sum()) * block, np.int64)
+        taken[places] = order
+        back = np.empty(len(order), np.int64)
+        back[order] = places
+        padded = np.zeros((len(kinds), most), np.int64)
+        for i, kind in enumerate(kinds.tolist()):
+            padded[i, : len(rows[kind])] = rows[kind]
+        weights = self._table.gather(np.repeat(padded, blocks, axis=0).reshape(-1).tolist())
+        weights = weights.view(-1, most, self._width + _MARGIN)
+        packed = x[to_device(taken, self._device)].view(-1, block, self._width)
+        bias = weights[:, None, :, -_MARGIN]
+        out = torch.baddbmm(bias, packed, weights[:, :, :-_MARGIN].transpose(1, 2))
+        return out.flatten(0, 1)[to_device(back, self._device)]

@@ -1,0 +1,28 @@
+"""Sequences that are read, instead of going on: by a classification head, or for how likely their own tokens are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What is read of a sequence's input in place of choosing a token after it. It ends with the step that reads it.
+
+    `head`: its adapter's head reads the last hidden states of positions `first … end`, the latter not included.
+    `likelihood`: of the tokens at those positions, each after all that come before it. From `whole_from` on the input
+    is computed in one step, and never taken from the cache: hidden states are kept nowhere.
+    `alone`: every position attends to all of its row, so none of its keys and values is another row's, but those of a
+    trained prefix.
+    """
+
+    what: Literal["head", "likelihood"]
+    first: int
+    end: int
+    whole_from: int
+    alone: bool = False
+
+    @property
+    def count(self) -> int:
+        return self.end - self.first

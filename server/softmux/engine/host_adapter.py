@@ -27,7 +27,7 @@ _MOST_HEADER_BYTES = 64 << 20
 
 
 class _Header(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    """Of the tensors: vectors, prefix, delta. `trained`: the prefix is what was trained, not what a step computed."""
+    """Of the tensors: vectors, prefix, delta, head. `trained`: the prefix was trained, and no step computed it."""
 
     dtypes: tuple[str | None, str | None, str | None, str | None]
     shapes: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]
@@ -72,7 +72,8 @@ class HostAdapter:
                     head = empty(tuple(rows.shape), rows.dtype).copy_(rows)
                 case _:
                     pass
-        return cls(vectors, prefix, trained=prefix is not None, delta=Delta.of(parts, dtype, empty))
+        delta = Delta.of(parts, dtype, empty)
+        return cls(vectors, prefix, prefix is not None, delta, head=head, head_shape=head_shape)
 
     @property
     def compiled(self) -> int:
@@ -85,7 +86,8 @@ class HostAdapter:
 
     @property
     def _tensors(self) -> tuple[torch.Tensor | None, ...]:
-        return self.vectors, self.prefix, self.delta.data if self.delta is not None else None
+        delta = self.delta.data if self.delta is not None else None
+        return self.vectors, self.prefix, delta, self.head
 
     def moved(self, empty: Empty) -> HostAdapter:
         """The same in other memory."""
@@ -94,16 +96,16 @@ class HostAdapter:
             for tensor in self._tensors
         )
         delta = self.delta.over(data) if self.delta is not None and data is not None else None
-        return HostAdapter(vectors, prefix, self.trained, delta, self.holds, self.computed)
+        return dataclasses.replace(self, vectors=vectors, prefix=prefix, delta=delta, head=head)
 
     def as_now(self) -> HostAdapter:
         """What a thread may write to disk while the engine goes on with this one."""
-        return HostAdapter(self.vectors, self.prefix, self.trained, self.delta)
+        return dataclasses.replace(self, holds=0, computed=0)
 
     # --- the disk tier's file ----------------------------------------------------------------------------------------
     # magic, SHA-256 of what follows the length, the header's length, the header padded with spaces, and the tensors'
-    # bytes as they lie in memory: a load reads them straight into the tier's memory, and neither parses nor copies while
-    # it holds the interpreter.
+    # bytes as they lie in memory: a load reads them straight into the tier's memory, and neither parses nor copies
+    # while it holds the interpreter.
 
     def write(self, path: Path) -> int:
         """Writes the file; returns its bytes."""
@@ -114,9 +116,9 @@ class HostAdapter:
             trained=self.trained,
             updates=self.delta.updates if self.delta is not None else (),
             tables=self.delta.tables if self.delta is not None else (),
+            head=self.head_shape,
         )
         told = msgspec.json.encode(header)
-            head=self.head_shape,
         told = told.ljust(-(-len(told) // _UNIT_BYTES) * _UNIT_BYTES)
         parts: list[bytes | memoryview] = [told, *(_raw(tensor) for tensor in tensors if tensor is not None)]
         digest = hashlib.sha256()
@@ -158,7 +160,7 @@ class HostAdapter:
             raise ValueError("its checksum is wrong")
         vectors, prefix, data, learned_head = tensors
         delta = Delta(data, header.updates, header.tables) if data is not None else None
-        return cls(vectors, prefix, header.trained, delta)
+        return cls(vectors, prefix, header.trained, delta, head=learned_head, head_shape=header.head)
 
 
 def _raw(tensor: torch.Tensor) -> memoryview:

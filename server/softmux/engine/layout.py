@@ -22,10 +22,10 @@ class Layout:
     """One packed step. The batch's decoding rows come first, so their tokens do, too.
 
     By row: `rows` (of the table), `starts`, `counts`. By token: `ids` (0 where it is not known or no real one),
-    `positions`, `slots`. `wanted`: the tokens whose logits are needed, first those behind which rows choose one, then those
-    before each of `targets`, whose likelihood is read. `heads`: tokens whose hidden states heads read. `futures`:
-    tokens that the step before is choosing; `virtual`: tokens that are learned vectors, with the adapters they belong to
-    and their numbers there.
+    `positions`, `slots`. `wanted`: the tokens whose logits are needed, first those behind which rows choose one, then
+    those before each of `targets`, whose likelihood is read. `heads`: tokens whose hidden states heads read. `futures`:
+    tokens that the step before is choosing; `virtual`: tokens that are learned vectors, with the adapters they belong
+    to and their numbers there.
     """
 
     rows: Rows

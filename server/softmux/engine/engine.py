@@ -92,7 +92,7 @@ class Engine:
             torch.set_num_threads(settings.threads)
         if model is None:
             device = pick_device(settings.device)
-            model = PackedModel.load(
+            model = load_base(
                 settings.model,
                 device=device,
                 dtype=pick_dtype(settings.dtype, device),
@@ -120,7 +120,7 @@ class Engine:
         self.scheduler = Scheduler(
             slots=slots,
             max_rows=settings.max_rows,
-            max_step_tokens=settings.max_step_tokens,
+            max_step_tokens=max(settings.max_step_tokens, 0 if self.model.causal else context),  # rows run whole
             context_length=context,
             eos=self.model.eos_token_ids,
             shelf=self.tiers,
@@ -191,15 +191,6 @@ class Engine:
         self.scheduler.add(sequence)
         return sequence
 
-    def adopt(self, root: RootKey, parts: Parts) -> None:
-        """Puts an adapter that is at hand into host memory, without any store."""
-        self.tiers.adopt(root, HostAdapter.from_parts(parts, self.model.dtype, kv_dtype=self.model.kv_dtype))
-
-    # --- the loop's body ---------------------------------------------------------------------------------------------
-
-    @property
-    def idle(self) -> bool:
-        """Nothing to do until a sequence or an adapter arrives."""
     def read(
         self,
         sequence_id: str,
@@ -263,6 +254,15 @@ class Engine:
         began = time.perf_counter()
         news = StepNews()
         for adapter in self.tiers.arrivals():
+    def adopt(self, root: RootKey, parts: Parts) -> None:
+        """Puts an adapter that is at hand into host memory, without any store."""
+        self.tiers.adopt(root, HostAdapter.from_parts(parts, self.model.dtype, kv_dtype=self.model.kv_dtype))
+
+    # --- the loop's body ---------------------------------------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        """Nothing to do until a sequence or an adapter arrives."""
             self.scheduler.adapter_arrived(adapter)
         self.tiers.await_only(self.scheduler.waits_for)
         batch, news.failed = self.scheduler.next(time.monotonic())

@@ -83,6 +83,10 @@ class Heads:
         """How many outputs its head has."""
         return self._shape_of(adapter).labels
 
+    def forget(self, adapter: RootKey) -> None:
+        if self._table is not None:
+            self._table.forget(adapter)
+
     def scores(self, states: torch.Tensor, adapters: Sequence[RootKey], counts: Sequence[int]) -> torch.Tensor:
         """`states [tokens, width]`: the first `counts[0]` are read by the head of `adapters[0]`, and so on. → `[tokens,
         labels]` float32; labels beyond a head's own mean nothing."""

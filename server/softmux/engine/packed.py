@@ -49,7 +49,11 @@ class PackedModel:
 
     `module` is what transformers loaded, untouched; its attention implementation is a name registered for this object
     alone, so several models can live in a process. `folder` is where its files lie; None for one made in memory.
+    `causal`: a position attends to none after it.
     """
+
+    causal = True
+    loads_as: Any = AutoModelForCausalLM
 
     def __init__(self, module: nn.Module, folder: Path | None, model_id: str) -> None:
         loaded: Any = module
@@ -95,7 +99,7 @@ class PackedModel:
             if quantization == "fp8":
                 module = load_fp8(folder, config, device=device, dtype=dtype)
             else:
-                module = AutoModelForCausalLM.from_pretrained(
+                module = cls.loads_as.from_pretrained(
                     folder,
                     config=config,
                     dtype=dtype,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from softmux.engine.encoder_selftest import self_test_encoder
 from softmux.engine.host_adapter import HostAdapter
 from softmux.engine.runner import ModelRunner
 from softmux.errors import SelfTestFailed
@@ -24,8 +25,11 @@ def self_test(runner: ModelRunner, spec: ModelSpec) -> None:
     """Runs four short rows, two of them behind random learned vectors, in chunks of a few tokens with decodes between,
     and compares the log probabilities of what they generate with the eager module's.
 
-    Raises `SelfTestFailed` where they differ by more than rounding.
+    Raises `SelfTestFailed` where they differ by more than rounding. An encoder has a self-test of its own.
     """
+    if spec.family == "encoder":
+        self_test_encoder(runner, spec)
+        return
     generator = torch.Generator().manual_seed(0)
     weight: torch.Tensor = runner.model.embedding.weight
     spread = float(weight.float().std())

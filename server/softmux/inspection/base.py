@@ -7,16 +7,13 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-)
 
 from softmux.engine.anatomy import embeddings, linear_shapes
+from softmux.engine.bases import family_of
 from softmux.engine.fingerprint import base_fingerprint, tokenizer_fingerprint
 from softmux.engine.serves import SERVES
 from softmux.errors import InvalidRequest
-from softmux.types import Family, LayerKV, ModelSpec
+from softmux.types import LayerKV, ModelSpec
 
 UNKNOWN = "unknown"
 """A fingerprint that can't be told, as the files that it is made of are not there."""
@@ -64,18 +61,6 @@ def describe(model: str, *, fingerprints: bool = False) -> ModelSpec:
         output_embedding=output,
         tied_embeddings=bool(tied or (output and getattr(text, "tie_word_embeddings", False))),
     )
-
-
-def family_of(config: Any) -> Family:
-    """By what the checkpoint says that it is; BERT's kind is an encoder, though transformers can make it generate."""
-    if getattr(config, "is_encoder_decoder", False):
-        return "encoder-decoder"
-    names = " ".join(getattr(config, "architectures", None) or ())
-    if "CausalLM" in names or "LMHead" in names or "ForConditionalGeneration" in names:
-        return "decoder"
-    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        return "encoder"
-    return "decoder" if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else "encoder"
 
 
 def _layer(config: Any) -> LayerKV:

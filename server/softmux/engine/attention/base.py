@@ -23,6 +23,8 @@ class PackedRows:
     """`[max_rows + 1, context]` int32: the KV slot of each position of each running sequence."""
     slots: torch.Tensor
     """`[tokens]` int64: where each new token's keys and values go."""
+    causal: bool = True
+    """False: each new token attends to all of its row, those after it included. A row is then whole."""
 
 
 @dataclass(slots=True)
@@ -37,7 +39,8 @@ class DecodeRows:
 
 
 class AttentionBackend(Protocol):
-    """Writes a layer's new keys and values into the pool, then attends over each row's own KV, causally."""
+    """Writes a layer's new keys and values into the pool, then attends over each row's own KV, causally unless the step
+    says otherwise (`PackedRows.causal`)."""
 
     name: str
 

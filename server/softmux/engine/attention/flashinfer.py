@@ -41,6 +41,7 @@ class _Step:
     """`[rows]` int32: every page is full."""
     slots: torch.Tensor
     """`[sum(lengths)]` int32, on the device."""
+    causal: bool
 
 
 @dataclass(slots=True)
@@ -99,7 +100,7 @@ class FlashInferAttention:
         total = key_ends[-1]
         row, begin = torch.repeat_interleave(sent[:2], sent[2], dim=1, output_size=total)
         position = torch.arange(total, device=row.device) - begin
-        self._step = _Step(query_host, key_host, length_host, ones, rows.table[row, position])
+        self._step = _Step(query_host, key_host, length_host, ones, rows.table[row, position], rows.causal)
         self._slots = rows.slots
 
     def attend(
@@ -149,7 +150,7 @@ class FlashInferAttention:
                 kv_heads,
                 head_dim,
                 1,
-                causal=True,
+                causal=step.causal,
                 sm_scale=scaling,
                 window_left=-1 if window is None else window - 1,
                 logits_soft_cap=softcap,

@@ -31,6 +31,7 @@ class _Group:
     """`[rows, queries]`."""
     lengths: torch.Tensor
     """`[rows]` keys each row has."""
+    causal: bool
     masks: dict[int | None, torch.Tensor | None] = field(default_factory=dict)
 
     def mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
@@ -38,7 +39,8 @@ class _Group:
         if window not in self.masks:
             at = torch.arange(self.keys, device=self.slots.device)
             position = self.query_positions[:, :, None]
-            seen = at <= torch.minimum(position, self.lengths[:, None, None] - 1)
+            last = self.lengths[:, None, None] - 1
+            seen = at <= (torch.minimum(position, last) if self.causal else last)
             if window is not None:
                 seen &= at > position - window
             hidden = ~seen
@@ -89,6 +91,7 @@ class TorchAttention:
             keys=keys,
             slots=slots.flatten(),
             query_positions=starts[:, None] + torch.where(real, step, 0),
+            causal=rows.causal,
             lengths=lengths,
         )
 

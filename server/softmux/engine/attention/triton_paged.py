@@ -16,6 +16,7 @@ from softmux.engine.kv import KVPool
 class _Chunks:
     blocks: tuple[torch.Tensor, torch.Tensor]
     rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+    causal: bool
     queries: int
     """A block has up to so many."""
 
@@ -85,7 +86,7 @@ class TritonAttention:
         if c:
             part = sent[4 * s : 4 * (s + c)].view(4, c)
             blocks = sent[4 * (s + c) :].view(2, b)
-            self._chunks = _Chunks((blocks[0], blocks[1]), (part[0], part[1], part[2], part[3]), queries)
+            self._chunks = _Chunks((blocks[0], blocks[1]), (part[0], part[1], part[2], part[3]), rows.causal, queries)
 
     def attend(
         self,
@@ -132,6 +133,7 @@ class TritonAttention:
             kernels.extend(
                 query, keys, values, self._table, out, self._chunks.blocks, self._chunks.rows,
                 scaling=scaling, window=window, softcap=softcap, queries=self._chunks.queries,
+                causal=self._chunks.causal,
             )  # fmt: skip
         rows = self._decode
         if rows is not None:

@@ -112,7 +112,7 @@ def _merge(
 def _extend_block(
     q, m, total, acc, at, last, position, window, scale, softcap, keys_ptr, values_ptr, slots_ptr, kv_heads, kv_head,
     D: tl.constexpr, D_PAD: tl.constexpr, BLOCK: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
-    MASKED: tl.constexpr,
+    MASKED: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
     """One block of keys from `at` on, for all queries of the program. Not `MASKED`: every query sees every key."""
     d = tl.arange(0, D_PAD)
@@ -132,7 +132,9 @@ def _extend_block(
         v = tl.load(values_ptr + place)
     s = _scores(q, tl.trans(k.to(q.dtype)), scale, softcap, SOFTCAP)
     if MASKED:
-        seen = live[None, :] & (key[None, :] <= position[:, None])
+        seen = live[None, :]
+        if CAUSAL:
+            seen &= key[None, :] <= position[:, None]
         if WINDOW:
             seen &= key[None, :] > position[:, None] - window
         s = tl.where(seen, s, -float("inf"))
@@ -155,7 +157,7 @@ def _extend(
     q_ptr, keys_ptr, values_ptr, table_ptr, out_ptr, block_row_ptr, block_first_ptr,
     rows_ptr, offsets_ptr, starts_ptr, counts_ptr, scale, softcap, window, kv_heads, table_stride,
     q_stride, GROUP: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, QUERIES: tl.constexpr, BLOCK: tl.constexpr,
-    SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0)
     block = tl.program_id(1)
@@ -180,6 +182,9 @@ def _extend(
     if WINDOW:
         begin = tl.maximum(0, start + first - window + 1) // BLOCK * BLOCK
         all_seen = begin
+    if not CAUSAL:  # whole rows, and no window
+        last = start + count
+        all_seen = last // BLOCK * BLOCK
     slots_ptr = table_ptr + row * table_stride
     m = tl.full([QUERIES], -float("inf"), tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
@@ -187,13 +192,13 @@ def _extend(
     for at in range(begin, all_seen, BLOCK):
         m, total, acc = _extend_block(
             q, m, total, acc, at, last, position, window, scale, softcap, keys_ptr, values_ptr, slots_ptr, kv_heads,
-            kv_head, D, D_PAD, BLOCK, SOFTCAP, WINDOW, False,
+            kv_head, D, D_PAD, BLOCK, SOFTCAP, WINDOW, False, CAUSAL,
         )  # fmt: skip
     # where loads are pipelined in both loops, the first one's matrix instructions wait for one another
     for at in tl.range(all_seen, last, BLOCK, num_stages=DIAGONAL_STAGES):
         m, total, acc = _extend_block(
             q, m, total, acc, at, last, position, window, scale, softcap, keys_ptr, values_ptr, slots_ptr, kv_heads,
-            kv_head, D, D_PAD, BLOCK, SOFTCAP, WINDOW, True,
+            kv_head, D, D_PAD, BLOCK, SOFTCAP, WINDOW, True, CAUSAL,
         )  # fmt: skip
     out = (acc / tl.where(total > 0, total, 1.0)[:, None]).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + q_place, out, mask=q_mask)
@@ -274,10 +279,12 @@ def extend(
     window: int | None,
     softcap: float | None,
     queries: int,
+    causal: bool = True,
 ) -> None:
     """Chunks of any length. `query`, `out` `[tokens, heads, head_dim]`; `blocks` names, for each block of `queries`
     queries (`query_block`), its row (an index into `rows`) and its first query, long ones best first; `rows` are the
-    rows' table rows, packed offsets, start positions and counts, int32 on the device."""
+    rows' table rows, packed offsets, start positions and counts, int32 on the device. Not `causal`: each query sees its
+    whole row, and there is no window."""
     _, heads, width = query.shape
     kv_heads = keys.shape[1]
     wide = max(16, triton.next_power_of_2(width))
@@ -288,5 +295,5 @@ def extend(
     _extend[(heads, len(blocks[0]))](
         query, keys, values, table, out, *blocks, *rows, scaling, softcap or 1.0, window or 0, kv_heads,
         table.stride(0), heads * width, GROUP=heads // kv_heads, D=width, D_PAD=wide, QUERIES=queries, BLOCK=block,
-        SOFTCAP=softcap is not None, WINDOW=window is not None, num_warps=warps, num_stages=stages,
+        SOFTCAP=softcap is not None, WINDOW=window is not None, CAUSAL=causal, num_warps=warps, num_stages=stages,
     )  # fmt: skip

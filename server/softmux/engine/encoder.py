@@ -1,0 +1,98 @@
+"""A frozen encoder (BERT and its kin), run as decoders are: packed, over the same attention backends and KV slots.
+
+Every position attends to its whole row, a trained prefix included, so a row runs whole in one step, and nothing of it
+is kept. There are no logits: heads read the last hidden states.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import nn
+from transformers import AutoModel
+
+from softmux.engine.attention.base import PackedRows
+from softmux.engine.packed import PackedModel
+from softmux.engine.serves import SERVES
+from softmux.errors import SelfTestFailed
+from softmux.formats.peft_types import takes_prefix
+from softmux.types import ModelSpec
+
+
+class PackedEncoder(PackedModel):
+    """`position_offset`: the number that the module gives to a row's first position (RoBERTa counts from its padding
+    token's id on), as it shows when it is asked."""
+
+    causal = False
+    loads_as: Any = AutoModel
+
+    def __init__(self, module: nn.Module, folder: Path | None, model_id: str) -> None:
+        if getattr(module.config, "is_decoder", False):
+            raise SelfTestFailed(f"{model_id}'s config makes a decoder of it (is_decoder); set it to false")
+        super().__init__(module, folder, model_id)
+        self.position_offset, self._positions = self._numbering()
+
+    def forward(
+        self, embeddings: torch.Tensor, positions: torch.Tensor, wanted: torch.Tensor, rows: PackedRows
+    ) -> torch.Tensor:
+        """As `PackedModel.forward`, without any logits to give."""
+        return super().forward(embeddings, positions + self.position_offset, wanted[:0], rows)
+
+    def eager(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """The reference: the module as it is, one row → its last hidden states `[tokens, state_width]`."""
+        self.module.set_attn_implementation("eager")
+        try:
+            output = self.module(inputs_embeds=embeddings[None])
+        finally:
+            if self._backend is not None:
+                self.module.set_attn_implementation(self._attention)
+        states: torch.Tensor = output[0][0]
+        return states
+
+    @property
+    def context_length(self) -> int:
+        return self._positions - self.position_offset
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        return ()
+
+    @property
+    def state_width(self) -> int:
+        return int(self.config.hidden_size)
+
+    def spec(self, context_length: int) -> ModelSpec:
+        described = super().spec(context_length)
+        model_type, serves = described.model_type, SERVES["encoder"]
+        if not takes_prefix(model_type):
+            serves -= {"prefix"}
+        if (
+            described.hidden_size != self.state_width
+        ):  # ELECTRA's smaller embeddings: PEFT's vectors have the layers' width
+            serves -= {"prompt"}
+        return msgspec.structs.replace(
+            described, family="encoder", serves=serves, hidden_size=self.state_width, output_embedding="",
+            tied_embeddings=False,
+        )  # fmt: skip
+
+    @torch.inference_mode()
+    def _numbering(self) -> tuple[int, int]:
+        """(number of a row's first position, numbers there are), as the module's own position embeddings are asked."""
+        table = next((m for name, m in self.module.named_modules() if name.endswith("position_embeddings")), None)
+        if not isinstance(table, nn.Embedding):
+            raise SelfTestFailed(
+                f"{self.architecture} numbers its positions in a way that softmux does not know; it serves BERT, "
+                "RoBERTa, XLM-R, ELECTRA and models of their build"
+            )
+        asked: list[torch.Tensor] = []
+        hook = table.register_forward_pre_hook(lambda _module, given: asked.append(given[0]))
+        try:
+            self.eager(self.embedding(torch.zeros(2, dtype=torch.int64, device=self.device)))
+        finally:
+            hook.remove()
+        if not asked or asked[0].flatten().diff().tolist() != [1]:
+            raise SelfTestFailed(f"{self.architecture} does not number its positions in order; softmux can't serve it")
+        return int(asked[0].flatten()[0]), int(table.num_embeddings)

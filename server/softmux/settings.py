@@ -58,6 +58,13 @@ class Settings(BaseSettings):
     host_cache_bytes: int = Field(default=2 << 30, ge=0, description="Host tier for adapters and compiled KV, bytes.")
     disk_cache_bytes: int = Field(default=20 << 30, ge=0, description="Disk tier for adapters and compiled KV, bytes.")
     resident_vectors: int = Field(default=16384, ge=64, description="Rows of the virtual vocabulary's table.")
+    max_loras: int = Field(
+        default=64, ge=1, le=1024, description="LoRAs (and trained rows of tokens) that one step mixes at most."
+    )
+    max_lora_rank: int = Field(default=128, ge=1, le=1024, description="The largest rank of a LoRA that is taken.")
+    lora_bytes: int = Field(
+        default=1 << 30, ge=1 << 20, description="GPU memory for LoRAs, bytes; those in use stay, others give way."
+    )
     threads: int | None = Field(default=None, ge=1, description="CPU threads of the engine; default: all cores.")
 
     max_upload_bytes: int = Field(default=256 << 20, ge=1024, description="One adapter upload at most.")

@@ -14,7 +14,10 @@ from softmux.formats.peft_types import FAMILIES, GENERATES, HEADS, INSTEAD, why_
 
 BEGIN, END = "<!-- support table: begin -->", "<!-- support table: end -->"
 
-EXACT = frozenset({"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "CPT", "PREFIX_TUNING", "CARTRIDGE"})
+EXACT = frozenset(
+    {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "CPT", "PREFIX_TUNING", "CARTRIDGE"}
+    | {"LORA", "TRAINABLE_TOKENS"}
+)
 """Types whose tokens the tests compare with PEFT's; a test holds this to what they compare."""
 
 TASKS = (GENERATES, *HEADS, "SEQ_2_SEQ_LM", "QUESTION_ANS", "FEATURE_EXTRACTION")

@@ -69,4 +69,5 @@ def test_mixed_requests_are_token_exact_cold_and_cached(architecture: str, devic
 
 def test_what_the_table_calls_exact_is_compared() -> None:
     compared = {METHODS[method]().peft_type.value for method in METHODS} | ZOO.keys()
+    compared |= {"LORA", "TRAINABLE_TOKENS"}  # by test_lora_parity.py
     assert compared == EXACT

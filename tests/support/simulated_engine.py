@@ -16,6 +16,7 @@ from softmux.scheduler.batch import Batch, StepOutput
 from softmux.scheduler.radix import RootKey
 from softmux.scheduler.scheduler import Scheduler
 from softmux.scheduler.sequence import Sequence
+from softmux.scheduler.shelf import Room
 
 VOCABULARY = 12
 
@@ -65,6 +66,8 @@ class Adapter:
     delay: int
     fails: bool = False
     poisoned: bool = False
+    delta: bool = False
+    """It needs a slot to run in."""
     compiled: list[int] | None = None
     """The KV values kept for its leading tokens."""
     holds: int = 0
@@ -73,7 +76,8 @@ class Adapter:
 class Shelf:
     """Adapter tiers in steps of the simulation; what nothing holds may be dropped from them at any time."""
 
-    def __init__(self, adapters: list[Adapter]) -> None:
+    def __init__(self, adapters: list[Adapter], delta_slots: int = 0) -> None:
+        self.delta_slots = delta_slots
         self.adapters = {adapter.key: adapter for adapter in adapters}
         self.there: set[RootKey] = set()
         self.coming: dict[RootKey, int] = {}
@@ -95,9 +99,23 @@ class Shelf:
         assert adapter in self.there
         return len(self.adapters[adapter].compiled or ())
 
-    def hold(self, adapter: RootKey) -> None:
+    def room(self, adapter: RootKey) -> Room:
+        if not self.adapters[adapter].delta:
+            return "none"
+        if self.adapters[adapter].holds:
+            return "held"
+        return "free" if self.taken < self.delta_slots else "full"
+
+    @property
+    def taken(self) -> int:
+        """Adapters that rows run on, of those that need a slot."""
+        return sum(adapter.delta and adapter.holds > 0 for adapter in self.adapters.values())
+
+    def hold(self, adapter: RootKey) -> int:
         assert adapter in self.there
         self.adapters[adapter].holds += 1
+        assert self.taken <= self.delta_slots, "more adapters run than there are slots"
+        return list(self.adapters).index(adapter) if self.adapters[adapter].delta else -1
 
     def release(self, adapter: RootKey) -> None:
         self.adapters[adapter].holds -= 1

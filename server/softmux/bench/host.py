@@ -29,6 +29,7 @@ from softmux.scheduler.radix import RootKey
 from softmux.scheduler.rows import Step
 from softmux.scheduler.scheduler import Scheduler
 from softmux.scheduler.sequence import Sequence as Running
+from softmux.scheduler.shelf import Room
 from softmux.types import LayerKV, SamplingParams
 from softmux.worker.messages import Outputs
 from softmux.worker.outbox import messages
@@ -50,7 +51,11 @@ class _Shelf:
     def compiled(self, adapter: RootKey) -> int:
         return 0
 
-    def hold(self, adapter: RootKey) -> None: ...
+    def room(self, adapter: RootKey) -> Room:
+        return "none"
+
+    def hold(self, adapter: RootKey) -> int:
+        return -1
 
     def release(self, adapter: RootKey) -> None: ...
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -19,6 +20,15 @@ def linear_shapes(module: nn.Module) -> tuple[LinearShape, ...]:
         elif hasattr(child, "in_features") and hasattr(child, "out_features"):
             shapes.append(LinearShape(name, int(child.in_features), int(child.out_features)))
     return tuple(shapes)
+
+
+def row_scale(embedding: Any) -> float | None:
+    """What an embedding module multiplies the rows of its table by; None where it does something else with them."""
+    weight: torch.Tensor = embedding.weight
+    ids = torch.arange(min(64, len(weight)), device=weight.device)
+    scale = float(getattr(embedding, "embed_scale", 1.0))
+    rows = weight[ids] * torch.tensor(scale, dtype=weight.dtype, device=weight.device)
+    return scale if torch.allclose(embedding(ids), rows, rtol=1e-2) else None
 
 
 def embeddings(module: Any) -> tuple[str, str, bool]:

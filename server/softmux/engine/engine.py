@@ -12,6 +12,10 @@ from pathlib import Path
 import msgspec
 import torch
 
+from softmux.engine.anatomy import linear_shapes
+from softmux.engine.bases import load_base
+from softmux.engine.delta_slots import DeltaSlots
+from softmux.engine.deltas import Deltas
 from softmux.engine.device import is_shortage
 from softmux.engine.disk import DiskTier
 from softmux.engine.fast import best_backend, prove
@@ -102,6 +106,10 @@ class Engine:
         device = model.device
         if settings.kv_cache_dtype == "fp8":
             model.keep_kv_in_fp8()
+        deltas = DeltaSlots(
+            linear_shapes(model.module), slots=settings.max_loras, largest_rank=settings.max_lora_rank,
+            room=settings.lora_bytes, dtype=model.dtype, device=device,
+        )  # fmt: skip
         slots = settings.kv_tokens or self._kv_tokens(settings)
         context = min(self.model.context_length, settings.context_length or self.model.context_length, slots)
         self.spec: ModelSpec = self.model.spec(context)
@@ -115,6 +123,7 @@ class Engine:
             readers=_GPU_READERS if device.type == "cuda" else 1,
             source=source,
             disk=disk,
+            slots=deltas,
             on_arrival=on_arrival,
         )
         self.scheduler = Scheduler(
@@ -134,6 +143,7 @@ class Engine:
             context_length=context,
             resident_vectors=settings.resident_vectors,
             tiers=self.tiers,
+            deltas=Deltas.of(model.module, deltas),
             backend=best_backend(device, settings.attention_backend),
         )
         self._overlap = device.type == "cuda"

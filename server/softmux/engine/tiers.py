@@ -10,18 +10,22 @@ from dataclasses import dataclass, field
 import torch
 
 from softmux.engine.arena import Empty, HostArena, pageable
+from softmux.engine.delta_slots import DeltaSlots
 from softmux.engine.disk import DiskTier
-from softmux.engine.host_adapter import HostAdapter
 from softmux.engine.heads import HeadShape
+from softmux.engine.host_adapter import HostAdapter
 from softmux.engine.kv import KVPool, PrefixKV
 from softmux.engine.loader import AdapterLoader, AdapterSource
 from softmux.engine.transfer import Landing, Piece
 from softmux.errors import InternalError, SoftmuxError
 from softmux.scheduler.batch import PrefixLoad, PrefixSave
 from softmux.scheduler.radix import RootKey
+from softmux.scheduler.shelf import Room
 from softmux.types import ModelSpec
 
 __all__ = ["AdapterSource", "AdapterTiers", "TierCounts"]
+
+_HOST = torch.device("cpu")
 
 _PREFETCHED = 512
 """Adapters that are loading, or loaded and waited for, before their sequence's turn; others load at their turn."""
@@ -71,10 +75,12 @@ class AdapterTiers:
         gpu: bool = False,
         source: AdapterSource,
         disk: DiskTier | None = None,
+        slots: DeltaSlots | None = None,
         readers: int = 1,
         on_arrival: Callable[[], None] = lambda: None,
     ) -> None:
         self._budget = budget
+        self.slots = slots or DeltaSlots(spec.linears, slots=0, largest_rank=0, room=0, dtype=dtype, device=_HOST)
         self._keep_at = 2 if gpu else 1
         first = min(max(budget, _LEAST_SLAB), _FIRST_SLAB)
         self._arena = HostArena(pinned=torch.cuda.is_available(), first_slab=first) if gpu else None
@@ -128,7 +134,11 @@ class AdapterTiers:
             self._promised[adapter] = host.prefix
         return host.compiled
 
-    def hold(self, adapter: RootKey) -> None:
+    def room(self, adapter: RootKey) -> Room:
+        host = self._host.get(adapter)
+        return "none" if host is None or host.delta is None else self.slots.room(adapter, host.delta)
+
+    def hold(self, adapter: RootKey) -> int:
         host = self._host[adapter]
         if adapter in self._awaited:
             self._awaited.discard(adapter)
@@ -136,10 +146,13 @@ class AdapterTiers:
             self.counts.loads["host"] += 1
         host.holds += 1
         self._busy(adapter)
+        return -1 if host.delta is None else self.slots.hold(adapter, host.delta)
 
     def release(self, adapter: RootKey) -> None:
         host = self._host[adapter]
         host.holds -= 1
+        if host.delta is not None:
+            self.slots.release(adapter)
         self._let_go(adapter)
         self._shrink()
 
@@ -151,6 +164,19 @@ class AdapterTiers:
         if vectors is None:
             raise InternalError("a sequence names learned vectors of an adapter that has none")
         return vectors
+
+    def head_shape(self, adapter: RootKey) -> HeadShape:
+        """Of the head of an adapter that a running sequence holds."""
+        shape = self._host[adapter].head_shape
+        if shape is None:
+            raise InternalError("a sequence is to be read by an adapter's head that has none")
+        return shape
+
+    def head(self, adapter: RootKey) -> torch.Tensor:
+        """The rows that `head_shape` tells of."""
+        head = self._host[adapter].head
+        assert head is not None, "`head_shape` has been asked before"
+        return head
 
     def load(self, loads: Sequence[PrefixLoad], pool: KVPool) -> None:
         """Copies prefixes into the slots that the scheduler has chosen for them."""
@@ -165,19 +191,6 @@ class AdapterTiers:
         pieces: list[Piece] = []
         begun: list[tuple[RootKey, HostAdapter]] = []
         for save in saves:
-    def head_shape(self, adapter: RootKey) -> HeadShape:
-        """Of the head of an adapter that a running sequence holds."""
-        shape = self._host[adapter].head_shape
-        if shape is None:
-            raise InternalError("a sequence is to be read by an adapter's head that has none")
-        return shape
-
-    def head(self, adapter: RootKey) -> torch.Tensor:
-        """The rows that `head_shape` tells of."""
-        head = self._host[adapter].head
-        assert head is not None, "`head_shape` has been asked before"
-        return head
-
             host = self._host.get(save.adapter)
             if host is None or host.prefix is not None:
                 continue
@@ -208,6 +221,7 @@ class AdapterTiers:
         if host is not None and not host.holds:
             self._awaited.discard(adapter)
             self._busy(adapter)
+            self.slots.forget(adapter)
             self._drop(adapter)
 
     @property
@@ -329,8 +343,11 @@ class AdapterTiers:
 
     def _drop(self, key: RootKey) -> None:
         self.host_bytes -= self._host.pop(key).nbytes
+        if self._arena is None:
+            self.slots.forget(key)  # there a slot's weights are these
 
     def check_integrity(self) -> None:
+        self.slots.check_integrity()
         assert self.host_bytes == sum(host.nbytes for host in self._host.values())
         assert all(host.holds >= 0 for host in self._host.values())
         idle = {key for key, host in self._host.items() if not host.holds and key not in self._awaited}

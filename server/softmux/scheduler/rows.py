@@ -1,7 +1,7 @@
 """The running sequences as columns: what every step reads and writes of them, an array element for each.
 
 A step in which all rows decode is a few operations on whole columns; a `Sequence` is looked at only when something
-happens to it. What a step needs to know of a row has its column here (a LoRA's slot, say, would be one more).
+happens to it. What a step needs to know of a row has its column here.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ class RowTable:
         self.clients = self._column()
         self.adapters = self._column(-1)
         """The adapter's number while any row runs on it, −1 for the bare model."""
+        self.deltas = self._column(-1)
+        """The slot of what the row's adapter changes of the base, −1 where that is nothing."""
         self.prompts = self._column()
         self.known = self._column()
         """Length of what is known: the prompt, and what was generated."""
@@ -104,8 +106,8 @@ class RowTable:
 
     # --- coming and going --------------------------------------------------------------------------------------------
 
-    def seat(self, sequence: Sequence) -> None:
-        """Gives a sequence a row: nothing of it is computed yet."""
+    def seat(self, sequence: Sequence, delta: int = -1) -> None:
+        """Gives a sequence a row: nothing of it is computed yet. `delta` is its slot in `deltas`."""
         row, sampling = self._free.pop(), sequence.sampling
         tokens = sequence.tokens
         self.tokens[row, : len(tokens)] = tokens
@@ -113,6 +115,7 @@ class RowTable:
         self.orders[row] = sequence.order
         self.clients[row] = self._clients.hold(sequence.client)
         self.adapters[row] = self._adapters.hold(sequence.root) if sequence.adapter is not None else -1
+        self.deltas[row] = delta
         self.prompts[row] = sequence.prompt_length
         self.known[row] = len(tokens)
         self.computed[row] = self.pending[row] = self.flights[row] = 0

@@ -28,6 +28,7 @@ from softmux.scheduler.rows import Rows, RowTable, Step
 from softmux.scheduler.seats import Seats
 from softmux.scheduler.sequence import Sequence
 from softmux.scheduler.shelf import AdapterShelf
+from softmux.scheduler.turns import SlotTurns
 from softmux.types import FinishReason
 
 
@@ -59,6 +60,7 @@ class Scheduler:
         self._max_waiting = max_waiting
         self._eos = tuple(eos)
         self._shelf = shelf
+        self._turns = SlotTurns(shelf, self.waiting)
         self._unsaved: set[RootKey] = set()
         self.limit: int | None = None
         """Fewer tokens than ever a step may have, where memory is short; rows that do not fit into it wait."""
@@ -97,8 +99,6 @@ class Scheduler:
         if sequence.adapter is not None:
             self._shelf.expect(sequence.adapter)
 
-    def abort(self, client: bytes, sequence_id: str) -> None:
-        """Ends a sequence wherever it is; unknown ones are ignored (it may just have ended)."""
     def _check_readable(self, sequence: Sequence, reading: Reading) -> None:
         most = min(self._context_length, self.max_step_tokens + reading.whole_from)
         if sequence.prompt_length > most:
@@ -108,6 +108,8 @@ class Scheduler:
                 param="input",
             )
 
+    def abort(self, client: bytes, sequence_id: str) -> None:
+        """Ends a sequence wherever it is; unknown ones are ignored (it may just have ended)."""
         sequence = self._roster.find(client, sequence_id)
         if sequence is not None:
             self._end(sequence, "abort")
@@ -188,8 +190,6 @@ class Scheduler:
             self._keep_prefix(adapter, self.table.slots[row, : sequence.lead].tolist(), batch)
         return count
 
-    def _keep_prefix(self, adapter: RootKey, slots: list[int], batch: Batch) -> None:
-        if not self._shelf.compiled(adapter) and adapter not in self._unsaved:
     def _portion(self, sequence: Sequence, start: int, batch: Batch, budget: int) -> int:
         """How many of its tokens from `start` on a sequence brings to this step. 0: what is read of it comes whole, and
         others have the room; as a step's first chunk it may be more than the decoding rows leave of the budget."""
@@ -201,6 +201,8 @@ class Scheduler:
             return min(count, sequence.reading.whole_from - start)
         return 0 if batch.chunks else left
 
+    def _keep_prefix(self, adapter: RootKey, slots: list[int], batch: Batch) -> None:
+        if not self._shelf.compiled(adapter) and adapter not in self._unsaved:
             self._unsaved.add(adapter)
             batch.saves.append(PrefixSave(adapter, slots))
 
@@ -228,6 +230,7 @@ class Scheduler:
     def _admit(self, batch: Batch, budget: int, now: float) -> list[tuple[Sequence, SoftmuxError]]:
         failed: list[tuple[Sequence, SoftmuxError]] = []
         while budget and self.table.free:
+            self._turns.resume()
             line = self.waiting.next_line()
             if line is None:
                 break
@@ -235,6 +238,8 @@ class Scheduler:
             try:
                 if adapter is not None and not self._shelf.ready(adapter):
                     self.waiting.park(adapter)
+                    continue
+                if adapter is not None and not self._turns.may_start(adapter):
                     continue
             except SoftmuxError as error:
                 for sequence in list(line):

@@ -31,9 +31,8 @@ class Seats:
 
     def start(self, sequence: Sequence, node: Node, slots: list[int]) -> None:
         """Gives a row to a sequence for which `PrefixCache.find` has found its place."""
-        if sequence.adapter is not None:
-            self._shelf.hold(sequence.adapter)
-        self._table.seat(sequence)
+        delta = self._shelf.hold(sequence.adapter) if sequence.adapter is not None else -1
+        self._table.seat(sequence, delta)
         self._cache.enter(sequence, node, slots)
         self.filling[sequence] = None
 

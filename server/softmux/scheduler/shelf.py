@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 from softmux.scheduler.radix import RootKey
+
+Room = Literal["none", "held", "free", "full"]
+"""Of the slots for what adapters change of the base (LoRAs, rows of token tables). none: the adapter needs no slot;
+held: it has one, and rows run on it; free: it can have one now; full: all are other running adapters'."""
 
 
 class AdapterShelf(Protocol):
@@ -19,7 +23,10 @@ class AdapterShelf(Protocol):
     def compiled(self, adapter: RootKey) -> int:
         """How many leading tokens' KV can be copied into slots instead of being computed. 0: none."""
 
-    def hold(self, adapter: RootKey) -> None:
-        """Keep it in host memory until `release`: a sequence runs on it."""
+    def room(self, adapter: RootKey) -> Room:
+        """Whether there is a slot for it. Asked of what is `ready`; raises what makes that impossible for ever."""
+
+    def hold(self, adapter: RootKey) -> int:
+        """Keep it in host memory until `release`: a sequence runs on it. Its slot, −1 where it needs none."""
 
     def release(self, adapter: RootKey) -> None: ...

@@ -1,0 +1,114 @@
+"""What the adapters of a step change of the base, for their rows alone: on the untouched module's own layers."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from softmux.engine.anatomy import embeddings, row_scale
+from softmux.engine.delta_products import DeltaProducts, Spread, TorchDeltas, TritonDeltas
+from softmux.engine.delta_slots import DeltaSlots
+from softmux.engine.token_rows import TokenRows
+from softmux.errors import InternalError
+from softmux.scheduler.rows import Ints
+
+
+@dataclass(slots=True)
+class DeltaStep:
+    """A step with adapters that change the base: whose each token is, and each row whose logits are wanted."""
+
+    tokens: Spread
+    wanted: Spread
+    modules: tuple[str, ...]
+    """Those that some adapter of the step updates."""
+    scores: bool
+    """Some adapter of the step has rows of its own at the output."""
+
+
+class Deltas:
+    """Knows the module's parts by their paths. A step of rows that change nothing never comes here.
+
+    `head` is the output projection's path: it is given the wanted rows, where every other module is given all tokens.
+    """
+
+    def __init__(self, slots: DeltaSlots, products: DeltaProducts, tokens: TokenRows, head: str) -> None:
+        self.slots = slots
+        self.products = products
+        self.head = head
+        self._token_rows = tokens
+
+    @classmethod
+    def of(cls, module: Any, slots: DeltaSlots) -> Deltas:
+        """On the module as loaded, by our kernels where they run."""
+        given = module.get_input_embeddings()
+        on_gpu = slots.device.type == "cuda" and importlib.util.find_spec("triton") is not None
+        products = TritonDeltas(slots) if on_gpu else TorchDeltas(slots)
+        vocabulary = int(module.config.get_text_config().vocab_size)
+        return cls(slots, products, TokenRows(slots, vocabulary, row_scale(given) or 1.0), embeddings(module)[1])
+
+    def step(self, slots: Ints, counts: Ints, samples: Ints) -> DeltaStep | None:
+        """By row of the step: `slots` of their adapters (−1: none), `counts` of tokens; `samples`: the slots of the
+        rows whose logits are wanted. None where no row has a slot."""
+        if not (slots >= 0).any():
+            return None
+        self.slots.await_arrivals()
+        device = self.slots.device
+        tokens = Spread(slots, counts, device)
+        wanted = Spread(samples, np.ones(len(samples), np.int64), device)
+        self.products.begin(tokens)
+        deltas = [self.slots.deltas[slot] for slot in tokens.active]
+        modules = {update.name: None for delta in deltas if delta is not None for update in delta.updates}
+        return DeltaStep(tokens, wanted, tuple(modules), self._token_rows.there("output", tokens))
+
+    def embed(self, step: DeltaStep, embeddings: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """`embeddings [tokens, hidden]` with the adapters' own rows in their places."""
+        return self._token_rows.embed(embeddings, ids, step.tokens)
+
+    @contextlib.contextmanager
+    def attached(self, module: nn.Module, step: DeltaStep) -> Iterator[None]:
+        """While the module runs the step, its linear layers, whatever kind they are, gain the adapters' updates.
+
+        Hooks are there for these layers and this step alone, so others pay nothing.
+        """
+        handles = []
+        try:
+            if step.scores:
+                handles.append(module.get_submodule(self.head).register_forward_hook(self._score(step)))
+            for name in step.modules:
+                spread = step.wanted if name == self.head else step.tokens
+                handles.append(module.get_submodule(name).register_forward_hook(self._gain(name, spread)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _gain(self, name: str, spread: Spread) -> Any:
+        tokens = int(spread.counts.sum())
+
+        def gain(_: nn.Module, given: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+            x = given[0].reshape(-1, given[0].shape[-1])
+            if x.shape[0] != tokens:
+                raise InternalError(
+                    f"{name} is given {x.shape[0]} of the step's {tokens} tokens; no LoRA can act there"
+                )
+            y = output.reshape(-1, output.shape[-1])
+            if spread.active:
+                self.products.add(name, x, y, spread)
+            return y.view(output.shape)
+
+        return gain
+
+    def _score(self, step: DeltaStep) -> Any:
+        def score(_: nn.Module, given: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+            logits = output.reshape(-1, output.shape[-1])
+            self._token_rows.score(given[0].reshape(-1, given[0].shape[-1]), logits, step.wanted)
+            return logits.view(output.shape)
+
+        return score

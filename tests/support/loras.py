@@ -1,0 +1,53 @@
+"""LoRA adapters as PEFT makes and saves them, alone and in pairs, with weights far enough from zero to show."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+
+from support.models import make_adapter
+
+
+def linear_names(base: Any) -> list[str]:
+    """The last words of the paths of the linear modules within the layers, as `target_modules` names them."""
+    head = base.get_output_embeddings()
+    found = {}
+    for name, module in base.named_modules():
+        if module is not head and type(module).__name__ in ("Linear", "Conv1D") and ".0." in f".{name}.":
+            found[name.rpartition(".")[2]] = None
+    return list(found)
+
+
+def make_lora(base: Any, folder: Path, seed: int = 0, **config: Any) -> Any:
+    """A random LoRA for `base`, saved as PEFT saves it; its model."""
+    torch.manual_seed(seed)
+    chosen = {"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8} | config
+    model = get_peft_model(copy.deepcopy(base), LoraConfig(**chosen))
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, LoraLayer):
+                for side in (*module.lora_A.values(), *module.lora_B.values()):
+                    side.weight.copy_(torch.randn_like(side.weight) * 0.4)
+        for name, parameter in model.named_parameters():
+            if "trainable_tokens_delta" in name:
+                parameter.add_(torch.randn_like(parameter) * parameter.std())
+    model.save_pretrained(folder)
+    return model.eval()
+
+
+def make_pair(base: Any, method: str, folder: Path, seed: int = 0, **config: Any) -> Any:
+    """A soft prompt and a LoRA in the four files of a pair. Its reference, as PEFT composes them: the LoRA merged into
+    the base, and the soft prompt's model on that."""
+    lora = folder.with_name(f"{folder.name}-lora")
+    merged = make_lora(base, lora, seed, **config).merge_and_unload()
+    make_adapter(base, method, folder, seed=seed)
+    for suffix in ("config.json", "model.safetensors"):
+        stem, dot, ending = suffix.partition(".")
+        shutil.copy(lora / f"adapter_{suffix}", folder / f"adapter_{stem}.lora{dot}{ending}")
+    return PeftModel.from_pretrained(merged, str(folder)).eval()

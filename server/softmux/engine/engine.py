@@ -30,10 +30,10 @@ from softmux.formats.parts import Parts
 from softmux.scheduler.batch import Batch
 from softmux.scheduler.news import PlainTokens
 from softmux.scheduler.radix import RootKey
+from softmux.scheduler.reading import Reading
 from softmux.scheduler.scheduler import Scheduler
 from softmux.scheduler.sequence import Sequence
 from softmux.settings import Settings
-from softmux.scheduler.reading import Reading
 from softmux.types import HeadKind, ModelSpec, Output, SamplingParams
 
 log = logging.getLogger(__name__)
@@ -254,6 +254,15 @@ class Engine:
         if root.digest is None and min(tokens) < 0:
             raise InvalidRequest("token ids must not be negative", param=param)
 
+    def adopt(self, root: RootKey, parts: Parts) -> None:
+        """Puts an adapter that is at hand into host memory, without any store."""
+        self.tiers.adopt(root, HostAdapter.from_parts(parts, self.model.dtype, kv_dtype=self.model.kv_dtype))
+
+    # --- the loop's body ---------------------------------------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        """Nothing to do until a sequence or an adapter arrives."""
         return self._flying is None and not self.scheduler.table.taken and not self._movable()
 
     def _movable(self) -> bool:
@@ -264,15 +273,6 @@ class Engine:
         began = time.perf_counter()
         news = StepNews()
         for adapter in self.tiers.arrivals():
-    def adopt(self, root: RootKey, parts: Parts) -> None:
-        """Puts an adapter that is at hand into host memory, without any store."""
-        self.tiers.adopt(root, HostAdapter.from_parts(parts, self.model.dtype, kv_dtype=self.model.kv_dtype))
-
-    # --- the loop's body ---------------------------------------------------------------------------------------------
-
-    @property
-    def idle(self) -> bool:
-        """Nothing to do until a sequence or an adapter arrives."""
             self.scheduler.adapter_arrived(adapter)
         self.tiers.await_only(self.scheduler.waits_for)
         batch, news.failed = self.scheduler.next(time.monotonic())

@@ -11,12 +11,15 @@ import torch
 
 from softmux.engine.attention.base import AttentionBackend, PackedRows
 from softmux.engine.attention.torch_sdpa import TorchAttention
+from softmux.engine.deltas import Deltas, DeltaStep
 from softmux.engine.device import is_shortage, send, to_device
 from softmux.engine.graphs import DecodeGraphs
+from softmux.engine.heads import Heads
 from softmux.engine.kv import KVPool
 from softmux.engine.layout import Layout, lay_out
 from softmux.engine.mirror import TableMirror
 from softmux.engine.packed import PackedModel
+from softmux.engine.readings import Readings, read
 from softmux.engine.sampling import Choice, Sampled, greedy, logprobs_of, sample
 from softmux.engine.staging import Buffer, Ring
 from softmux.engine.tiers import AdapterTiers
@@ -41,6 +44,8 @@ class Launched:
     """Which of those rows were not plainly greedy; `choices` and `sampled` are theirs."""
     choices: list[Choice] = field(default_factory=list)
     sampled: Sampled | None = None
+    readings: Readings | None = None
+    """Of the rows that choose none."""
     output: StepOutput | None = None
     """Where the step was waited for already."""
 
@@ -64,6 +69,7 @@ class ModelRunner:
         context_length: int,
         resident_vectors: int,
         tiers: AdapterTiers,
+        deltas: Deltas | None = None,
         backend: type[AttentionBackend] | None = None,
     ) -> None:
         self.model = model
@@ -73,6 +79,11 @@ class ModelRunner:
         hidden = int(model.embedding.weight.shape[1])
         self.vocabulary = VirtualVocabulary(resident_vectors, hidden, model.dtype, model.device, self.pool.copies)
         self.tiers = tiers
+        self.heads = Heads(
+            model.state_width, model.device, self.pool.copies, pooler=model.pooler,
+            shape_of=tiers.head_shape, rows_of=tiers.head,
+        )  # fmt: skip
+        self.deltas = deltas
         self._mirror = TableMirror(max_rows, context_length, self.pool.spare, model.device)
         self.table = self._mirror.slots
         self.last_tokens = torch.zeros(max_rows + 1, dtype=torch.int64, device=model.device)
@@ -82,6 +93,7 @@ class ModelRunner:
         model.use(self.backend)
         self.fused: FusedDecoder | None = None
         self.graphs: DecodeGraphs | None = None
+        self._ran: PackedModel | FusedDecoder = model
         self.ways = Ways()
 
     def take(self, *, fused: FusedDecoder, graphs: DecodeGraphs | None = None) -> None:
@@ -101,7 +113,7 @@ class ModelRunner:
             self.tiers.load(batch.loads, self.pool)
         launched = Launched(batch, self._landings.next())
         if len(batch):
-            logits, tokens = self._replay(batch) or (self._forward(batch), None)
+            logits, tokens = self._replay(batch) or (self._forward(launched), None)
             if batch.saves:
                 self.tiers.save(batch.saves, self.pool)
             self._choose(launched, logits, tokens)
@@ -124,18 +136,25 @@ class ModelRunner:
         if launched.output is not None:
             return launched.output
         launched.landing.wait()
-        tokens = launched.landing.array[: len(launched.batch.sampled)].copy()
-        if launched.sampled is None:
-            return StepOutput(tokens)
-        told = logprobs_of(launched.sampled, launched.choices)
-        return StepOutput(tokens, {launched.special[place]: values for place, values in told.items()})
+        batch = launched.batch
+        places, tokens = batch.choosing, np.zeros(len(batch.sampled), np.int64)
+        tokens[places] = launched.landing.array[: len(places)]
+        output = StepOutput(tokens)
+        if launched.sampled is not None:
+            for place, values in logprobs_of(launched.sampled, launched.choices).items():
+                output.logprobs[int(places[launched.special[place]])] = values
+        if launched.readings is not None:
+            for place, scores in launched.readings.values().items():
+                output.scores[place] = scores.numpy().tobytes()
+                tokens[place] = 0 if bool(scores.isfinite().all()) else -1
+        return output
 
     # --- choosing ----------------------------------------------------------------------------------------------------
 
     def _choose(self, launched: Launched, logits: torch.Tensor, tokens: torch.Tensor | None) -> None:
         """Sends each row's token on its way. `tokens`: the likeliest, where they are known (and kept) already."""
         batch = launched.batch
-        rows, lengths = batch.sampled, batch.lengths
+        rows, lengths = batch.sampled[batch.choosing], batch.lengths[batch.choosing]
         if not len(rows):
             return
         launched.special = np.flatnonzero(batch.table.plain_from[rows] > lengths).tolist()
@@ -151,7 +170,7 @@ class ModelRunner:
     def _sample(self, launched: Launched, logits: torch.Tensor, tokens: torch.Tensor | None) -> torch.Tensor:
         """The tokens of all rows, those of the special ones as they wish."""
         batch, special = launched.batch, launched.special
-        rows, lengths = batch.sampled, batch.lengths
+        rows, lengths = batch.sampled[batch.choosing], batch.lengths[batch.choosing]
         for place in special:
             sequence = batch.table.sequences[rows[place]]
             launched.choices.append(Choice(sequence, int(lengths[place]) - sequence.prompt_length))
@@ -170,6 +189,8 @@ class ModelRunner:
         """Logits and greedy tokens from a graph; None where there is none for this step."""
         if self.graphs is None or not self._mirror.lacks_only_newest(batch):
             return None
+        if (batch.table.deltas[batch.rows] >= 0).any():
+            return None
         if not self.graphs.fits(len(batch)):
             self.ways.left("graph")
             return None
@@ -178,8 +199,9 @@ class ModelRunner:
         self._mirror.wrote(batch)
         return replayed
 
-    def _forward(self, batch: Batch) -> torch.Tensor:
-        """Logits of the rows that choose a token, `[rows, vocab]`."""
+    def _forward(self, launched: Launched) -> torch.Tensor:
+        """Logits of the rows that choose a token, `[rows, vocab]`; the others' readings are on their way."""
+        batch = launched.batch
         layout = lay_out(batch)
         at_row, at_position, at_slot, ids, positions, slots, wanted, futures, future_rows, virtual = send(
             self.device,
@@ -196,7 +218,10 @@ class ModelRunner:
         self._mirror.wrote(batch)
         if len(futures):
             ids = ids.index_copy(0, futures, self.last_tokens[future_rows])
+        deltas = self._deltas(batch, layout)
         embeddings: torch.Tensor = self.model.embedding(ids)
+        if deltas is not None and self.deltas is not None:
+            embeddings = self.deltas.embed(deltas, embeddings, ids)
         if len(virtual):
             embeddings = embeddings.index_copy(0, virtual, self._learned(layout).to(embeddings.dtype))
         packed = PackedRows(
@@ -205,19 +230,37 @@ class ModelRunner:
             counts=layout.counts.tolist(),
             table=self.table,
             slots=slots,
+            causal=self.model.causal,
         )
-        return self._through_layers(embeddings, positions, wanted, packed)
+        logits = self._through_layers(embeddings, positions, wanted, packed, deltas)
+        if not batch.read:
+            return logits
+        states = self._ran.states(to_device(layout.heads, self.device))
+        chosen = len(batch.choosing)
+        launched.readings = read(batch, layout, states, logits[chosen:], self.heads)
+        return logits[:chosen]
+
+    def _deltas(self, batch: Batch, layout: Layout) -> DeltaStep | None:
+        """What the step's adapters change of the base; None where that is nothing."""
+        if self.deltas is None:
+            return None
+        of = batch.table.deltas
+        return self.deltas.step(
+            of[layout.rows], layout.counts, of[np.repeat(layout.rows, layout.counts)[layout.wanted]]
+        )
 
     def _through_layers(
-        self, embeddings: torch.Tensor, positions: torch.Tensor, wanted: torch.Tensor, packed: PackedRows
-    ) -> torch.Tensor:
+        self, embeddings: torch.Tensor, positions: torch.Tensor, wanted: torch.Tensor, packed: PackedRows,
+        deltas: DeltaStep | None,
+    ) -> torch.Tensor:  # fmt: skip
         """Logits of the tokens that are `wanted`: by the fused layers, or the module where there are none, or they
         raise."""
-        if self.fused is not None:
+        if self.fused is not None and deltas is None:
             try:
                 self.backend.begin(packed)
                 logits = self.fused.forward(embeddings, positions, packed.slots, wanted)
                 self.ways.ran("fused")
+                self._ran = self.fused
                 return logits
             except Exception as error:
                 if self.ways.proving or is_shortage(error):
@@ -226,7 +269,11 @@ class ModelRunner:
                 self.leave_fast_paths()
                 self.ways.left("fused")
         self.ways.ran("module")
-        return self.model.forward(embeddings, positions, wanted, packed)
+        self._ran = self.model
+        if deltas is None or self.deltas is None:
+            return self.model.forward(embeddings, positions, wanted, packed)
+        with self.deltas.attached(self.model.module, deltas):
+            return self.model.forward(embeddings, positions, wanted, packed)
 
     def _learned(self, layout: Layout) -> torch.Tensor:
         """The vectors of the step's virtual tokens, in order."""

@@ -1,4 +1,4 @@
-"""docs/http.md says what the API does: its routes, the fields of a generation, the errors."""
+"""docs/http.md says what the API does: its routes, the fields of a generation and a classification, the errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from fastapi.routing import APIRoute
 
 from softmux.api.app import ROUTERS
-from softmux.api.schemas import GenerateBody
+from softmux.api.schemas import ClassifyBody, GenerateBody
 from softmux.errors import SoftmuxError
 
 PAGE = (Path(__file__).parents[2] / "docs" / "http.md").read_text(encoding="utf-8")
@@ -47,6 +47,11 @@ def test_every_field_of_a_generation_is_listed() -> None:
     cells = re.findall(r"^\| (`.*?) \| .*? \|", _section("Generating"), re.MULTILINE)
     listed = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
     assert sorted(listed) == sorted(GenerateBody.model_fields)
+
+
+def test_every_field_of_a_classification_is_listed() -> None:
+    cells = re.findall(r"^\| (`.*?) \| .*? \|", _section("Classifying"), re.MULTILINE)
+    assert sorted(name for cell in cells for name in re.findall(r"`(\w+)`", cell)) == sorted(ClassifyBody.model_fields)
 
 
 @pytest.mark.parametrize("name", [n for n, f in GenerateBody.model_fields.items() if f.default is not None])

@@ -9,10 +9,10 @@ from softmux.api import errors
 from softmux.api.auth import Gate
 from softmux.api.direct import Direct
 from softmux.api.observe import InFlight, Observe
-from softmux.api.routers import adapters, admin, generate, health, metrics, model
+from softmux.api.routers import adapters, admin, classify, generate, health, metrics, model
 from softmux.api.services import Services
 
-ROUTERS = (generate.router, adapters.router, model.router, admin.router, health.router, metrics.router)
+ROUTERS = (generate.router, classify.router, adapters.router, model.router, admin.router, health.router, metrics.router)
 
 
 def create_app(services: Services, in_flight: InFlight | None = None) -> FastAPI:

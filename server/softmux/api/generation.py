@@ -16,7 +16,7 @@ from softmux.api.choice import Choice, Piece
 from softmux.api.schemas import Sampling
 from softmux.api.services import Resolved, Services
 from softmux.api.tokenizer import LONG_TEXT
-from softmux.errors import ContextTooLong, InternalError, InvalidRequest
+from softmux.errors import ContextTooLong, InternalError, InvalidRequest, WrongTaskKind
 from softmux.formats.layout import lay_out
 from softmux.types import Output, SamplingParams
 from softmux.worker.channel import Channel, SequenceFailed
@@ -82,6 +82,7 @@ class Generation:
         `label` is the task's for metrics.
         """
         began = time.monotonic()
+        _check_generates(services, resolved)
         params = body.params()
         tokenizer = services.encoder()
         _check(services, body, params, prompts)
@@ -206,6 +207,19 @@ def _as_one(outputs: Sequence[Output]) -> Output:
         cached_tokens=sum([output.cached_tokens for output in outputs]),
         logprobs=tuple([values for output in outputs for values in output.logprobs]),
     )
+
+
+def _check_generates(services: Services, resolved: Resolved) -> None:
+    """Raises `WrongTaskKind` for what only classifies."""
+    task = resolved.adapter.task if resolved.adapter is not None else None
+    if resolved.manifest is not None and resolved.manifest.head is not None:
+        raise WrongTaskKind(f"“{task}” classifies, and generates nothing: POST /v1/classify?task={task}.", param="task")
+    if services.worker.spec.family == "encoder":
+        raise WrongTaskKind(
+            f"{services.worker.spec.model_id} is an encoder, and generates nothing: POST /v1/classify?task=… with a "
+            "task that is published here.",
+            param="task",
+        )
 
 
 def _check(services: Services, body: Sampling, params: SamplingParams, prompts: Sequence[Prompt]) -> None:

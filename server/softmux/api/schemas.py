@@ -119,6 +119,19 @@ class GenerateBody(Sampling):
     return_token_ids: bool = Field(default=False, description="Adds `token_ids` to every choice.")
 
 
+class ClassifyBody(Body):
+    """`POST /v1/classify`."""
+
+    input: str | Annotated[Many[str], Field(min_length=1)] = Field(description="A text, or a batch of them.")
+    stride: Annotated[int, Field(ge=0, lt=1 << 31)] | None = Field(
+        default=None,
+        description="Long texts are read in windows that share so many tokens. Without it they are refused.",
+    )
+    aggregation: Literal["none", "word"] = Field(
+        default="none", description="Of a task that labels tokens: `word` tells whole words, by their first token."
+    )
+
+
 class ActivateBody(Body):
     """`POST /v1/adapters/{task}/activate`."""
 

@@ -15,7 +15,7 @@ from softmux.formats.layout import Layout
 from softmux.registry.registry import Registry
 from softmux.settings import Settings
 from softmux.telemetry.exposition import Metrics
-from softmux.types import AdapterRef
+from softmux.types import AdapterRef, Manifest
 from softmux.worker.client import WorkerClient
 
 _VERSION = re.compile(r"^[1-9][0-9]{0,9}$")
@@ -30,6 +30,7 @@ class Resolved:
     tenant: str
     adapter: AdapterRef | None
     layout: Layout
+    manifest: Manifest | None = None
 
 
 @dataclass(slots=True)
@@ -82,7 +83,7 @@ class Services:
         adapter = AdapterRef(
             tenant, record.task, record.version, manifest.digest, manifest.method, manifest.virtual_tokens
         )
-        return Resolved(tenant, adapter, layout)
+        return Resolved(tenant, adapter, layout, manifest)
 
 
 def services_of(request: Request) -> Services:

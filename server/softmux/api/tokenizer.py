@@ -10,6 +10,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from softmux.api.chat import ChatTemplate
 from softmux.api.detokenize import ByteLevelDetokenizer, ByteTable, Detokenizer, WindowDetokenizer
 from softmux.api.tokenizer_export import ExportedTokenizer, export_aside
+from softmux.api.windows import Piece
 from softmux.errors import InvalidRequest
 
 LONG_TEXT = 20_000
@@ -63,6 +64,17 @@ class Tokenizer:
             [encoding] = self._fast.encode_batch([text], add_special_tokens=add_special_tokens)
         ids: list[int] = encoding.ids
         return ids
+
+    def pieces(self, text: str) -> list[Piece]:
+        """The text's own tokens and where they lie in it. Raises as `encode` does."""
+        if self._fast is None:
+            raise InvalidRequest(
+                f"This model has no tokenizer that the server can run ({self._why_none}); it classifies no text.",
+                param="input",
+            )
+        [encoding] = self._fast.encode_batch([text], add_special_tokens=False)
+        places = zip(encoding.ids, encoding.offsets, encoding.word_ids, strict=True)
+        return [Piece(token, start, end, word) for token, (start, end), word in places]
 
     def render_chat(self, messages: list[dict[str, Any]]) -> list[int]:
         """A chat as ids, ready for the assistant's turn. Raises `InvalidRequest` (param `messages`)."""

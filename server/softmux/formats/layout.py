@@ -100,7 +100,7 @@ def _plain(
     if prompt is None:
         raise InvalidRequest("A prompt is needed: a string, or a list of token ids.", param="prompt")
     if isinstance(prompt, str):
-        _check_text(prompt, "prompt")
+        check_text(prompt, "prompt")
         return tuple(tokenizer.encode(prompt, add_special_tokens=True))
     for token in prompt:
         if isinstance(token, bool) or token < 0:
@@ -108,7 +108,7 @@ def _plain(
     return tuple(int(token) for token in prompt)
 
 
-def _check_text(text: str, param: str) -> None:
+def check_text(text: str, param: str) -> None:
     """JSON can carry half of a surrogate pair, which no tokenizer can read."""
     try:
         text.encode("utf-8")
@@ -132,7 +132,7 @@ def _slot_values(
                 "Send their values in variables.",
                 param="prompt",
             )
-        _check_text(prompt, "prompt")
+        check_text(prompt, "prompt")
         return {template.slots[0]: prompt}
     values = variables or {}
     for slot in template.slots:
@@ -145,7 +145,7 @@ def _slot_values(
             )
         if not isinstance(value, str):
             raise InvalidRequest(f"The value of the slot “{name}” must be a string.", param="variables")
-        _check_text(value, "variables")
+        check_text(value, "variables")
     return values
 
 
@@ -153,7 +153,7 @@ def _filled(template: Template, tokenizer: Encoder, values: Mapping[str, str]) -
     runs = template.runs(values)
     texts = [index for index, run in enumerate(runs) if isinstance(run, Text)]
     whole = len(texts) == 1
-    leading, trailing = ([], []) if whole else _special_tokens(tokenizer)
+    leading, trailing = ([], []) if whole else special_tokens(tokenizer)
     ids: list[int] = []
     learned = 0
     for index, run in enumerate(runs):
@@ -167,7 +167,7 @@ def _filled(template: Template, tokenizer: Encoder, values: Mapping[str, str]) -
     return tuple(ids)
 
 
-def _special_tokens(tokenizer: Encoder) -> tuple[list[int], list[int]]:
+def special_tokens(tokenizer: Encoder) -> tuple[list[int], list[int]]:
     """What the tokenizer puts before and after a text by default."""
     probe = "a"
     plain = tokenizer.encode(probe, add_special_tokens=False)

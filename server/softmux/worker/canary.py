@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from softmux.engine.engine import Engine
 from softmux.errors import InvalidAdapter, SoftmuxError
 from softmux.formats.folder import read_adapter
+from softmux.scheduler.radix import RootKey
 from softmux.scheduler.sequence import Sequence
-from softmux.types import Output, SamplingParams, TokenLogprobs
+from softmux.types import KV_METHODS, Output, SamplingParams, TokenLogprobs
 from softmux.worker.messages import Admit, Admitted, Failed
 
 CLIENT = b"\0canary"
@@ -59,6 +60,10 @@ class Canary:
             trial = _Trial(client, admit, set())
             self._trials[admit.id] = trial
             lead = tuple(-1 - i for i in range(virtual))
+            if admit.manifest.head is not None:
+                self._read(admit, root, lead, now)
+                trial.open.add(f"{admit.id}/tuned")
+                return []
             rows = {"tuned": (root, lead + self._prompt), "bare": (engine.key(admit.tenant, None), self._prompt)}
             for name, (key, tokens) in rows.items():
                 sequence_id = f"{admit.id}/{name}"
@@ -69,6 +74,18 @@ class Canary:
             engine.tiers.forget(root)
             return [(client, _failure(admit.id, error))]
         return []
+
+    def _read(self, admit: Admit, root: RootKey, lead: tuple[int, ...], now: float) -> None:
+        """Of an adapter with a head there is nothing bare to compare with: its scores must be finite."""
+        self._engine.read(
+            f"{admit.id}/tuned",
+            lead + self._prompt,
+            root=root,
+            now=now,
+            head=admit.manifest.head,
+            trained_prefix=admit.manifest.method in KV_METHODS,
+            client=CLIENT,
+        )
 
     def heard(self, sequence: Sequence, output: Output) -> list[tuple[bytes, Admitted | Failed]]:
         trial = self._trials.get(sequence.id.rpartition("/")[0])
@@ -97,6 +114,9 @@ class Canary:
         return [(trial.client, _failure(admit_id, error))]
 
     def _verdict(self, trial: _Trial) -> Admitted:
+        if trial.admit.manifest.head is not None:
+            checks = ("its head scored the canary prompt with finite numbers",)
+            return Admitted(id=trial.admit.id, tokens=(), warnings=(), checks=checks)
         tuned, bare = (f"{trial.admit.id}/{name}" for name in ("tuned", "bare"))
         pairs = zip(trial.logprobs[tuned], trial.logprobs[bare], strict=True)
         same = trial.tokens[tuned] == trial.tokens[bare] and all(abs(a.chosen - b.chosen) < _SAME for a, b in pairs)

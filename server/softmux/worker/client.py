@@ -30,6 +30,7 @@ from softmux.worker.messages import (
     Hello,
     Outputs,
     Ping,
+    Read,
     Stats,
     ToClient,
     ToWorker,
@@ -149,7 +150,7 @@ class WorkerClient:
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
-    def submit(self, requests: Iterable[Generate]) -> Channel:
+    def submit(self, requests: Iterable[Generate | Read]) -> Channel:
         """Starts sequences whose outputs are read from one channel. `close` it when done. Raises `EngineDown`."""
         requests = list(requests)
         self._check_up()

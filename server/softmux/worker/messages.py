@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 import msgspec
 
-from softmux.types import AdapterRef, Manifest, ModelSpec, Output, SamplingParams
+from softmux.types import AdapterRef, HeadKind, Manifest, ModelSpec, Output, SamplingParams
 
-PROTOCOL = 2
+PROTOCOL = 3
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
@@ -44,6 +44,22 @@ class Generate(_Message, frozen=True, kw_only=True):
     sampling: SamplingParams
     adapter: AdapterRef | None = None
     sample: int = 0
+    deadline: float | None = None
+
+
+class Read(_Message, frozen=True, kw_only=True):
+    """One sequence to be read: it chooses no token, and its one `Output` has `scores`. `tokens` are as in `Generate`.
+
+    `head`: its adapter's head reads it, once or for each token behind the virtual ones. None: its last `scored` tokens'
+    log probabilities are wanted, each after all that come before it.
+    """
+
+    id: str
+    tenant: str
+    tokens: tuple[int, ...]
+    adapter: AdapterRef | None = None
+    head: HeadKind | None = None
+    scored: int = 0
     deadline: float | None = None
 
 
@@ -131,5 +147,5 @@ class Stats(_Message, frozen=True, kw_only=True):
     """Gauges that are 1 and say something in their labels, as `fast_paths_info`."""
 
 
-ToWorker = Hello | Generate | Abort | Admit | Ping
+ToWorker = Hello | Generate | Read | Abort | Admit | Ping
 ToClient = Welcome | Outputs | Failed | Admitted | Stats

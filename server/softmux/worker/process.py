@@ -31,6 +31,7 @@ from softmux.worker.messages import (
     Generate,
     Hello,
     Ping,
+    Read,
     ToClient,
     ToWorker,
     Welcome,
@@ -123,6 +124,8 @@ class Worker:
         match message:
             case Generate():
                 self._generate(client, message)
+            case Read():
+                self._read(client, message)
             case Abort():
                 self.engine.scheduler.abort(client, message.id)
             case Admit():
@@ -154,6 +157,25 @@ class Worker:
                 now=now,
                 client=client,
                 sample=message.sample,
+                deadline=None if message.deadline is None else now + message.deadline,
+            )
+        except SoftmuxError as error:
+            self._fail(client, message.id, error)
+
+    def _read(self, client: bytes, message: Read) -> None:
+        now = time.monotonic()
+        root = self.engine.key(message.tenant, message.adapter.digest if message.adapter else None)
+        try:
+            _check_layout(message)
+            self.engine.read(
+                message.id,
+                message.tokens,
+                root=root,
+                now=now,
+                head=message.head,
+                trained_prefix=message.adapter is not None and message.adapter.method in KV_METHODS,
+                scored=message.scored,
+                client=client,
                 deadline=None if message.deadline is None else now + message.deadline,
             )
         except SoftmuxError as error:
@@ -204,7 +226,7 @@ class Worker:
             self.engine.scheduler.abort_client(client)
 
 
-def _check_layout(message: Generate) -> None:
+def _check_layout(message: Generate | Read) -> None:
     """What would fail a whole step is refused here: an input that its adapter can't run."""
     adapter, tokens = message.adapter, message.tokens
     if adapter is None or not tokens:

@@ -33,7 +33,12 @@ class Layers:
         self.steps = 0
 
     def forward(
-        self, embeddings: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor, wanted: torch.Tensor | None
+        self,
+        embeddings: torch.Tensor,
+        positions: torch.Tensor,
+        slots: torch.Tensor,
+        wanted: torch.Tensor | None,
+        deltas: None = None,
     ) -> torch.Tensor:
         self.steps += 1
         output = self._module(inputs_embeds=embeddings[None], position_ids=positions[None], use_cache=False)
@@ -186,5 +191,11 @@ def test_the_workers_stats_tell_the_ways(make_engine: Make, base: Any) -> None:
     engine.engine.runner.ways.left("graph")
     told = stats.snapshot()
     assert told.labelled["engine_step_ways_total"]["module"] == engine.engine.steps
-    assert told.labelled["fast_path_fallbacks_total"] == {"graph": 1, "fused": 0, "products": 0, "prepacked": 0}
+    assert told.labelled["fast_path_fallbacks_total"] == {
+        "graph": 1,
+        "fused": 0,
+        "products": 0,
+        "prepacked": 0,
+        "loras": 0,
+    }
     assert told.infos["fast_paths_info"]["attention"] == "torch"

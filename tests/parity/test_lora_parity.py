@@ -66,6 +66,7 @@ def test_loras_mixed_with_everything_are_token_exact_cold_and_cached(
     base.set_attn_implementation("eager")  # torch's own attention would leave out the cap on Gemma 2's scores
     models = {**adapters_of(base, tmp_path), None: base}
     engine = TestEngine(tmp_path / "base", device=device)
+    assert engine.engine.runner.ways.fallbacks["loras"] == 0
     adapters = {name: engine.adapter(tmp_path / name) for name in models if name is not None}
     draw = random.Random(architecture)
     requests = []

@@ -42,7 +42,8 @@ class Spread:
     @property
     def active(self) -> list[int]:
         """The slots in use, in order."""
-        return np.unique(self.slots[self.slots >= 0]).tolist()
+        active: list[int] = np.unique(self.slots[self.slots >= 0]).tolist()
+        return active
 
     @property
     def by_token(self) -> Ints:

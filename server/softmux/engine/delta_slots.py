@@ -23,7 +23,7 @@ begin in `weights`, counted in `UNIT` numbers, and one spare."""
 class DeltaSlots:
     """Gives each adapter that rows run on a slot, and on a GPU room in `weights`, one tensor made at the start, so that
     neither moves under a captured graph. An adapter keeps both when its last row ends; the least recently used of those
-    that no row runs on gives way. On a CPU a slot's weights are the host tier's own.
+    that no row runs on gives way.
 
     A slot is given to another only when every row that ran on it has ended and its steps have landed, so nothing in
     flight reads what is written into it.
@@ -33,7 +33,7 @@ class DeltaSlots:
         self, linears: Sequence[LinearShape], *, slots: int, largest_rank: int, room: int, dtype: torch.dtype,
         device: torch.device,
     ) -> None:  # fmt: skip
-        """`room`: bytes of `weights`, on a GPU."""
+        """`room`: bytes of `weights`. 0, as on a CPU: there are none, a slot's weights are the host tier's own."""
         self.device = device
         self.largest_rank = largest_rank
         self.columns = {linear.name: column for column, linear in enumerate(linears)}
@@ -47,13 +47,13 @@ class DeltaSlots:
         self._idle: OrderedDict[RootKey, None] = OrderedDict()
         self._free = list(range(slots - 1, -1, -1))
         self.loads = 0
-        self._gpu = device.type == "cuda"
-        numbers = room // dtype.itemsize // UNIT * UNIT if self._gpu else 0
+        numbers = room // dtype.itemsize // UNIT * UNIT
+        self._copies = numbers > 0
         self.weights = torch.zeros(numbers, dtype=dtype, device=device)
         self.table = torch.zeros((slots, len(linears), ENTRY), dtype=torch.int32, device=device)
         self._room = _Extents(numbers)
         self._extents: dict[RootKey, tuple[int, int]] = {}
-        self._side = torch.cuda.Stream(device) if self._gpu else None
+        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._arriving: torch.cuda.Event | None = None
         self._staged: dict[int, Any] = {}
 
@@ -68,7 +68,7 @@ class DeltaSlots:
             return "free"
         if not self._free and not self._idle:
             return "full"
-        return "free" if not self._gpu or self._fits(delta) else "full"
+        return "free" if not self._copies or self._fits(delta) else "full"
 
     def hold(self, adapter: RootKey, delta: Delta) -> int:
         """The adapter's slot, for one more row of it. `room` has said that there is one."""
@@ -109,11 +109,11 @@ class DeltaSlots:
     def _check(self, delta: Delta) -> None:
         if delta.largest_rank > self.largest_rank:
             raise InvalidAdapter(
-                f"its LoRA has rank {delta.largest_rank}, and this server takes {self.largest_rank} at most; start it with "
-                f"--max-lora-rank {delta.largest_rank}, or train a smaller one",
+                f"its LoRA has rank {delta.largest_rank}, and this server takes {self.largest_rank} at most; start it "
+                f"with --max-lora-rank {delta.largest_rank}, or train a smaller one",
                 param="adapter_config.json: r",
             )
-        if self._gpu and delta.data.numel() > self.weights.numel():
+        if self._copies and delta.data.numel() > self.weights.numel():
             raise InvalidAdapter(
                 f"it takes {delta.data.nbytes:,} bytes of GPU memory, and this server has {self.weights.nbytes:,} for "
                 "LoRAs and rows of tokens; start it with a larger --lora-bytes",
@@ -131,7 +131,7 @@ class DeltaSlots:
         slot = self._slots[adapter] = self._free.pop()
         self.seatings[slot] += 1
         self.loads += 1
-        if not self._gpu:
+        if not self._copies:
             self.deltas[slot] = delta
             return slot
         size = delta.data.numel()
@@ -147,16 +147,20 @@ class DeltaSlots:
         for update in delta.updates:
             column = self.columns[update.name]
             entries[column, :3] = update.rank, (begin + update.at) // UNIT, (begin + update.b_at) // UNIT
-        told = torch.from_numpy(entries).pin_memory()
+        told = torch.from_numpy(entries)
         region = self.weights[begin : begin + delta.data.numel()]
-        assert self._side is not None
+        self.deltas[slot] = delta.over(region)
+        if self._side is None:
+            region.copy_(delta.data)
+            self.table[slot].copy_(told)
+            return
+        told = told.pin_memory()
         with torch.cuda.stream(self._side):
             region.copy_(delta.data, non_blocking=True)
             self.table[slot].copy_(told, non_blocking=True)
             self._arriving = torch.cuda.Event()
             self._arriving.record()
         self._staged[slot] = (told, delta)  # both stay until the slot is given again
-        self.deltas[slot] = delta.over(region)
 
     def _evict(self, adapter: RootKey) -> None:
         del self._idle[adapter]

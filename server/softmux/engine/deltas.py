@@ -13,10 +13,13 @@ import torch
 from torch import nn
 
 from softmux.engine.anatomy import embeddings, row_scale
+from softmux.engine.delta_fused import FusedColumns, FusedStep
+from softmux.engine.delta_graphs import DeltaGraphs
 from softmux.engine.delta_products import DeltaProducts, Spread, TorchDeltas, TritonDeltas
 from softmux.engine.delta_slots import DeltaSlots
 from softmux.engine.token_rows import TokenRows
 from softmux.errors import InternalError
+from softmux.scheduler.batch import Batch
 from softmux.scheduler.rows import Ints
 
 
@@ -43,6 +46,9 @@ class Deltas:
         self.products = products
         self.head = head
         self._token_rows = tokens
+        self.columns: FusedColumns | None = None
+        """Where the fused layers can run such steps, too; and `graphs`, where those can be captured."""
+        self.graphs: DeltaGraphs | None = None
 
     @classmethod
     def of(cls, module: Any, slots: DeltaSlots) -> Deltas:
@@ -70,6 +76,29 @@ class Deltas:
     def embed(self, step: DeltaStep, embeddings: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """`embeddings [tokens, hidden]` with the adapters' own rows in their places."""
         return self._token_rows.embed(embeddings, ids, step.tokens)
+
+    def fused(self, step: DeltaStep) -> FusedStep | None:
+        """For the fused layers; None where the step must run through the module."""
+        kinds = self.columns.kinds(step.tokens.active) if self.columns is not None else None
+        return None if kinds is None or self.columns is None else FusedStep(self.columns, kinds, step.tokens.blocks())
+
+    def replay(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Logits and greedy tokens of a step in which every row decodes, from a graph; None where there is none."""
+        if self.graphs is None or self.columns is None:
+            return None
+        rows = batch.rows
+        slots = batch.table.deltas[rows]
+        kinds = self.columns.kinds(np.unique(slots[slots >= 0]).tolist())
+        if kinds is None:
+            return None
+        self.slots.await_arrivals()
+        self.graphs.tell(rows, slots)
+        return self.graphs.replay(kinds, batch.decodes)
+
+    def leave_fast_paths(self) -> None:
+        """Such steps run through the module from now on, and their updates are torch's."""
+        self.columns = self.graphs = None
+        self.products = TorchDeltas(self.slots)
 
     @contextlib.contextmanager
     def attached(self, module: nn.Module, step: DeltaStep) -> Iterator[None]:

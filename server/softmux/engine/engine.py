@@ -14,6 +14,7 @@ import torch
 
 from softmux.engine.anatomy import linear_shapes
 from softmux.engine.bases import load_base
+from softmux.engine.delta_selftest import prove_deltas
 from softmux.engine.delta_slots import DeltaSlots
 from softmux.engine.deltas import Deltas
 from softmux.engine.device import is_shortage
@@ -108,7 +109,7 @@ class Engine:
             model.keep_kv_in_fp8()
         deltas = DeltaSlots(
             linear_shapes(model.module), slots=settings.max_loras, largest_rank=settings.max_lora_rank,
-            room=settings.lora_bytes, dtype=model.dtype, device=device,
+            room=settings.lora_bytes if device.type == "cuda" else 0, dtype=model.dtype, device=device,
         )  # fmt: skip
         slots = settings.kv_tokens or self._kv_tokens(settings)
         context = min(self.model.context_length, settings.context_length or self.model.context_length, slots)
@@ -151,6 +152,7 @@ class Engine:
         self.steps = 0
         self.shortage = Shortage()
         prove(self.runner, self.spec)
+        self.spec = self.tiers.loader.spec = prove_deltas(self.runner, self.spec)
 
     def _kv_tokens(self, settings: Settings) -> int:
         each = KVPool.bytes_per_token(self.model.layers, self.model.kv_dtype)

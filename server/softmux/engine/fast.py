@@ -91,6 +91,7 @@ def _prepack(runner: ModelRunner, spec: ModelSpec) -> None:
 
 def _fuse(runner: ModelRunner, spec: ModelSpec) -> None:
     from softmux.engine.attention.triton_paged import TritonAttention
+    from softmux.engine.fast_deltas import fuse_deltas
     from softmux.engine.fused import FusedDecoder
     from softmux.engine.graphs import DecodeGraphs
     from softmux.engine.kernels.argmax import argmax
@@ -132,3 +133,5 @@ def _fuse(runner: ModelRunner, spec: ModelSpec) -> None:
         runner.ways.graphs = "some" if missing else "all"
 
     attempt(runner, spec, "graph", capture, lambda: runner.take(fused=fused))
+    if runner.deltas is not None:
+        fuse_deltas(runner, runner.deltas, fused)

@@ -14,7 +14,9 @@ import torch
 from torch import nn
 
 from softmux.engine.attention.triton_paged import TritonAttention
+from softmux.engine.delta_fused import FusedStep
 from softmux.engine.fp8 import Weight, merge, weight_of
+from softmux.engine.kernels.layer import silu_mul
 from softmux.engine.kernels.rope import rope_write
 from softmux.engine.kv import KVPool
 from softmux.engine.packed import PackedModel
@@ -64,6 +66,10 @@ class FusedDecoder:
         self._scaling = float(decoder.layers[0].self_attn.scaling)
 
     @property
+    def layers(self) -> int:
+        return len(self._layers)
+
+    @property
     def embedding(self) -> torch.Tensor:
         """`[vocab, hidden]`."""
         table: torch.Tensor = self._model.embedding.weight.data
@@ -110,14 +116,18 @@ class FusedDecoder:
         )
 
     def forward(
-        self, embeddings: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor, wanted: torch.Tensor | None
-    ) -> torch.Tensor:
+        self, embeddings: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor, wanted: torch.Tensor | None,
+        deltas: FusedStep | None = None,
+    ) -> torch.Tensor:  # fmt: skip
         """`embeddings [tokens, hidden]` → logits `[rows, vocab]` of the `wanted` tokens (None: all). The attention
-        backend has been told of the step (`begin`)."""
+        backend has been told of the step (`begin`). `deltas`: what its rows' adapters add to the products."""
         products = self._products
         x = embeddings
         residual: torch.Tensor | None = None
         for number, layer in enumerate(self._layers):
+            if deltas is not None:
+                x, residual = self._changed_layer(number, layer, x, residual, positions, slots, deltas)
+                continue
             qkv, residual = products.after_norm(x, layer.input_norm, residual, layer.qkv, layer.qkv_bias)
             attended = self._attend(number, layer, qkv, positions, slots)
             x = products(attended.flatten(1), layer.out, layer.out_bias)
@@ -130,6 +140,27 @@ class FusedDecoder:
             x, residual = x.index_select(0, wanted), residual.index_select(0, wanted)
         logits, _ = products.after_norm(x, self._norm, residual, self._head, None)
         return logits
+
+    def _changed_layer(
+        self, number: int, layer: _Layer, x: torch.Tensor, residual: torch.Tensor | None, positions: torch.Tensor,
+        slots: torch.Tensor, deltas: FusedStep,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """A layer whose products gain low-rank updates, which need each product's own input: norms, and SiLU·up, are
+        launches of their own then."""
+        products = self._products
+        normed, residual = layer.input_norm(x, residual)
+        qkv = products(normed, layer.qkv, layer.qkv_bias)
+        deltas.add(number, "qkv", normed, qkv)
+        attended = self._attend(number, layer, qkv, positions, slots).flatten(1)
+        x = products(attended, layer.out, layer.out_bias)
+        deltas.add(number, "out", attended, x)
+        normed, residual = layer.post_norm(x, residual)
+        both = products(normed, layer.gate_up, None)
+        deltas.add(number, "gate_up", normed, both)
+        inner = silu_mul(both)
+        x = products(inner, layer.down, None)
+        deltas.add(number, "down", inner, x)
+        return x, residual
 
     def states(self, at: torch.Tensor) -> torch.Tensor:
         """As `PackedModel.states`, of the last forward that was given `wanted`."""

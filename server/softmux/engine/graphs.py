@@ -63,9 +63,18 @@ class DecodeGraphs:
         self._padding = np.array([[0], [table.shape[0] - 1], [0], [spare_slot]], np.int32)
         self._sizes = sorted({size for size in _SIZES if size < max_rows} | {max_rows})
         self._graphs: dict[int, _Graph] = {}
+        self._pool: Any = None
 
     def fits(self, rows: int) -> bool:
         return bool(self._sizes) and rows <= self._sizes[-1]
+
+    def capture_for(self, rows: int) -> None:
+        """Captures the graph that a step of `rows` rows takes, if it is not there yet: while others may run, from the
+        thread that launches them."""
+        size = self._sizes[bisect.bisect_left(self._sizes, rows)]
+        if size not in self._graphs:
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            self._graphs[size] = self._capture(size, self._pool)
 
     def capture(self) -> list[int]:
         """Captures every size, the largest first so that all share its memory. A few seconds.
@@ -98,7 +107,8 @@ class DecodeGraphs:
             self._step(inputs)
         torch.cuda.current_stream(device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
+        # other threads go on, and may page-lock memory meanwhile
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             logits, tokens = self._step(inputs)
         return _Graph(graph, inputs, staging, logits, tokens)
 

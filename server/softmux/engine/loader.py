@@ -52,7 +52,7 @@ class AdapterLoader:
         readers: int,
         on_arrival: Callable[[], None],
     ) -> None:
-        self._spec = spec
+        self.spec = spec
         self._dtype = dtype
         self._kv_dtype = kv_dtype
         self._empty = empty
@@ -107,7 +107,7 @@ class AdapterLoader:
             adapter = self._disk.get(key, self._empty) if self._disk is not None else None
             if adapter is None:
                 tier = "registry"
-                parts = read_adapter(self._source(key), self._spec).parts
+                parts = read_adapter(self._source(key), self.spec).parts
                 adapter = HostAdapter.from_parts(parts, self._dtype, self._empty, self._kv_dtype)
         except SoftmuxError as known:
             error = known

@@ -189,8 +189,12 @@ class ModelRunner:
         """Logits and greedy tokens from a graph; None where there is none for this step."""
         if self.graphs is None or not self._mirror.lacks_only_newest(batch):
             return None
-        if (batch.table.deltas[batch.rows] >= 0).any():
-            return None
+        if self.deltas is not None and (batch.table.deltas[batch.rows] >= 0).any():
+            replayed = self.deltas.replay(batch)
+            if replayed is not None:
+                self.ways.ran("graph")
+                self._mirror.wrote(batch)
+            return replayed
         if not self.graphs.fits(len(batch)):
             self.ways.left("graph")
             return None
@@ -255,10 +259,11 @@ class ModelRunner:
     ) -> torch.Tensor:  # fmt: skip
         """Logits of the tokens that are `wanted`: by the fused layers, or the module where there are none, or they
         raise."""
-        if self.fused is not None and deltas is None:
+        within = self.deltas.fused(deltas) if deltas is not None and self.deltas is not None else None
+        if self.fused is not None and (deltas is None or within is not None):
             try:
                 self.backend.begin(packed)
-                logits = self.fused.forward(embeddings, positions, packed.slots, wanted)
+                logits = self.fused.forward(embeddings, positions, packed.slots, wanted, within)
                 self.ways.ran("fused")
                 self._ran = self.fused
                 return logits

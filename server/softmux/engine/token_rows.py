@@ -63,7 +63,9 @@ class TokenRows:
         return [s for s in spread.active if (delta := deltas[s]) is not None and any(delta.tables_at(side))]
 
     def _owners(self, side: Literal["input", "output"], having: list[int]) -> np.ndarray:
-        counts = [sum(len(t.ids) for t in self._slots.deltas[s].tables_at(side)) for s in having]  # type: ignore[union-attr]
+        """Whose each row is, in the order of `having`."""
+        deltas = [self._slots.deltas[slot] for slot in having]
+        counts = [sum(len(table.ids) for table in delta.tables_at(side)) for delta in deltas if delta is not None]
         return np.repeat(np.array(having), counts)
 
     def _table(self, side: Literal["input", "output"], having: list[int]) -> tuple[torch.Tensor, torch.Tensor]:

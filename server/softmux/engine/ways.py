@@ -9,7 +9,7 @@ from typing import Literal
 
 Way = Literal["graph", "fused", "module"]
 """A CUDA graph of fused layers; the fused layers; the transformers module itself, over the attention backend."""
-Path = Literal["graph", "fused", "products", "prepacked"]
+Path = Literal["graph", "fused", "products", "prepacked", "loras"]
 """What may be left: its proof failed at load, a step had no graph of its size, or it raised in a step."""
 
 
@@ -18,7 +18,9 @@ class Ways:
     """Counted by the runner and by `fast.prove`; every one of these ways gives the same tokens."""
 
     steps: dict[Way, int] = field(default_factory=lambda: {"graph": 0, "fused": 0, "module": 0})
-    fallbacks: dict[Path, int] = field(default_factory=lambda: {"graph": 0, "fused": 0, "products": 0, "prepacked": 0})
+    fallbacks: dict[Path, int] = field(
+        default_factory=lambda: {"graph": 0, "fused": 0, "products": 0, "prepacked": 0, "loras": 0}
+    )
     attention: str = ""
     layers: str = "module"
     graphs: str = "none"

@@ -162,7 +162,7 @@ def scratch_numbers(tokens: int, segments: int, room: int, width: int) -> int:
 
 
 def _splits(width: int) -> int:
-    return min(_MOST_SPLITS, triton.cdiv(width, _SPLIT))
+    return min(_MOST_SPLITS, -(-width // _SPLIT))
 
 
 def add_lora(

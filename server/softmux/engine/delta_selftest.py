@@ -1,0 +1,146 @@
+"""Before any LoRA is served: does a mixed step add to each row its own adapter's update, on this very model?"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+
+from softmux.engine.delta import Delta
+from softmux.engine.deltas import Deltas
+from softmux.engine.host_adapter import HostAdapter
+from softmux.engine.runner import ModelRunner
+from softmux.errors import SelfTestFailed
+from softmux.formats.parts import PAIR, LoraLayer, LoraPart
+from softmux.scheduler.radix import RootKey
+from softmux.scheduler.scheduler import Scheduler
+from softmux.scheduler.sequence import Sequence
+from softmux.types import LinearShape, ModelSpec, SamplingParams, TokenLogprobs
+
+log = logging.getLogger(__name__)
+
+_RANKS = (3, 18)
+_LENGTHS = (6, 9, 4)
+_GENERATED = 3
+_MODULES = 14
+"""So many of the first linear modules are updated, and of the last: a layer or two."""
+_TOLERANCE = {torch.float32: 2e-3}
+_HALF_TOLERANCE = 0.3
+
+
+def prove_deltas(runner: ModelRunner, spec: ModelSpec) -> ModelSpec:
+    """Tests steps with LoRAs as they run fastest here, and where that fails, by torch on the untouched module. Gives
+    the spec: without their words where that fails, too."""
+    deltas = runner.deltas
+    if deltas is None or "lora" not in spec.serves:
+        return spec
+    for last in (False, True):
+        try:
+            with runner.ways.proof():
+                _test(runner, deltas, spec)
+            return spec
+        except Exception as error:
+            log.warning("steps with LoRAs are wrong %s: %s", "by torch, too" if last else "as they run fastest", error)
+            runner.ways.left("loras")
+            deltas.leave_fast_paths()
+    log.warning("%s serves no LoRA: admission refuses them", spec.architecture)
+    return msgspec.structs.replace(spec, serves=spec.serves - {"lora", PAIR})
+
+
+def _test(runner: ModelRunner, deltas: Deltas, spec: ModelSpec) -> None:
+    """Three rows, two with LoRAs of different ranks, against the eager module with plain products beside its own."""
+    base = RootKey("self-test", None, spec.base_fingerprint, spec.kv_format)
+    parts: dict[RootKey, Delta] = {}
+    for rank in _RANKS[: len(deltas.slots.deltas)]:
+        root = base._replace(digest=f"self-test-{rank}")
+        part = _random(spec, min(rank, deltas.slots.largest_rank))
+        host = HostAdapter.from_parts((part,), runner.model.dtype)
+        assert host.delta is not None
+        parts[root] = host.delta
+        runner.tiers.adopt(root, host)
+        runner.tiers.hold(root)
+    scheduler = Scheduler(
+        slots=runner.pool.slots, max_rows=min(3, runner.max_rows), max_step_tokens=8,
+        context_length=spec.context_length, eos=(), shelf=runner.tiers,
+    )  # fmt: skip
+    draw = np.random.default_rng(0)
+    sampling = SamplingParams(max_tokens=_GENERATED, logprobs=min(20, spec.vocab_size))
+    told: dict[str, tuple[Sequence, list[TokenLogprobs]]] = {}
+    for root, length in zip([*parts, base], _LENGTHS, strict=False):
+        ids = draw.integers(0, spec.vocab_size, length).tolist()
+        sequence = Sequence(id=str(len(told)), client=b"", root=root, prompt=ids, sampling=sampling, arrival=0.0)
+        told[sequence.id] = sequence, []
+        scheduler.add(sequence)
+    try:
+        while scheduler.running or len(scheduler.waiting):
+            batch, failed = scheduler.next(0.0)
+            if failed:
+                raise failed[0][1]
+            try:
+                output = runner.collect(runner.launch(batch))
+            except Exception:
+                scheduler.step_failed(batch)
+                raise
+            for sequence, out in scheduler.update(batch, output, 0.0).each():
+                told[sequence.id][1].extend(out.logprobs)
+        worst = max(_difference(runner, sequence, heard, parts.get(sequence.root)) for sequence, heard in told.values())
+    finally:
+        scheduler.abort_client(b"")
+        runner.forget_rows()
+        for root in parts:
+            runner.tiers.release(root)
+            runner.tiers.forget(root)
+    if not worst <= _TOLERANCE.get(runner.model.dtype, _HALF_TOLERANCE):
+        raise SelfTestFailed(f"they differ from plain products by {worst:.3g} in log probability")
+
+
+def _random(spec: ModelSpec, rank: int) -> LoraPart:
+    draw = np.random.default_rng(rank)
+    linears = [linear for linear in spec.linears if linear.name != spec.output_embedding]
+
+    def layer(linear: LinearShape) -> LoraLayer:
+        a = draw.standard_normal((rank, linear.inputs), np.float32) / np.float32(linear.inputs**0.5)
+        b = draw.standard_normal((linear.outputs, rank), np.float32) * np.float32(0.01 * (linear.inputs / rank) ** 0.5)
+        return LoraLayer(a, b, 1.0)
+
+    return LoraPart({linear.name: layer(linear) for linear in {*linears[:_MODULES], *linears[-_MODULES:]}})
+
+
+@torch.inference_mode()
+def _difference(runner: ModelRunner, sequence: Sequence, heard: list[TokenLogprobs], delta: Delta | None) -> float:
+    model = runner.model
+    ids = torch.tensor(sequence.tokens, device=model.device)
+    with _plainly(model.module, delta):
+        expected = model.eager(model.embedding(ids)).float().log_softmax(-1)
+    if len(heard) != _GENERATED:
+        raise SelfTestFailed("a row ended early: its logits were not finite")
+    worst = 0.0
+    for number, row in enumerate(heard):
+        reference = expected[sequence.prompt_length - 1 + number, list(row.top_ids)].cpu()
+        worst = max(worst, float((reference - torch.tensor(row.top_logprobs)).abs().max()))
+    return worst
+
+
+@contextlib.contextmanager
+def _plainly(module: Any, delta: Delta | None) -> Iterator[None]:
+    """Every token that the module is given gains the update, by two products for each of its layers."""
+    handles = []
+    for update in delta.updates if delta is not None else ():
+        assert delta is not None
+        a, b = delta.a(update), delta.b(update)
+
+        def gain(_: Any, given: Any, output: torch.Tensor, a: torch.Tensor = a, b: torch.Tensor = b) -> torch.Tensor:
+            gained: torch.Tensor = output + given[0] @ a.to(output.device).t() @ b.to(output.device)
+            return gained
+
+        handles.append(module.get_submodule(update.name).register_forward_hook(gain))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -4,13 +4,15 @@ that decides. `python -m softmux.support_table` prints it, or writes it between 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from softmux.engine.serves import SERVES
 from softmux.formats.methods import METHODS
 from softmux.formats.parts import PAIR
 from softmux.formats.peft_types import FAMILIES, GENERATES, HEADS, INSTEAD, why_not
+from softmux.types import Family
 
 BEGIN, END = "<!-- support table: begin -->", "<!-- support table: end -->"
 
@@ -19,6 +21,15 @@ EXACT = frozenset(
     | {"LORA", "TRAINABLE_TOKENS"}
 )
 """Types whose tokens the tests compare with PEFT's; a test holds this to what they compare."""
+
+EXACT_HEADS: Mapping[Family, frozenset[str]] = MappingProxyType(
+    {
+        "decoder": frozenset({"PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CARTRIDGE", "LORA"}),
+        "encoder": frozenset({"PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CARTRIDGE"}),
+        "encoder-decoder": frozenset(),
+    }
+)
+"""The same of scores, with a head."""
 
 TASKS = (GENERATES, *HEADS, "SEQ_2_SEQ_LM", "QUESTION_ANS", "FEATURE_EXTRACTION")
 _PAIRED = "`LORA` with a soft prompt"
@@ -35,8 +46,9 @@ def table() -> str:
         lines.append(f"| {', '.join(names)} | `{task}` | {' | '.join(cells)} |")
     lines += [
         "",
-        "**exact**: served, and the tests hold its tokens to PEFT's own. *read*: checked whole, and refused as “not "
-        "served yet by this version on this base”. no: refused, because",
+        "**exact**: served, and the tests hold its tokens, or a head's scores, to PEFT's own. served: by the same "
+        "code, not compared. *read*: checked whole, and refused as “not served yet by this version on this base”. no: "
+        "refused, because",
     ]
     lines += ["", *(f"{number}. {reason}" for reason, number in reasons.items()), ""]
     lines += ["These are refused by name:", ""]
@@ -69,7 +81,8 @@ def _cell(peft_type: str, task: str, family: str, kinds: frozenset[str], reasons
     head = {"SEQ_CLS": {"sequence_head"}, "TOKEN_CLS": {"token_head"}}.get(task, set())
     if not kinds | head <= SERVES[chosen]:
         return "*read*"
-    return "**exact**" if peft_type in EXACT else "served"
+    exact = peft_type in EXACT_HEADS[chosen] and PAIR not in kinds if head else peft_type in EXACT
+    return "**exact**" if exact else "served"
 
 
 def written(page: str) -> str:

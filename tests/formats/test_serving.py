@@ -13,7 +13,7 @@ from softmux.engine.serves import SERVES
 from softmux.errors import InvalidAdapter
 from softmux.formats.folder import parse_adapter, read_adapter
 from softmux.formats.methods import METHODS
-from softmux.formats.parts import KINDS, PAIR, kinds
+from softmux.formats.parts import KINDS, PAIR, POOLER, kinds
 from softmux.formats.peft_types import FAMILIES, INSTEAD, TASK_TYPES
 
 LATER_RENAMED = {"BONE"}  # MISS was called so up to PEFT 0.17
@@ -88,7 +88,7 @@ def test_an_adapter_waits_for_the_word_of_each_of_its_parts(make: Any, word: str
 
 def test_engines_say_words_that_there_are() -> None:
     assert set(SERVES) == set(FAMILIES)
-    assert set().union(*SERVES.values()) <= {*KINDS, PAIR}
+    assert set().union(*SERVES.values()) <= {*KINDS, PAIR, POOLER}
     assert {kind for row in METHODS.values() for kind in row.kinds} <= set(KINDS)
 
 

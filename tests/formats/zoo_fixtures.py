@@ -14,11 +14,11 @@ import transformers as tf
 from formats_fixtures import VOCAB, make_spec, read_files
 
 from softmux.engine.anatomy import embeddings, linear_shapes
-from softmux.formats.parts import KINDS, PAIR
+from softmux.formats.parts import KINDS, PAIR, POOLER
 from softmux.types import LayerKV, ModelSpec
 
 HIDDEN = 32
-ALL_KINDS = frozenset({*KINDS, PAIR})
+ALL_KINDS = frozenset({*KINDS, PAIR, POOLER})
 
 _SIZES = {"vocab_size": VOCAB, "hidden_size": HIDDEN, "intermediate_size": 48, "num_hidden_layers": 2,
           "num_attention_heads": 4, "pad_token_id": 0}  # fmt: skip

@@ -8,10 +8,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from softmux.errors import InvalidAdapter
 from softmux.formats.folder import load_folder, read_adapter
+from softmux.support_table import EXACT_HEADS
 from softmux.types import KV_METHODS
 from support.engines import TestEngine
-from support.headed import CLASSES, DECODERS, ENCODERS, LABELS, METHODS, make_base, reference, tuned
+from support.headed import (
+    CLASSES,
+    DECODERS,
+    ENCODERS,
+    LABELS,
+    METHODS,
+    WITHOUT_PREFIX,
+    lora,
+    make_base,
+    reference,
+    tuned,
+)
 from support.models import VOCABULARY, greedy_reference
 
 
@@ -23,11 +36,17 @@ def read(engine: TestEngine, folder: Path, ids: list[int]) -> str:
     )
 
 
-@pytest.mark.parametrize("architecture", [*ENCODERS, *DECODERS])
+def methods_of(architecture: str) -> list[str]:
+    if architecture in WITHOUT_PREFIX:
+        return ["prompt", "p_tuning"]
+    return [*METHODS, "lora"] if architecture in DECODERS else [*METHODS]
+
+
+@pytest.mark.parametrize("architecture", [*ENCODERS, *WITHOUT_PREFIX, *DECODERS])
 def test_scores_are_pefts_mixed_with_whatever_else_runs(architecture: str, tmp_path: Path) -> None:
     base = make_base(architecture, tmp_path / "base")
     engine = TestEngine(tmp_path / "base", max_step_tokens=256)
-    methods = [*METHODS, "lora"] if architecture in DECODERS else [*METHODS]
+    methods = methods_of(architecture)
     cells = [(task, method, labels) for task in CLASSES for method in methods for labels in LABELS]
     models = {cell: tuned(base, architecture, *cell, tmp_path / "-".join(map(str, cell))) for cell in cells}
     draw = random.Random(architecture)
@@ -51,4 +70,21 @@ def test_scores_are_pefts_mixed_with_whatever_else_runs(architecture: str, tmp_p
             np.testing.assert_allclose(found, expected[cell], rtol=1e-5, atol=1e-5, err_msg=f"{architecture} {cell}")
         for name, (tokens, certain) in zip(generated, said, strict=True):
             assert engine.done[name].tokens[:certain] == tokens[:certain]
+    engine.close()
+
+
+def test_what_the_table_calls_exact_is_compared() -> None:
+    prompts = {METHODS[method]("SEQ_CLS").peft_type.value for method in METHODS}
+    assert EXACT_HEADS["encoder"] == prompts
+    assert EXACT_HEADS["decoder"] == prompts | {lora("SEQ_CLS", "llama").peft_type.value}
+
+
+def test_a_head_behind_a_pooler_that_the_checkpoint_lacks_is_refused(tmp_path: Path) -> None:
+    base = make_base("bert", tmp_path / "base")
+    tuned(base, "bert", "SEQ_CLS", "prefix", 2, tmp_path / "adapter")
+    base.pooler = None
+    base.save_pretrained(tmp_path / "poolerless")
+    engine = TestEngine(tmp_path / "poolerless")
+    with pytest.raises(InvalidAdapter, match="modules_to_save"):
+        engine.adapter(tmp_path / "adapter")
     engine.close()

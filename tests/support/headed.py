@@ -33,9 +33,19 @@ ENCODERS: dict[str, Callable[[], Any]] = {
     "electra": lambda: tf.ElectraConfig(**_ENCODER, embedding_size=48, pad_token_id=0),
 }
 DECODERS = ("llama", "qwen2", "gpt2")
+WITHOUT_PREFIX: dict[str, tuple[Callable[[], Any], list[str]]] = {
+    "distilbert": (
+        lambda: tf.DistilBertConfig(
+            vocab_size=VOCABULARY, dim=48, hidden_dim=64, n_layers=3, n_heads=4, max_position_embeddings=130
+        ),
+        ["pre_classifier"],
+    ),
+}
+"""Encoders that take no keys and values, and what stands before their head."""
 METHODS: dict[str, Callable[[str], Any]] = {
     "prompt": lambda task: peft.PromptTuningConfig(task_type=task, num_virtual_tokens=K),
     "prefix": lambda task: peft.PrefixTuningConfig(task_type=task, num_virtual_tokens=K - 1),
+    "cartridge": lambda task: peft.CartridgeConfig(task_type=task, num_virtual_tokens=7),
     "p_tuning": lambda task: peft.PromptEncoderConfig(task_type=task, num_virtual_tokens=K + 1, encoder_hidden_size=24),
 }
 TARGETS = {"llama": ["q_proj", "v_proj", "down_proj"], "qwen2": ["k_proj", "o_proj"], "gpt2": ["c_attn", "c_fc"]}
@@ -51,6 +61,8 @@ CLASSES = {"SEQ_CLS": tf.AutoModelForSequenceClassification, "TOKEN_CLS": tf.Aut
 
 
 def config_of(architecture: str) -> Any:
+    if architecture in WITHOUT_PREFIX:
+        return WITHOUT_PREFIX[architecture][0]()
     config = (ENCODERS | ARCHITECTURES)[architecture]()
     config.pad_token_id = None if architecture in DECODERS else config.pad_token_id
     return config
@@ -82,8 +94,12 @@ def tuned(base: Any, architecture: str, task: str, method: str, labels: int, fol
     missing, unexpected = inner.load_state_dict(copy.deepcopy(backbone.state_dict()), strict=False)
     assert not missing
     assert all("pooler" in name for name in unexpected)
-    config = lora(task, architecture) if method == "lora" else METHODS[method](task)
-    model = peft.get_peft_model(model, config)
+    adapter = lora(task, architecture) if method == "lora" else METHODS[method](task)
+    if architecture in WITHOUT_PREFIX:  # PEFT does not find these in its config
+        adapter.token_dim, adapter.num_attention_heads = config.dim, config.n_heads
+    if architecture in WITHOUT_PREFIX and task == "SEQ_CLS":
+        adapter.modules_to_save = list(WITHOUT_PREFIX[architecture][1])
+    model = peft.get_peft_model(model, adapter)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad or "prompt_encoder" in name:

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import torch
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoModel
 
@@ -18,6 +19,7 @@ from softmux.engine.attention.base import PackedRows
 from softmux.engine.packed import PackedModel
 from softmux.engine.serves import SERVES
 from softmux.errors import SelfTestFailed
+from softmux.formats.parts import POOLER
 from softmux.formats.peft_types import takes_prefix
 from softmux.types import ModelSpec
 
@@ -64,14 +66,20 @@ class PackedEncoder(PackedModel):
     def state_width(self) -> int:
         return int(self.config.hidden_size)
 
+    @property
+    def pooler(self) -> Any:
+        """None, too, where the checkpoint has none: transformers then makes one of random numbers."""
+        known = self.folder is None or any(name.endswith("pooler.dense.weight") for name in _tensor_names(self.folder))
+        return super().pooler if known else None
+
     def spec(self, context_length: int) -> ModelSpec:
         described = super().spec(context_length)
-        model_type, serves = described.model_type, SERVES["encoder"]
-        if not takes_prefix(model_type):
+        serves = SERVES["encoder"]
+        if not takes_prefix(described.model_type):
             serves -= {"prefix"}
-        if (
-            described.hidden_size != self.state_width
-        ):  # ELECTRA's smaller embeddings: PEFT's vectors have the layers' width
+        if self.pooler is None:
+            serves -= {POOLER}
+        if described.hidden_size != self.state_width:  # ELECTRA's small embeddings: PEFT's vectors are wider
             serves -= {"prompt"}
         return msgspec.structs.replace(
             described, family="encoder", serves=serves, hidden_size=self.state_width, output_embedding="",
@@ -96,3 +104,12 @@ class PackedEncoder(PackedModel):
         if not asked or asked[0].flatten().diff().tolist() != [1]:
             raise SelfTestFailed(f"{self.architecture} does not number its positions in order; softmux can't serve it")
         return int(asked[0].flatten()[0]), int(table.num_embeddings)
+
+
+def _tensor_names(folder: Path) -> list[str]:
+    """Of all the checkpoint's files."""
+    names: list[str] = []
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            names += file.keys()
+    return names

@@ -71,6 +71,7 @@ class PackedModel:
         self._rounded = f"{self._attention}_rounded"
         self._backend: Any = None
         AttentionInterface.register(self._attention, self._attend)
+        self._numbers: dict[nn.Module, int] = {}
         self._last: torch.Tensor = torch.empty(0)
         self.module.base_model.register_forward_hook(self._keep_states)
         self.layers = self._probe()
@@ -131,7 +132,9 @@ class PackedModel:
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
         """transformers' attention interface: `[1, heads, tokens, head_dim]` in, `[1, tokens, heads, head_dim]` out."""
-        layer: Any = module.layer_idx
+        layer: Any = getattr(module, "layer_idx", None)
+        if layer is None:  # DistilBERT's layers have no number: they come in order
+            layer = self._numbers.setdefault(module, len(self._numbers))
         output = self._backend.attend(
             layer,
             query[0].transpose(0, 1),

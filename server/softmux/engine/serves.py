@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from softmux.formats.parts import PAIR
+from softmux.formats.parts import PAIR, POOLER
 from softmux.types import Family
 
 SERVES: Mapping[Family, frozenset[str]] = MappingProxyType(
     {
         "decoder": frozenset({"prompt", "prefix", "lora", "token_rows", PAIR, "sequence_head", "token_head"}),
-        "encoder": frozenset({"prompt", "prefix", "sequence_head", "token_head"}),
+        "encoder": frozenset({"prompt", "prefix", "sequence_head", "token_head", POOLER}),
         "encoder-decoder": frozenset(),
     }
 )

@@ -154,10 +154,14 @@ Part = PromptPart | PrefixPart | LoraPart | TokenRowsPart | HeadPart
 Parts = tuple[Part, ...]
 
 KINDS = ("prompt", "prefix", "lora", "token_rows", "sequence_head", "token_head")
-"""The kinds there are, and with them `PAIR`, the words of `ModelSpec.serves`."""
+"""The kinds there are, and with them `PAIR` and `POOLER`, the words of `ModelSpec.serves`."""
 
 PAIR = "lora_pair"
 """The word for a LoRA and a soft prompt at work in one row."""
+
+
+POOLER = "pooler"
+"""The word for a pooler of the base's own, which some heads read through: not every checkpoint brings one."""
 
 
 def parameters(parts: Parts) -> int:
@@ -168,4 +172,8 @@ def parameters(parts: Parts) -> int:
 def kinds(parts: Parts) -> frozenset[str]:
     """The words that an engine must say to run `parts` together."""
     words = {part.kind for part in parts}
-    return frozenset(words | {PAIR} if "lora" in words and words & {"prompt", "prefix"} else words)
+    if "lora" in words and words & {"prompt", "prefix"}:
+        words.add(PAIR)
+    if any(isinstance(part, HeadPart) and part.base_pooler for part in parts):
+        words.add(POOLER)
+    return frozenset(words)

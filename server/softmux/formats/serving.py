@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from softmux.errors import InvalidAdapter
 from softmux.formats.config import CONFIG_FILE
-from softmux.formats.parts import PAIR, Parts, kinds
+from softmux.formats.parts import PAIR, POOLER, Parts, kinds
 from softmux.types import ModelSpec
 
 _NAMES: Mapping[str, tuple[str, str]] = MappingProxyType(
@@ -18,6 +18,10 @@ _NAMES: Mapping[str, tuple[str, str]] = MappingProxyType(
         "token_rows": ("trained rows of tokens", "train a soft prompt"),
         "sequence_head": ("a classification head", "train it with CAUSAL_LM and name its labels in softmux.json"),
         "token_head": ("a token classification head", "train it with CAUSAL_LM"),
+        POOLER: (
+            "a pooler of the base's own, which its checkpoint lacks,",
+            "train it with modules_to_save=['pooler'], so that the trained one is saved",
+        ),
         PAIR: ("a LoRA and a soft prompt in one request", "train and publish one of the two"),
     }
 )

@@ -58,6 +58,8 @@ def test_scores_are_pefts_mixed_with_whatever_else_runs(architecture: str, tmp_p
     expected = {cell: reference(models[cell], ids, cell[0]) for cell, ids in inputs.items()}
     spoken = [text() for _ in range(6)] if architecture in DECODERS else []
     said = [greedy_reference(base, ids, 6) for ids in spoken]
+    forwards: list[object] = []
+    engine.engine.model.module.base_model.register_forward_hook(lambda *_: forwards.append(None))
     for _ in range(2):  # cold, and with whatever the cache keeps
         names = {cell: read(engine, tmp_path / "-".join(map(str, cell)), ids) for cell, ids in inputs.items()}
         generated = [engine.add(ids, max_tokens=6, ignore_eos=True) for ids in spoken]
@@ -70,6 +72,8 @@ def test_scores_are_pefts_mixed_with_whatever_else_runs(architecture: str, tmp_p
             np.testing.assert_allclose(found, expected[cell], rtol=1e-5, atol=1e-5, err_msg=f"{architecture} {cell}")
         for name, (tokens, certain) in zip(generated, said, strict=True):
             assert engine.done[name].tokens[:certain] == tokens[:certain]
+    assert len(forwards) == len(engine.batches), "one forward pass a step"
+    assert max(len({chunk.sequence.root for chunk in batch.chunks}) for batch in engine.batches) > 8
     engine.close()
 
 

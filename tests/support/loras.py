@@ -37,7 +37,7 @@ def make_lora(base: Any, folder: Path, seed: int = 0, **config: Any) -> Any:
         for name, parameter in model.named_parameters():
             if "trainable_tokens_delta" in name:
                 parameter.add_(torch.randn_like(parameter) * parameter.std())
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, save_embedding_layers=False)
     return model.eval()
 
 

@@ -65,6 +65,7 @@ class Simulation:
                 delay=draw.randint(0, 6),
                 fails=digest == "lost",
                 poisoned=digest == "poisoned",
+                delta=draw.random() < 0.5,
             )
             for tenant in ("a", "b")
             for digest, learned in _DIGESTS.items()
@@ -72,7 +73,7 @@ class Simulation:
         for adapter in self.adapters:
             if adapter.trained:
                 adapter.compiled = chain(adapter.key, [-1 - i for i in range(adapter.learned)])
-        self.shelf = Shelf(self.adapters)
+        self.shelf = Shelf(self.adapters, delta_slots=draw.choice([1, 2, 20]))
         self.context = draw.randint(36, min(slots, 60))
         self.scheduler = Scheduler(
             slots=slots,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
 from softmux.engine.attention.triton_paged import TritonAttention
@@ -16,13 +18,19 @@ from softmux.engine.kernels.lora import Blocks
 from softmux.engine.kernels.step import begin_step
 from softmux.engine.runner import ModelRunner
 
+log = logging.getLogger(__name__)
+
 
 def fuse_deltas(runner: ModelRunner, deltas: Deltas, fused: FusedDecoder) -> None:
     """Such steps take the fused layers, and graphs of their own where the others have graphs."""
     attention = runner.backend
     if not isinstance(deltas.products, TritonDeltas) or not isinstance(attention, TritonAttention):
         return
-    columns = FusedColumns(deltas.products, deltas.slots, fused.layers)
+    try:
+        columns = FusedColumns(deltas.products, deltas.slots, fused.layers)
+    except (KeyError, ValueError) as error:
+        log.warning("steps with LoRAs run through the module: %s", error)
+        return
 
     def make(kinds: Kinds, row_slots: torch.Tensor) -> DecodeGraphs:
         steps: list[FusedStep] = []

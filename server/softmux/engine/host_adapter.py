@@ -76,6 +76,11 @@ class HostAdapter:
         return cls(vectors, prefix, prefix is not None, delta, head=head, head_shape=head_shape)
 
     @property
+    def computes(self) -> bool:
+        """Whether a step computes keys and values of its own that are worth keeping."""
+        return self.vectors is not None and not self.trained
+
+    @property
     def compiled(self) -> int:
         """Leading tokens whose KV is at hand."""
         return self.prefix.shape[2] if self.prefix is not None else 0

@@ -250,7 +250,7 @@ class AdapterTiers:
             self.counts.loads[arrival.tier] += 1
             self.counts.seconds.append(arrival.seconds)
             self._keep(arrival.key, arrival.adapter)
-            if arrival.tier == "registry" and (self._arena is not None or arrival.adapter.trained):
+            if arrival.tier == "registry" and (self._arena is not None or not arrival.adapter.computes):
                 self.loader.write(arrival.key, arrival.adapter)
         if ended:
             self._shrink()

@@ -25,7 +25,7 @@ EXACT = frozenset(
 EXACT_HEADS: Mapping[Family, frozenset[str]] = MappingProxyType(
     {
         "decoder": frozenset({"PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CARTRIDGE", "LORA"}),
-        "encoder": frozenset({"PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CARTRIDGE"}),
+        "encoder": frozenset({"PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CARTRIDGE", "LORA"}),
         "encoder-decoder": frozenset(),
     }
 )

@@ -25,6 +25,7 @@ from support.headed import (
     reference,
     tuned,
 )
+from support.loras import make_half
 from support.models import VOCABULARY, greedy_reference
 
 
@@ -39,7 +40,7 @@ def read(engine: TestEngine, folder: Path, ids: list[int]) -> str:
 def methods_of(architecture: str) -> list[str]:
     if architecture in WITHOUT_PREFIX:
         return ["prompt", "p_tuning"]
-    return [*METHODS, "lora"] if architecture in DECODERS else [*METHODS]
+    return [*METHODS, "lora"]
 
 
 @pytest.mark.parametrize("architecture", [*ENCODERS, *WITHOUT_PREFIX, *DECODERS])
@@ -77,10 +78,32 @@ def test_scores_are_pefts_mixed_with_whatever_else_runs(architecture: str, tmp_p
     engine.close()
 
 
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+@pytest.mark.parametrize("task", ["SEQ_CLS", "TOKEN_CLS"])
+@pytest.mark.parametrize("architecture", ["bert", "llama"])
+def test_a_lora_and_a_soft_prompt_with_a_head_are_as_on_the_merged_base(
+    architecture: str, task: str, method: str, tmp_path: Path
+) -> None:
+    base = make_base(architecture, tmp_path / "base")
+    folder = tmp_path / "pair"
+    merged = make_half(base, folder, r=3, task_type=None, target_modules=lora(task, architecture).target_modules)
+    model = tuned(merged, architecture, task, method, 4, folder)
+    engine = TestEngine(tmp_path / "base", max_step_tokens=256)
+    inputs = [[5, 6, 7, 8], [9, 30, 31, 32, 33, 34, 35]]
+    names = [read(engine, folder, ids) for ids in inputs]
+    engine.run()
+    for name, ids in zip(names, inputs, strict=True):
+        assert engine.done[name].error is None
+        expected = reference(model, ids, task)
+        found = np.frombuffer(engine.done[name].scores, np.float32).reshape(expected.shape)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * abs(expected).max())
+    engine.close()
+
+
 def test_what_the_table_calls_exact_is_compared() -> None:
     prompts = {METHODS[method]("SEQ_CLS").peft_type.value for method in METHODS}
-    assert EXACT_HEADS["encoder"] == prompts
     assert EXACT_HEADS["decoder"] == prompts | {lora("SEQ_CLS", "llama").peft_type.value}
+    assert EXACT_HEADS["encoder"] == EXACT_HEADS["decoder"]
 
 
 def test_a_head_behind_a_pooler_that_the_checkpoint_lacks_is_refused(tmp_path: Path) -> None:

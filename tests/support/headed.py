@@ -49,11 +49,17 @@ METHODS: dict[str, Callable[[str], Any]] = {
     "p_tuning": lambda task: peft.PromptEncoderConfig(task_type=task, num_virtual_tokens=K + 1, encoder_hidden_size=24),
 }
 TARGETS = {"llama": ["q_proj", "v_proj", "down_proj"], "qwen2": ["k_proj", "o_proj"], "gpt2": ["c_attn", "c_fc"]}
+"""What a LoRA acts on."""
+_ENCODERS_TARGETS = ["query", "value", "intermediate.dense"]
 
 
 def lora(task: str, architecture: str) -> Any:
     return peft.LoraConfig(
-        task_type=task, r=3, lora_alpha=9, target_modules=TARGETS[architecture], fan_in_fan_out=architecture == "gpt2"
+        task_type=task,
+        r=3,
+        lora_alpha=9,
+        target_modules=TARGETS.get(architecture, _ENCODERS_TARGETS),
+        fan_in_fan_out=architecture == "gpt2",
     )
 
 

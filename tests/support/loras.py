@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,18 @@ def make_lora(base: Any, folder: Path, seed: int = 0, **config: Any) -> Any:
 def make_pair(base: Any, method: str, folder: Path, seed: int = 0, **config: Any) -> Any:
     """A soft prompt and a LoRA in the four files of a pair. Its reference, as PEFT composes them: the LoRA merged into
     the base, and the soft prompt's model on that."""
-    lora = folder.with_name(f"{folder.name}-lora")
-    merged = make_lora(base, lora, seed, **config).merge_and_unload()
+    merged = make_half(base, folder, seed, **config)
     make_adapter(base, method, folder, seed=seed)
-    for suffix in ("config.json", "model.safetensors"):
-        stem, dot, ending = suffix.partition(".")
-        shutil.copy(lora / f"adapter_{suffix}", folder / f"adapter_{stem}.lora{dot}{ending}")
     return PeftModel.from_pretrained(merged, str(folder)).eval()
+
+
+def make_half(base: Any, folder: Path, seed: int = 0, **config: Any) -> Any:
+    """The LoRA's two files of a pair, into `folder`; the base with that LoRA merged into it."""
+    alone = folder.with_name(f"{folder.name}-lora")
+    model = make_lora(base, alone, seed, **config)
+    folder.mkdir(exist_ok=True)
+    written = json.loads((alone / "adapter_config.json").read_text())
+    written["auto_mapping"] = None  # PEFT names a class to import there, where `task_type` is null
+    (folder / "adapter_config.lora.json").write_text(json.dumps(written))
+    shutil.copy(alone / "adapter_model.safetensors", folder / "adapter_model.lora.safetensors")
+    return model.merge_and_unload()

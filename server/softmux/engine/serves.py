@@ -15,7 +15,7 @@ from softmux.types import Family
 SERVES: Mapping[Family, frozenset[str]] = MappingProxyType(
     {
         "decoder": frozenset({"prompt", "prefix", "lora", "token_rows", PAIR, "sequence_head", "token_head"}),
-        "encoder": frozenset({"prompt", "prefix", "sequence_head", "token_head", POOLER}),
+        "encoder": frozenset({"prompt", "prefix", "lora", PAIR, "sequence_head", "token_head", POOLER}),
         "encoder-decoder": frozenset(),
     }
 )

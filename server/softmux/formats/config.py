@@ -102,9 +102,9 @@ def _refuse_code(raw: dict[str, Any]) -> None:
             )
 
 
-def _refuse_unserved(config: AdapterConfig, spec: ModelSpec) -> None:
+def _refuse_unserved(config: AdapterConfig, spec: ModelSpec, task: str | None) -> None:
     """What PEFT can express and this server would serve wrongly."""
-    reason = why_not(config.peft_type, config.task_type, spec.family)
+    reason = why_not(config.peft_type, config.task_type or task, spec.family)
     if reason is not None:
         raise invalid_field("task_type", f"“{shown(config.task_type)}” can't be served on {spec.model_id}: {reason}.")
     saved = config.modules_to_save
@@ -149,8 +149,11 @@ def _check_against(config: PromptLearningConfig, spec: ModelSpec) -> None:
         )
 
 
-def read_config(data: bytes, schemas: Mapping[str, type[AdapterConfig]], spec: ModelSpec) -> AdapterConfig:
-    """The config in `data`, of the schema that `schemas` names for its `peft_type`, checked against `spec`.
+def read_config(
+    data: bytes, schemas: Mapping[str, type[AdapterConfig]], spec: ModelSpec, task: str | None = None
+) -> AdapterConfig:
+    """The config in `data`, of the schema that `schemas` names for its `peft_type`, checked against `spec`. `task`: the
+    task type of what it is a pair with, if it names none itself.
 
     Raises `InvalidAdapter` naming the field.
     """
@@ -164,7 +167,7 @@ def read_config(data: bytes, schemas: Mapping[str, type[AdapterConfig]], spec: M
         instead = INSTEAD.get(peft_type, "train it with one of those")
         raise invalid_field("peft_type", f"“{shown(peft_type)}” is not one of {served}: {instead}.")
     config = fit(schemas[peft_type], raw, CONFIG_FILE)
-    _refuse_unserved(config, spec)
+    _refuse_unserved(config, spec, task)
     if isinstance(config, PromptLearningConfig):
         _check_against(config, spec)
     return config

@@ -82,7 +82,7 @@ def parse_adapter(files: Mapping[str, bytes], spec: ModelSpec) -> Adapter:
     said = read_softmux_json(files.get(SOFTMUX_FILE), spec)
     halves = [_read_half(files, said, spec)]
     if LORA_FILES[0] in files:
-        halves.append(_read_lora_half(files, said, spec))
+        halves.append(_read_lora_half(files, said, spec, halves[0].config.task_type))
         _check_pair(*halves)
     parts = tuple(part for half in halves for part in half.parts)
     review.check_range(parts, spec)
@@ -95,8 +95,8 @@ def parse_adapter(files: Mapping[str, bytes], spec: ModelSpec) -> Adapter:
     return Adapter(manifest, parts, review.warnings(parts, spec), review.checks(peft_types, said, manifest, spec))
 
 
-def _read_half(files: Mapping[str, bytes], said: SoftmuxJson, spec: ModelSpec) -> _Half:
-    config = read_config(files[CONFIG_FILE], {name: row.config for name, row in METHODS.items()}, spec)
+def _read_half(files: Mapping[str, bytes], said: SoftmuxJson, spec: ModelSpec, task: str | None = None) -> _Half:
+    config = read_config(files[CONFIG_FILE], {name: row.config for name, row in METHODS.items()}, spec, task)
     row = METHODS[config.peft_type]
     tensors = read_safetensors(files[WEIGHTS_FILE])
     if not config.has_head:
@@ -107,11 +107,11 @@ def _read_half(files: Mapping[str, bytes], said: SoftmuxJson, spec: ModelSpec) -
     return _Half(config, method, (*parts, read_head(config, head, said.labels, spec)))
 
 
-def _read_lora_half(files: Mapping[str, bytes], said: SoftmuxJson, spec: ModelSpec) -> _Half:
-    """A pair's LoRA, read as an adapter of its own whose files have other names."""
+def _read_lora_half(files: Mapping[str, bytes], said: SoftmuxJson, spec: ModelSpec, task: str | None) -> _Half:
+    """A pair's LoRA, read as an adapter of its own whose files have other names. `task` is the soft prompt's."""
     alone = {name: files[file] for name, file in zip(REQUIRED_FILES, LORA_FILES, strict=True)}
     try:
-        return _read_half(alone, said, spec)
+        return _read_half(alone, said, spec, task)
     except (InvalidAdapter, TooLarge) as error:
         message, param = error.message, error.param or ""
         for name, file in zip(REQUIRED_FILES, LORA_FILES, strict=True):

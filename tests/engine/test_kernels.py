@@ -141,25 +141,6 @@ def test_rope_with_write_and_decode(
         assert not arrived.any()
 
 
-@pytest.mark.parametrize("rows", [1, 2])
-@pytest.mark.parametrize("width", [96, 2048, 1500])
-@pytest.mark.parametrize("add", [False, True])
-def test_streamed_products_behind_a_norm(rows: int, width: int, add: bool) -> None:
-    from softmux.engine.kernels.linear import Norm, stream, stream_gated
-
-    x, residual = torch.randn((2, rows, width), device="cuda").unbind(0)
-    gain, weight = torch.randn(width, device="cuda"), torch.randn((64, width), device="cuda") / width**0.5
-    total = x + residual if add else x
-    normed = F.rms_norm(total, (width,), gain, 1e-5)
-    norm = Norm(gain, 1e-5, residual if add else None, torch.empty_like(x))
-    torch.testing.assert_close(stream(x, weight, None, norm), F.linear(normed, weight), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(norm.summed, total)
-    norm.summed.fill_(float("nan"))
-    gate, up = F.linear(normed, weight).chunk(2, -1)
-    torch.testing.assert_close(stream_gated(x, weight, norm), F.silu(gate) * up, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(norm.summed, total)
-
-
 def test_a_decode_step_begins_and_ends_in_the_engines_own_tables() -> None:
     from softmux.engine.kernels.argmax import argmax
     from softmux.engine.kernels.step import begin_step

@@ -12,9 +12,11 @@ import transformers as tf
 
 from softmux.engine.attention.base import PackedRows
 from softmux.engine.attention.torch_sdpa import TorchAttention
+from softmux.engine.engine import Engine
 from softmux.engine.packed import PackedModel
 from softmux.engine.selftest import self_test
 from softmux.errors import SelfTestFailed
+from softmux.settings import Settings
 from support.engines import TestEngine
 
 SMALL: dict[str, Callable[[], Any]] = {
@@ -110,4 +112,16 @@ def test_the_smallest_server_starts(base_folder: Path, rows: int, budget: int) -
     engine.engine.check_integrity()
     assert engine.engine.tiers.resident == 0, "the self-test leaves nothing behind"
     assert engine.engine.runner.vocabulary.resident == 0
+    engine.close()
+
+
+def test_a_deep_model_that_makes_much_of_a_last_bit_is_served() -> None:
+    config = tf.LlamaConfig(
+        vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=24, num_attention_heads=4,
+        num_key_value_heads=2, initializer_range=0.3, max_position_embeddings=256,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    module = tf.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="eager")
+    settings = Settings(model="deep", device="cpu", kv_tokens=256, kv_cache_dtype="fp8")
+    engine = Engine(settings, lambda key: {}, model=PackedModel(module, None, "deep"))
     engine.close()

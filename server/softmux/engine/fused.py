@@ -16,11 +16,11 @@ from torch import nn
 from softmux.engine.attention.triton_paged import TritonAttention
 from softmux.engine.delta_fused import FusedStep
 from softmux.engine.fp8 import Weight, merge, weight_of
-from softmux.engine.kernels.layer import silu_mul
+from softmux.engine.kernels.layer import RMSNorm, silu_mul
 from softmux.engine.kernels.rope import rope_write
 from softmux.engine.kv import KVPool
 from softmux.engine.packed import PackedModel
-from softmux.engine.products import Products, RMSNorm
+from softmux.engine.products import Products
 
 _KNOWN = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
@@ -128,18 +128,17 @@ class FusedDecoder:
             if deltas is not None:
                 x, residual = self._changed_layer(number, layer, x, residual, positions, slots, deltas)
                 continue
-            qkv, residual = products.after_norm(x, layer.input_norm, residual, layer.qkv, layer.qkv_bias)
-            attended = self._attend(number, layer, qkv, positions, slots)
+            normed, residual = layer.input_norm(x, residual, layer.qkv.data)
+            attended = self._attend(number, layer, products(normed, layer.qkv, layer.qkv_bias), positions, slots)
             x = products(attended.flatten(1), layer.out, layer.out_bias)
-            inner, residual = products.gated_after_norm(x, layer.post_norm, residual, layer.gate_up)
-            x = products(inner, layer.down, None)
+            normed, residual = layer.post_norm(x, residual, layer.gate_up.data)
+            x = products(products.gated(normed, layer.gate_up, layer.down), layer.down, None)
         if wanted is not None and residual is not None:
             self._last = x, residual
             if not len(wanted):
                 return x.new_empty((0, len(self._head)))
             x, residual = x.index_select(0, wanted), residual.index_select(0, wanted)
-        logits, _ = products.after_norm(x, self._norm, residual, self._head, None)
-        return logits
+        return products(self._norm(x, residual, self._head)[0], self._head, None)
 
     def _changed_layer(
         self, number: int, layer: _Layer, x: torch.Tensor, residual: torch.Tensor | None, positions: torch.Tensor,
@@ -173,7 +172,7 @@ class FusedDecoder:
         if self._attention.decoding:
             return self._attention.rotate_and_decode(
                 number, qkv, self._rotation, layer.head_norms, self._eps,
-                heads=self._heads, scaling=self._scaling, window=layer.window,
+                heads=self._heads, scaling=self._scaling, window=layer.window, ahead=layer.out.data,
             )  # fmt: skip
         query = rope_write(
             qkv, self._pool.keys[number], self._pool.values[number], self._rotation, positions, slots,

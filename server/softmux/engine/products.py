@@ -17,8 +17,8 @@ from softmux.engine.choices import Choices, Problem, cache_folder
 from softmux.engine.fp8 import Fp8Weight, Weight
 from softmux.engine.kernels import fp8, linear
 from softmux.engine.kernels.fp8 import Tile
-from softmux.engine.kernels.layer import add_norm, silu_mul
-from softmux.engine.kernels.linear import STREAM_ROWS, Norm, stream, stream_gated
+from softmux.engine.kernels.layer import silu_mul
+from softmux.engine.kernels.linear import STREAM_ROWS, stream, stream_gated
 
 _CALLS = 24
 _FP8_ROWS = (1, 2, 16, 32, 64, 128, 256, 512, 1024)
@@ -31,7 +31,7 @@ class _Way(NamedTuple):
     run: Callable[..., torch.Tensor]
     """`(x, weight, bias)`, for weights of the kind it was made for."""
     outputs_each: int = 0
-    """Where a plain weight's product is streamed: its outputs a program, for those with a norm or SiLU·up, too."""
+    """Where a plain weight's product is streamed: its outputs a program, for that with SiLU·up, too."""
 
 
 def machine() -> str:
@@ -39,18 +39,6 @@ def machine() -> str:
     sources = b"".join(Path(module.__file__ or "").read_bytes() for module in (linear, fp8))
     kernels = hashlib.sha256(sources).hexdigest()[:12]
     return f"{torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__}, kernels {kernels}"
-
-
-class RMSNorm(NamedTuple):
-    """A layer's norm, as a launch of its own."""
-
-    gain: torch.Tensor
-    eps: float
-
-    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """The norm of `residual + x` (of `x`, without one), and that sum: in the residual's own memory."""
-        summed = torch.empty_like(x) if residual is None else residual
-        return add_norm(x, summed, self.gain, self.eps, add=residual is not None), summed
 
 
 class Products:
@@ -72,30 +60,14 @@ class Products:
             return F.linear(x, weight, bias)
         return self._unpacked(x, weight, bias) if x.shape[0] > fp8.DOT_ROWS else fp8.product(x, weight, bias)
 
-    def after_norm(
-        self, x: torch.Tensor, norm: RMSNorm, residual: torch.Tensor | None, weight: Weight, bias: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The product of the norm of `residual + x` (of `x`, without one), and that sum."""
+    def gated(self, x: torch.Tensor, weight: Weight, ahead: Weight) -> torch.Tensor:
+        """silu(gate)·up, `[rows, inner]`, of a merged `weight` `[2·inner, in]`: gate rows, then up rows. `ahead` is the
+        weight that is read next."""
         each = self._streamed(x.shape[0], weight)
-        if not each:
-            normed, residual = norm(x, residual)
-            return self(normed, weight, bias), residual
-        assert isinstance(weight, torch.Tensor)
-        fused = Norm(norm.gain, norm.eps, residual, torch.empty_like(x))
-        return stream(x, weight, bias, fused, outputs_each=each), fused.summed
-
-    def gated_after_norm(
-        self, x: torch.Tensor, norm: RMSNorm, residual: torch.Tensor | None, weight: Weight
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """silu(gate)·up, `[rows, inner]`, of a merged `weight` `[2·inner, in]` (gate rows, then up rows) and the norm
-        of `residual + x`; and that sum."""
-        each = self._streamed(x.shape[0], weight)
-        if not each:
-            normed, residual = norm(x, residual)
-            return silu_mul(self(normed, weight, None)), residual
-        assert isinstance(weight, torch.Tensor)
-        fused = Norm(norm.gain, norm.eps, residual, torch.empty_like(x))
-        return stream_gated(x, weight, fused, outputs_each=each), fused.summed
+        if each:
+            assert isinstance(weight, torch.Tensor)
+            return stream_gated(x, weight, outputs_each=each)
+        return silu_mul(self(x, weight, None), ahead.data)
 
     def _streamed(self, rows: int, weight: Weight) -> int:
         """Outputs a program where a plain weight's product of so many rows is streamed, else 0."""

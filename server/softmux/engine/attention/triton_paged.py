@@ -49,8 +49,9 @@ class TritonAttention:
 
     @property
     def decoding(self) -> bool:
-        """Whether every row of the step brings one token, so that `rotate_and_decode` may be used."""
-        return self._decode is not None and self._picked is None
+        """Whether every row of the step brings one token, and they are so few that `rotate_and_decode` pays: where
+        keys are split, waiting rules; where they are not, launches of their own keep more loads on their way."""
+        return self._decode is not None and self._picked is None and self._decode.splits > 1
 
     def begin(self, rows: PackedRows) -> None:
         device = self._pool.device
@@ -113,6 +114,7 @@ class TritonAttention:
         heads: int,
         scaling: float,
         window: int | None,
+        ahead: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """As `attend`, for the merged product of a layer with rotary embedding, in one launch (see `rope_decode`)."""
         rows = self._decode
@@ -120,7 +122,7 @@ class TritonAttention:
         keys, values = self._pool.keys[layer], self._pool.values[layer]
         return rope_decode(
             qkv, keys, values, rotation, self._table, rows.table_rows, rows.positions, rows.slots, norms, eps,
-            self._arrived, heads=heads, scaling=scaling, window=window, splits=rows.splits,
+            self._arrived, heads=heads, scaling=scaling, window=window, splits=rows.splits, ahead=ahead,
         )  # fmt: skip
 
     def attend_written(

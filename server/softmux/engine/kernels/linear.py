@@ -6,8 +6,6 @@ begins to load its weights before the kernel ahead of it has ended (programmatic
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
@@ -16,49 +14,9 @@ from softmux.engine.kernels.launch import follows, pdl_options
 
 
 @triton.jit
-def _summed(x_ptr, residual_ptr, row, k, width, ADD: tl.constexpr):
-    """`residual + x` (or `x`) of a row, rounded as a separate launch would round it."""
-    place = row * width + k
-    x = tl.load(x_ptr + place, mask=k < width, other=0.0)
-    if ADD:
-        wide = tl.load(residual_ptr + place, mask=k < width, other=0.0).to(tl.float32) + x.to(tl.float32)
-        x = wide.to(x.dtype)
-    return x
-
-
-@triton.jit
-def _norm_scale(
-    x_ptr, residual_ptr, summed_ptr, row, k, width, eps, BLOCK: tl.constexpr, ADD: tl.constexpr, NORM: tl.constexpr
-):
-    """RMSNorm's factor of a row; the first program leaves the row's sum in `summed_ptr`."""
-    scale = 1.0
-    if NORM:
-        squares = tl.zeros([BLOCK], tl.float32)
-        for at in range(0, width, BLOCK):
-            x = _summed(x_ptr, residual_ptr, row, at + k, width, ADD)
-            if tl.program_id(0) == 0:
-                tl.store(summed_ptr + row * width + at + k, x, mask=at + k < width)
-            squares += x.to(tl.float32) * x.to(tl.float32)
-        scale = tl.rsqrt(tl.sum(squares, 0) / width + eps)
-    return scale
-
-
-@triton.jit
-def _input(x_ptr, residual_ptr, gain_ptr, row, k, width, scale, ADD: tl.constexpr, NORM: tl.constexpr):
-    """A product's input `[1, BLOCK]` in float32: a row of `x`, or of its norm."""
-    x = _summed(x_ptr, residual_ptr, row, k, width, ADD)
-    wide = x.to(tl.float32)
-    if NORM:
-        gain = tl.load(gain_ptr + k, mask=k < width, other=0.0)
-        wide = ((wide * scale).to(x.dtype).to(tl.float32) * gain.to(tl.float32)).to(x.dtype).to(tl.float32)
-    return wide[None, :]
-
-
-@triton.jit
 def _stream(
-    x_ptr, weight_ptr, bias_ptr, residual_ptr, summed_ptr, gain_ptr, out_ptr, width, outputs, eps,
-    ROWS: tl.constexpr, OUT: tl.constexpr, BLOCK: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr,
-    NORM: tl.constexpr, PDL: tl.constexpr,
+    x_ptr, weight_ptr, bias_ptr, out_ptr, width, outputs,
+    ROWS: tl.constexpr, OUT: tl.constexpr, BLOCK: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     o = tl.program_id(0) * OUT + tl.arange(0, OUT)
     k = tl.arange(0, BLOCK)
@@ -66,18 +24,16 @@ def _stream(
     place = weight_ptr + o.to(tl.int64)[:, None] * width + k[None, :]
     w = tl.load(place, mask=live[:, None] & (k < width)[None, :], other=0.0)
     follows(PDL)  # the first weights are on their way by now
-    scale_one = _norm_scale(x_ptr, residual_ptr, summed_ptr, 0, k, width, eps, BLOCK, ADD, NORM)
-    if ROWS > 1:
-        scale_two = _norm_scale(x_ptr, residual_ptr, summed_ptr, 1, k, width, eps, BLOCK, ADD, NORM)
     first = tl.zeros([OUT, BLOCK], tl.float32)
     second = tl.zeros([OUT, BLOCK], tl.float32)
     for at in range(0, width, BLOCK):
         if at > 0:
             w = tl.load(place + at, mask=live[:, None] & (at + k < width)[None, :], other=0.0)
         wide = w.to(tl.float32)
-        first += wide * _input(x_ptr, residual_ptr, gain_ptr, 0, at + k, width, scale_one, ADD, NORM)
+        inside = at + k < width
+        first += wide * tl.load(x_ptr + at + k, mask=inside, other=0.0).to(tl.float32)[None, :]
         if ROWS > 1:
-            second += wide * _input(x_ptr, residual_ptr, gain_ptr, 1, at + k, width, scale_two, ADD, NORM)
+            second += wide * tl.load(x_ptr + width + at + k, mask=inside, other=0.0).to(tl.float32)[None, :]
     bias = tl.zeros([OUT], tl.float32)
     if BIAS:
         bias = tl.load(bias_ptr + o, mask=live, other=0.0).to(tl.float32)
@@ -97,9 +53,8 @@ def _silu_times(gate, up, KIND: tl.constexpr):
 
 @triton.jit
 def _stream_gated(
-    x_ptr, weight_ptr, residual_ptr, summed_ptr, gain_ptr, out_ptr, width, outputs, eps,
-    ROWS: tl.constexpr, OUT: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr, NORM: tl.constexpr,
-    PDL: tl.constexpr,
+    x_ptr, weight_ptr, out_ptr, width, outputs,
+    ROWS: tl.constexpr, OUT: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     o = tl.program_id(0) * OUT + tl.arange(0, OUT)
     k = tl.arange(0, BLOCK)
@@ -110,9 +65,6 @@ def _stream_gated(
     gate = tl.load(gate_place, mask=mask, other=0.0)
     up = tl.load(up_place, mask=mask, other=0.0)
     follows(PDL)  # the first weights are on their way by now
-    scale_one = _norm_scale(x_ptr, residual_ptr, summed_ptr, 0, k, width, eps, BLOCK, ADD, NORM)
-    if ROWS > 1:
-        scale_two = _norm_scale(x_ptr, residual_ptr, summed_ptr, 1, k, width, eps, BLOCK, ADD, NORM)
     gate_one = tl.zeros([OUT, BLOCK], tl.float32)
     up_one = tl.zeros([OUT, BLOCK], tl.float32)
     gate_two = tl.zeros([OUT, BLOCK], tl.float32)
@@ -122,11 +74,12 @@ def _stream_gated(
             mask = live[:, None] & (at + k < width)[None, :]
             gate = tl.load(gate_place + at, mask=mask, other=0.0)
             up = tl.load(up_place + at, mask=mask, other=0.0)
-        x = _input(x_ptr, residual_ptr, gain_ptr, 0, at + k, width, scale_one, ADD, NORM)
+        inside = at + k < width
+        x = tl.load(x_ptr + at + k, mask=inside, other=0.0).to(tl.float32)[None, :]
         gate_one += gate.to(tl.float32) * x
         up_one += up.to(tl.float32) * x
         if ROWS > 1:
-            x = _input(x_ptr, residual_ptr, gain_ptr, 1, at + k, width, scale_two, ADD, NORM)
+            x = tl.load(x_ptr + width + at + k, mask=inside, other=0.0).to(tl.float32)[None, :]
             gate_two += gate.to(tl.float32) * x
             up_two += up.to(tl.float32) * x
     kind: tl.constexpr = out_ptr.dtype.element_ty
@@ -138,31 +91,10 @@ def _stream_gated(
 STREAM_ROWS = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Norm:
-    """RMSNorm of `residual + x` (of `x` where there is no residual) before a product, in the product's own launch.
-
-    `summed` takes that sum; it is not the residual's own memory, which other programs still read.
-    """
-
-    gain: torch.Tensor
-    eps: float
-    residual: torch.Tensor | None
-    summed: torch.Tensor
-
-
-def _norm_arguments(x: torch.Tensor, norm: Norm | None) -> tuple[tuple[torch.Tensor, ...], float, dict[str, bool]]:
-    if norm is None:
-        return (x, x, x), 0.0, {"ADD": False, "NORM": False}
-    residual = x if norm.residual is None else norm.residual
-    return (residual, norm.summed, norm.gain), norm.eps, {"ADD": norm.residual is not None, "NORM": True}
-
-
 def stream(
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None = None,
-    norm: Norm | None = None,
     *,
     outputs_each: int = 8,
 ) -> torch.Tensor:
@@ -171,28 +103,24 @@ def stream(
     rows, width = x.shape
     outputs = weight.shape[0]
     out = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
-    pointers, eps, kind = _norm_arguments(x, norm)
     _stream[(triton.cdiv(outputs, outputs_each),)](
-        x, weight, bias if bias is not None else x, *pointers, out, width, outputs, eps,
-        ROWS=rows, OUT=outputs_each, BLOCK=min(1024, triton.next_power_of_2(width)), BIAS=bias is not None, **kind,
+        x, weight, bias if bias is not None else x, out, width, outputs,
+        ROWS=rows, OUT=outputs_each, BLOCK=min(1024, triton.next_power_of_2(width)), BIAS=bias is not None,
         num_warps=8, num_stages=3, **pdl_options(x),
     )  # fmt: skip
     return out
 
 
-def stream_gated(
-    x: torch.Tensor, weight: torch.Tensor, norm: Norm | None = None, *, outputs_each: int = 8
-) -> torch.Tensor:
+def stream_gated(x: torch.Tensor, weight: torch.Tensor, *, outputs_each: int = 8) -> torch.Tensor:
     """`x [rows ≤ 2, in]`, `weight [2·inner, in]` (gate rows, then up rows) → silu(gate)·up `[rows, inner]`, in one
     launch. `outputs_each` rows of the weight a program."""
     rows, width = x.shape
     inner = weight.shape[0] // 2
     each = max(1, outputs_each // 2)
     out = torch.empty((rows, inner), dtype=x.dtype, device=x.device)
-    pointers, eps, kind = _norm_arguments(x, norm)
     _stream_gated[(triton.cdiv(inner, each),)](
-        x, weight, *pointers, out, width, inner, eps,
-        ROWS=rows, OUT=each, BLOCK=min(1024, triton.next_power_of_2(width)), **kind, num_warps=8, num_stages=3,
+        x, weight, out, width, inner,
+        ROWS=rows, OUT=each, BLOCK=min(1024, triton.next_power_of_2(width)), num_warps=8, num_stages=3,
         **pdl_options(x),
     )  # fmt: skip
     return out

@@ -12,7 +12,7 @@ import peft
 import pytest
 import torch
 
-from softmux.engine.serves import SERVES
+from support.loras import make_lora, make_pair
 from support.models import greedy_reference
 from support.served import Served, upload_parts
 
@@ -45,11 +45,17 @@ SERVED: dict[str, tuple[Callable[[], Any], str, int]] = {
     ),
     "cpt": (lambda: peft.CPTConfig(task_type="CAUSAL_LM", cpt_token_ids=[4, 5, 6]), "cpt", 3),
     "cartridge": (lambda: peft.CartridgeConfig(task_type="CAUSAL_LM", num_virtual_tokens=33), "cartridge", 33),
+    "lora": (lambda: peft.LoraConfig(task_type="CAUSAL_LM", r=2), "lora", 0),
+    "trainable_tokens": (
+        lambda: peft.TrainableTokensConfig(task_type="CAUSAL_LM", token_indices=[5, 9]),
+        "trainable_tokens",
+        0,
+    ),
 }
 
 
 @pytest.mark.parametrize("kind", SERVED)
-def test_a_rarer_prompt_is_served_as_peft_computes_it(
+def test_a_rarer_adapter_is_served_as_peft_computes_it(
     kind: str, server: Served, task: str, base: tuple[Any, Path], tmp_path: Path
 ) -> None:
     make, method, virtual = SERVED[kind]
@@ -67,21 +73,28 @@ def test_a_rarer_prompt_is_served_as_peft_computes_it(
     assert reply["usage"]["virtual_tokens"] == virtual
 
 
-WAITING: dict[str, Callable[[], Any]] = {
-    "lora": lambda: peft.LoraConfig(task_type="CAUSAL_LM", r=2),
-    "token_rows": lambda: peft.TrainableTokensConfig(task_type="CAUSAL_LM", token_indices=[3]),
-}
-
-
-@pytest.mark.parametrize("kind", [kind for kind in WAITING if kind not in SERVES["decoder"]])
-def test_what_the_engine_can_not_run_is_refused_in_words(
-    kind: str, server: Served, task: str, base: tuple[Any, Path], tmp_path: Path
+def test_a_pair_is_served_as_peft_composes_it(
+    server: Served, task: str, base: tuple[Any, Path], tmp_path: Path
 ) -> None:
-    tuned(base[0], WAITING[kind](), tmp_path)
-    refused = server.http.put(f"/v1/adapters/{task}", files=upload_parts(tmp_path))
+    model = make_pair(base[0], "prompt_tuning", tmp_path / "pair", r=3, target_modules=["q_proj", "down_proj"])
+    version = server.http.put(f"/v1/adapters/{task}", files=upload_parts(tmp_path / "pair"))
+    assert version.status_code == 201, version.text
+    assert version.json()["method"] == "lora+prompt_tuning"
+    body = {"prompt": IDS, "max_tokens": 6, "ignore_eos": True, "return_token_ids": True}
+    reply = server.http.post("/v1/generate", params={"task": task}, json=body).json()
+    expected, certain = greedy_reference(model, IDS, 6)
+    assert certain > 0
+    assert reply["choices"][0]["token_ids"][:certain] == expected[:certain]
+
+
+def test_a_rank_beyond_the_servers_is_refused_with_what_to_do(
+    server: Served, task: str, base: tuple[Any, Path], tmp_path: Path
+) -> None:
+    make_lora(base[0], tmp_path / "large", r=129, target_modules=["q_proj"])
+    refused = server.http.put(f"/v1/adapters/{task}", files=upload_parts(tmp_path / "large"))
     error = refused.json()["error"]
     assert (refused.status_code, error["code"]) == (422, "invalid_adapter")
-    assert "not served yet by this version on this base" in error["message"]
+    assert "--max-lora-rank 129" in error["message"]
     assert server.http.get(f"/v1/adapters/{task}").status_code == 404
 
 

@@ -63,7 +63,8 @@ def make_adapters(base: Any, folder: Path) -> dict[str, Path]:
 
 def upload_parts(folder: Path, **more: bytes) -> dict[str, tuple[str, bytes]]:
     """The multipart body of a folder, for httpx' `files=`."""
-    names = ("adapter_config.json", "adapter_model.safetensors", "softmux.json")
+    lora = ("adapter_config.lora.json", "adapter_model.lora.safetensors")
+    names = ("adapter_config.json", "adapter_model.safetensors", "softmux.json", *lora)
     parts = {name: (name, (folder / name).read_bytes()) for name in names if (folder / name).exists()}
     return parts | {name: (name, data) for name, data in more.items()}
 

@@ -43,14 +43,15 @@ def methods_of(architecture: str) -> list[str]:
     return [*METHODS, "lora"]
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("architecture", [*ENCODERS, *WITHOUT_PREFIX, *DECODERS])
-def test_scores_are_pefts_mixed_with_whatever_else_runs(architecture: str, tmp_path: Path) -> None:
+def test_scores_are_pefts_mixed_with_whatever_else_runs(architecture: str, device: str, tmp_path: Path) -> None:
     base = make_base(architecture, tmp_path / "base")
-    engine = TestEngine(tmp_path / "base", max_step_tokens=256)
+    engine = TestEngine(tmp_path / "base", device=device, max_step_tokens=256)
     methods = methods_of(architecture)
     cells = [(task, method, labels) for task in CLASSES for method in methods for labels in LABELS]
     models = {cell: tuned(base, architecture, *cell, tmp_path / "-".join(map(str, cell))) for cell in cells}
-    draw = random.Random(architecture)
+    draw, close = random.Random(architecture), 1e-5 if device == "cpu" else 2e-3
 
     def text(most: int = 14) -> list[int]:
         return [draw.randrange(3, VOCABULARY) for _ in range(draw.randint(1, most))]
@@ -70,10 +71,11 @@ def test_scores_are_pefts_mixed_with_whatever_else_runs(architecture: str, tmp_p
             assert done.error is None, done.error
             assert done.reason == "stop"
             found = np.frombuffer(done.scores, np.float32).reshape(expected[cell].shape)
-            np.testing.assert_allclose(found, expected[cell], rtol=1e-5, atol=1e-5, err_msg=f"{architecture} {cell}")
+            np.testing.assert_allclose(found, expected[cell], rtol=close, atol=close, err_msg=f"{architecture} {cell}")
         for name, (tokens, certain) in zip(generated, said, strict=True):
             assert engine.done[name].tokens[:certain] == tokens[:certain]
-    assert len(forwards) == len(engine.batches), "one forward pass a step"
+    if device == "cpu":  # on a GPU fused layers may run in the module's place
+        assert len(forwards) == len(engine.batches), "one forward pass a step"
     assert max(len({chunk.sequence.root for chunk in batch.chunks}) for batch in engine.batches) > 8
     engine.close()
 

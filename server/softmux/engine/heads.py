@@ -95,7 +95,8 @@ class Heads:
             self._table = VirtualVocabulary(rows, self._width + _MARGIN, torch.float32, self._device, self._copies)
         shapes = {adapter: self._shape_of(adapter) for adapter in adapters}
         found = self._table.rows_of(shapes, self._rows_of)
-        owners = np.repeat(np.array([list(shapes).index(adapter) for adapter in adapters]), counts)
+        number = {adapter: i for i, adapter in enumerate(shapes)}
+        owners = np.repeat(np.array([number[adapter] for adapter in adapters]), counts)
         heads = [(shape, found[adapter]) for adapter, shape in shapes.items()]
         pooled = np.flatnonzero(np.array([shape.base_pooler for shape, _ in heads])[owners])
         if len(pooled):

@@ -1,0 +1,159 @@
+"""Short texts over many tasks on an encoder: softmux's mixed steps against transformers' padded pipeline, task by task.
+
+`python -m softmux.bench.encoders --model DIR` makes P-tuning v2 adapters with heads at random, sends the same texts to
+both, compares the scores, and prints texts a second. Both tokenize within the time that is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers as tf
+
+from softmux.engine.engine import Engine
+from softmux.formats.folder import load_folder, read_adapter
+from softmux.scheduler.radix import RootKey
+from softmux.settings import Settings
+from softmux.types import DEFAULT_TENANT
+
+_WORDS = ("the", "a", "film", "was", "dull", "gripping", "long", "short", "ending", "plot", "cast", "great", "poor")
+_BATCH = 32
+
+
+def make_texts(count: int, longest: int) -> list[str]:
+    """Half of them have fewer words than a quarter of the longest."""
+    draw = random.Random(0)  # noqa: S311
+    return [" ".join(draw.choices(_WORDS, k=1 + int(longest * draw.random() ** 2))) for _ in range(count)]
+
+
+def make_tasks(model: str, count: int, virtual: int, folder: Path) -> Any:
+    """PEFT's model with a random adapter for each task, saved under `folder/task-N`."""
+    import peft
+
+    torch.manual_seed(0)
+    base = tf.AutoModelForSequenceClassification.from_pretrained(model, num_labels=4, dtype=torch.float32).eval()
+    tuned: Any = None
+    for number in range(count):
+        config = peft.PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=virtual)
+        name = f"task-{number}"
+        if tuned is None:
+            tuned = peft.get_peft_model(base, config, adapter_name=name)
+        else:
+            tuned.add_adapter(name, config)
+        torch.nn.init.normal_(tuned.prompt_encoder[name].embedding.weight, std=0.5)
+    tuned.save_pretrained(folder)
+    for number in range(count):
+        labels = {"labels": [f"label {i}" for i in range(4)]}
+        (folder / f"task-{number}" / "softmux.json").write_text(json.dumps(labels))
+    return tuned.eval()
+
+
+class Softmux:
+    """An engine with every task in host memory."""
+
+    def __init__(self, model: str, tasks: int, folder: Path, tokenizer: Any, device: str) -> None:
+        def from_nowhere(key: RootKey) -> dict[str, bytes]:
+            raise LookupError(f"{key} is in no store")
+
+        dtype = "float32" if device == "cpu" else "auto"
+        self._engine = Engine(Settings(model=model, device=device, dtype=dtype), from_nowhere)
+        self._tokenizer = tokenizer
+        self._roots: list[RootKey] = []
+        for number in range(tasks):
+            adapter = read_adapter(load_folder(folder / f"task-{number}"), self._engine.spec)
+            self._lead = tuple(-1 - i for i in range(adapter.manifest.virtual_tokens))
+            root = self._engine.key(DEFAULT_TENANT, adapter.manifest.digest)
+            self._engine.adopt(root, adapter.parts)
+            self._roots.append(root)
+
+    def scores(self, texts: list[str]) -> np.ndarray[Any, Any]:
+        """`[texts, labels]`; text i is task i mod tasks'."""
+        found: dict[str, bytes] = {}
+        for number, ids in enumerate(self._tokenizer(texts)["input_ids"]):
+            root = self._roots[number % len(self._roots)]
+            self._engine.read(
+                str(number), (*self._lead, *ids), root=root, now=0.0, head="sequence", trained_prefix=True
+            )
+        while len(found) < len(texts):
+            for sequence, output in self._engine.step().each():
+                found[sequence.id] = output.scores
+        return np.stack([np.frombuffer(found[str(number)], np.float32) for number in range(len(texts))])
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def pipeline_scores(tuned: Any, tokenizer: Any, tasks: int, texts: list[str], device: str) -> np.ndarray[Any, Any]:
+    """transformers' own pipeline, padded batches of one task after the other."""
+    scores = np.empty((len(texts), 4), np.float32)
+    for number in range(tasks):
+        tuned.set_adapter(f"task-{number}")
+        classify = tf.pipeline(
+            "text-classification", model=tuned, tokenizer=tokenizer, device=device, top_k=None,
+            function_to_apply="none", batch_size=_BATCH,
+        )  # fmt: skip
+        for at, labels in zip(range(number, len(texts), tasks), classify(texts[number::tasks]), strict=True):
+            for label in labels:
+                scores[at, int(label["label"].rpartition("_")[2])] = label["score"]
+    return scores
+
+
+def best_of(times: int, run: Callable[[], np.ndarray[Any, Any]]) -> tuple[float, np.ndarray[Any, Any]]:
+    """(seconds of the fastest run, its scores); one run before is not counted."""
+    scores, seconds = run(), []
+    for _ in range(times):
+        began = time.perf_counter()
+        scores = run()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds), scores
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--model", required=True)
+    options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options.add_argument("--texts", type=int, default=512)
+    options.add_argument("--tasks", type=int, default=16)
+    options.add_argument("--virtual", type=int, default=16)
+    options.add_argument("--longest", type=int, default=48)
+    options.add_argument("--runs", type=int, default=3)
+    given = options.parse_args()
+    tf.logging.set_verbosity_error()
+    texts = make_texts(given.texts, given.longest)
+    tokenizer = tf.AutoTokenizer.from_pretrained(given.model)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tuned = make_tasks(given.model, given.tasks, given.virtual, folder)
+        softmux = Softmux(given.model, given.tasks, folder, tokenizer, given.device)
+        ours, scores = best_of(given.runs, lambda: softmux.scores(texts))
+        softmux.close()
+        tuned.to(given.device)
+        theirs, expected = best_of(
+            given.runs, lambda: pipeline_scores(tuned, tokenizer, given.tasks, texts, given.device)
+        )
+    told = {
+        "texts": len(texts),
+        "tasks": given.tasks,
+        "tokens": sum(map(len, tokenizer(texts)["input_ids"])),
+        "device": given.device,
+        "threads": torch.get_num_threads(),
+        "softmux_texts_per_second": round(len(texts) / ours, 1),
+        "pipeline_texts_per_second": round(len(texts) / theirs, 1),
+        "ratio": round(theirs / ours, 2),
+        "largest_difference": float(np.abs(scores - expected).max()),
+    }
+    sys.stdout.write(json.dumps(told, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

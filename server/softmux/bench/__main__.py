@@ -1,39 +1,83 @@
-"""`softmux bench [mixed|service|tiers|gpu]`: measures, prints a table, and writes JSON where asked."""
+"""`softmux bench [WHAT]`: measures, prints a table, and writes JSON where asked.
+
+serve      a load over HTTP, on a server that runs            } closed-loop, Poisson or traced arrivals, task mixes,
+offline    the same load on the engine in this process        } percentiles, goodput, A/B: `softmux bench serve --help`
+client     what the load's own client can send and read
+mixed      mixed tasks beside the ways of serving them without softmux (what is run when nothing is said)
+service    the HTTP service beside its engine
+tiers      what an adapter costs that is not resident
+gpu        a GPU's steps over the bytes they must move
+residency  throughput and latency as tasks outgrow the GPU's and the host's room
+swap       what a step's copies to the GPU and back cost
+host       what the host does for a step, with a model that takes no time
+all        mixed, service and tiers
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from softmux.errors import SoftmuxError
+
+_OWN_OPTIONS = {
+    "serve": "softmux.bench.serve",
+    "offline": "softmux.bench.inprocess",
+    "client": "softmux.bench.ceiling",
+    "gpu": "softmux.bench.gpu",
+    "residency": "softmux.bench.residency",
+    "swap": "softmux.bench.swap",
+    "host": "softmux.bench.host",
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="softmux bench", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("mixed", "service", "tiers", "gpu", "all"), default="mixed")
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if words and words[0] in _OWN_OPTIONS:
+            return import_module(_OWN_OPTIONS[words[0]]).main(words[1:]) or 0
+        return _on_demo_model(words)
+    except SoftmuxError as error:
+        _complain(f"{error.param}: {error.message}" if error.param else error.message)
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name not in ("aiohttp", "matplotlib", "peft"):
+            raise
+        _complain(f"{error}: pip install 'softmux[bench,tune]' brings what the bench needs")
+        return 2
+
+
+def _complain(words: str) -> None:
+    Console(stderr=True, markup=False).print(words, style="red")
+
+
+def _on_demo_model(words: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="softmux bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "what", nargs="?", choices=(*_OWN_OPTIONS, "mixed", "service", "tiers", "all"), default="mixed", metavar="WHAT"
+    )
     parser.add_argument("--model", help="base model; default: the demo's")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write all figures here")
     parser.add_argument("--adapters", type=int, default=2000, help="tiers: registered adapters")
     parser.add_argument("--requests", type=int, default=400, help="tiers: requests, one at a time, Zipf")
-    options, rest = parser.parse_known_args(arguments)
-    if options.what == "gpu":
-        from softmux.bench import gpu
+    options = parser.parse_args(words)
+    from softmux.bench.peers import quiet_transformers
 
-        gpu.main(rest)
-        return 0
-    if rest:
-        parser.error(f"unknown arguments: {' '.join(rest)}")
-    _quiet()
+    quiet_transformers()
     model = options.model or _demo_model()
     console = Console()
     console.print(f"{platform.machine()}, {os.cpu_count()} CPUs, {options.threads} threads, fp32, {model}", style="dim")
@@ -45,18 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.what in ("tiers", "all"):
         found["tiers"] = _tiers(console, model, options)
     if options.json:
-        options.json.write_text(json.dumps(found, indent=2) + "\n")
+        from softmux.bench.report import write_json
+
+        write_json(options.json, found)
     return 0
-
-
-def _quiet() -> None:
-    import warnings
-
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    warnings.filterwarnings("ignore")  # PEFT's notices on position ids, once a request
 
 
 def _demo_model() -> str:
@@ -91,16 +127,13 @@ def _mixed(console: Console, model: str, options: argparse.Namespace) -> dict[st
 
 
 def _service(console: Console, model: str, options: argparse.Namespace) -> dict[str, Any]:
+    from softmux.bench.report import print_race, race_json
     from softmux.bench.service import run_service
 
-    figures = run_service(model, threads=options.threads, repeats=options.repeats)
-    share = statistics.median(a / b for a, b in zip(figures.service, figures.engine, strict=True))
-    table = Table("64 clients, 16 tasks", "new tokens/s, median", "min – max")
-    table.add_row("HTTP service", f"{statistics.median(figures.service):.1f}", _span(figures.service))
-    table.add_row("engine in-process", f"{statistics.median(figures.engine):.1f}", _span(figures.engine))
-    console.print(table)
-    console.print(f"the service reaches {share:.1%} of the engine")
-    return {"service": figures.service, "engine": figures.engine, "latencies": figures.latencies}
+    plan, race = run_service(model, threads=options.threads, repeats=options.repeats)
+    console.print(plan.words())
+    print_race(console, race)
+    return race_json(race, {"load": plan.words()})
 
 
 def _tiers(console: Console, model: str, options: argparse.Namespace) -> dict[str, Any]:

@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from softmux.bench.arrivals import at_once
+from softmux.bench.load import Load
 from softmux.bench.offline import OfflineEngine, Run
-from softmux.bench.peers import SetAdapter, load_base, load_each, padded_batch
-from softmux.bench.workload import bare, make_adapters, make_jobs
+from softmux.bench.peers import GenerateBatch, LoadEach, PaddedBatch, Peer, SetAdapter, load_base
+from softmux.bench.summary import summarize
+from softmux.bench.workload import Job, bare, make_adapters, make_jobs
 from softmux.formats.folder import load_folder
 from softmux.settings import Settings
 
@@ -19,8 +22,6 @@ REQUESTS = 64
 TASKS = 16
 LENGTHS = (8, 32)
 NEW_TOKENS = 32
-LOOPED = 16
-"""Of the requests, as many go through the one-at-a-time loops: their rate does not depend on how many."""
 
 
 @dataclass(slots=True)
@@ -82,8 +83,10 @@ def run_mixed(model: str, *, threads: int, repeats: int, folder: Path | None = N
         ungrouped = OfflineEngine(settings.model_copy(update={"group_by_adapter": False}), adapters)
         vocabulary = ours.engine.spec.vocab_size
         jobs = make_jobs(REQUESTS, TASKS, lengths=LENGTHS, new_tokens=NEW_TOKENS, vocabulary=vocabulary)
-        switcher = SetAdapter(base, folders) if loops else None
-        ours.run(jobs), padded_batch(base, bare(jobs))  # warm-up
+        peers: list[Peer] = [PaddedBatch(base), GenerateBatch(base)]
+        if loops:
+            peers += [SetAdapter(base, folders), LoadEach(base, folders)]
+        ours.run(jobs), peers[0].answer(jobs)  # warm-up
         for _ in range(repeats):
             for engine, name in ((ours, "softmux, 16 tasks, cold"), (ungrouped, "softmux, cold, arrival order")):
                 engine.forget()
@@ -92,10 +95,9 @@ def run_mixed(model: str, *, threads: int, repeats: int, folder: Path | None = N
                 figures.counts[name] = cold
             _turn(figures, "softmux, 16 tasks", ours, jobs)
             _turn(figures, "softmux, bare model", ours, bare(jobs))
-            figures.add("transformers, padded batch, bare", padded_batch(base, bare(jobs)))
-            if switcher is not None:
-                figures.add("PEFT, set_adapter", switcher.run(jobs[:LOOPED]))
-                figures.add("PEFT, from_pretrained each", load_each(base, folders, jobs[:LOOPED]))
+            for peer in peers:
+                outcomes, _ = peer.run(Load(tuple(jobs), at_once(len(jobs)), ()))
+                figures.add(peer.name, summarize(outcomes).output_throughput)
         last: Run = figures.counts["softmux, 16 tasks"]
         limit = arithmetic_limit(base, last.computed_tokens, threads, last.tokens)
         figures.counts["arithmetic limit, tokens/s"] = last.tokens / limit
@@ -104,7 +106,7 @@ def run_mixed(model: str, *, threads: int, repeats: int, folder: Path | None = N
     return figures
 
 
-def _turn(figures: Figures, name: str, engine: OfflineEngine, jobs: list[Any]) -> None:
+def _turn(figures: Figures, name: str, engine: OfflineEngine, jobs: list[Job]) -> None:
     engine.forget_texts()
     run = engine.run(jobs)
     figures.add(name, run.rate)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import socket
@@ -10,28 +9,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import httpx
 
-from softmux.bench.offline import OfflineEngine
+from softmux.bench.client import Endpoint
+from softmux.bench.clients import HttpTarget
+from softmux.bench.lengths import parse_lengths
+from softmux.bench.load import Plan
+from softmux.bench.mixes import TaskMix
+from softmux.bench.offline import OfflineEngine, OfflineTarget
 from softmux.bench.peers import load_base
-from softmux.bench.workload import Job, make_adapters, make_jobs
+from softmux.bench.race import Contender, Race, run_race
+from softmux.bench.workload import make_adapters
 from softmux.formats.folder import load_folder
 from softmux.settings import Settings
 
+ENGINE = "engine in-process"
 _START_SECONDS = 300
-
-
-@dataclass(slots=True)
-class ServiceFigures:
-    """New tokens a second, one a repeat; and each request's latency over HTTP, in seconds."""
-
-    service: list[float] = field(default_factory=list)
-    engine: list[float] = field(default_factory=list)
-    latencies: list[float] = field(default_factory=list)
 
 
 class Server:
@@ -70,44 +65,30 @@ class Server:
         self._process.wait(60)
 
 
-async def _ask(client: httpx.AsyncClient, job: Job, names: list[str], latencies: list[float]) -> int:
-    began = time.perf_counter()
-    body: dict[str, Any] = {"prompt": list(job.ids), "max_tokens": job.new_tokens, "ignore_eos": True}
-    assert job.task is not None
-    reply = await client.post("/v1/generate", params={"task": names[job.task]}, json=body)
-    reply.raise_for_status()
-    latencies.append(time.perf_counter() - began)
-    return int(reply.json()["usage"]["completion_tokens"])
-
-
-async def drive(url: str, jobs: list[Job], names: list[str], latencies: list[float]) -> float:
-    """All jobs at once, a client each → new tokens a second."""
-    limits = httpx.Limits(max_connections=len(jobs))
-    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
-        await asyncio.gather(*(client.get("/health/live") for _ in jobs))  # connections are open beforehand
-        began = time.perf_counter()
-        tokens = await asyncio.gather(*(_ask(client, job, names, latencies) for job in jobs))
-        return sum(tokens) / (time.perf_counter() - began)
-
-
-def run_service(model: str, *, threads: int, repeats: int, clients: int = 64, tasks: int = 16) -> ServiceFigures:
-    """Each repeat sends new prompts, the same to both; adapters are warm in both."""
-    figures = ServiceFigures()
+def run_service(model: str, *, threads: int, repeats: int, clients: int = 64, tasks: int = 16) -> tuple[Plan, Race]:
+    """Each repeat sends new prompts, the same to all, a client each; adapters are warm in both engines."""
     with tempfile.TemporaryDirectory() as scratch:
         folders = make_adapters(load_base(model), Path(scratch) / "adapters", tasks)
-        names = [folder.name for folder in folders]
         settings = Settings(model=model, device="cpu", dtype="float32", threads=threads, kv_tokens=16384)
         engine = OfflineEngine(settings, [load_folder(folder) for folder in folders])
-        vocabulary = engine.engine.spec.vocab_size
+        plan = Plan(
+            tasks=tuple(folder.name for folder in folders),
+            vocabulary=engine.engine.spec.vocab_size,
+            requests=clients,
+            mix=TaskMix(),
+            input_len=parse_lengths("uniform:8:32"),
+            output_len=parse_lengths("32"),
+            request_rate=float("inf"),
+            concurrency=clients,
+            warmups=clients,
+        )
         with Server(model, Path(scratch) / "adapters", Path(scratch) / "data", threads) as server:
-            for repeat in range(repeats + 1):
-                jobs = make_jobs(clients, tasks, lengths=(8, 32), new_tokens=32, vocabulary=vocabulary, seed=repeat)
-                latencies: list[float] = []
-                service = asyncio.run(drive(server.url, jobs, names, latencies))
-                direct = engine.run(jobs).rate
-                if repeat:  # the first one warms both up
-                    figures.service.append(service)
-                    figures.engine.append(direct)
-                    figures.latencies.extend(latencies)
-        engine.close()
-    return figures
+            contenders = [
+                Contender(ENGINE, OfflineTarget(ENGINE, engine)),
+                Contender("HTTP, whole replies", HttpTarget("whole", Endpoint(server.url, stream=False))),
+                Contender("HTTP, streaming", HttpTarget("streaming", Endpoint(server.url))),
+            ]
+            race = run_race(plan, contenders, repeats=repeats)
+            for contender in contenders:
+                contender.target.close()
+    return plan, race

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ VIRTUAL_TOKENS = 20
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One request: a task's number (None: the bare model), its prompt's ids, and how many tokens it is to generate."""
+    """One request: a task's number (None: the bare model), its prompt's ids, and how many tokens it is to generate.
+    A prompt that is a text has no ids; a server is sent it as it is."""
 
     task: int | None
     ids: tuple[int, ...]
     new_tokens: int
+    text: str | None = None
 
 
 def make_jobs(
@@ -94,3 +97,11 @@ def random_prompt_adapter(number: int, hidden: int, scale: float = 0.1) -> dict[
         "adapter_config.json": json.dumps(config).encode(),
         "adapter_model.safetensors": save({"prompt_embeddings": vectors}),
     }
+
+
+def write_adapter(files: Mapping[str, bytes], folder: Path) -> Path:
+    """Lays an adapter's files out as a folder."""
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder

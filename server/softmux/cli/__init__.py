@@ -23,6 +23,9 @@ class _Group(TyperGroup):
             fail(error.message, error.param)
 
 
+_PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+"""For a command with a parser of its own, `--help` included."""
+
 app = typer.Typer(
     cls=_Group, no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False, help=(
         "softmux: one frozen language model, thousands of soft prompts, one forward pass."
@@ -48,6 +51,6 @@ app.command("inspect")(inspection.inspect)
 app.command("compare-methods")(inspection.compare_methods)
 app.command("fold")(inspection.fold)
 app.command("tune")(local.tune)
-app.command("bench", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(local.bench)
+app.command("bench", context_settings=_PASSED_ON)(local.bench)
 app.add_typer(access.tenants, name="tenant")
 app.add_typer(access.keys, name="key")

@@ -1,0 +1,75 @@
+"""Several targets over the same loads, taking turns: what one run of the bench measures."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from softmux.bench.clients import Target
+from softmux.bench.load import Load, Plan
+from softmux.bench.outcome import Outcome
+from softmux.bench.slo import Slo
+from softmux.bench.summary import Summary, summarize
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A target with what it does to a load before it is run: the bare model's contender leaves the tasks away."""
+
+    name: str
+    target: Target
+    change: Callable[[Load], Load] = lambda load: load
+
+
+@dataclass(slots=True)
+class Race:
+    """By contender, a summary a repeat; and the last repeat's outcomes."""
+
+    summaries: dict[str, list[Summary]] = field(default_factory=dict)
+    last: dict[str, Sequence[Outcome]] = field(default_factory=dict)
+
+    def ratios(self) -> Mapping[str, list[float]]:
+        """Output throughput of every contender over the first one's in the same repeat."""
+        first, *others = self.summaries
+        base = [summary.output_throughput for summary in self.summaries[first]]
+        return {
+            name: [
+                summary.output_throughput / other
+                for summary, other in zip(self.summaries[name], base, strict=True)
+                if other
+            ]
+            for name in others
+        }
+
+
+def run_race(
+    plan: Plan,
+    contenders: Sequence[Contender],
+    *,
+    repeats: int,
+    slo: Slo | None = None,
+    watch: Callable[[str, Summary], None] = lambda name, summary: None,
+) -> Race:
+    """Warms every contender up, then gives each the same load `repeats` times over; who begins changes from repeat to
+    repeat, so that a drift of the machine falls on all alike. `watch` hears of each run as it ends."""
+    race = Race({contender.name: [] for contender in contenders})
+    warmup = plan.warmup()
+    for contender in contenders:
+        if warmup.jobs:
+            contender.target.run(contender.change(warmup))
+    for repeat in range(repeats):
+        load = plan.load(repeat)
+        turn = repeat % len(contenders)
+        for contender in (*contenders[turn:], *contenders[:turn]):
+            outcomes, busy = contender.target.run(contender.change(load))
+            summary = summarize(outcomes, slo=slo, client_busy=busy)
+            race.summaries[contender.name].append(summary)
+            race.last[contender.name] = outcomes
+            watch(contender.name, summary)
+    return race
+
+
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median, least and greatest."""
+    return statistics.median(values), min(values), max(values)

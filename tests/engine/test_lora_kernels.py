@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
 
-_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if _INTERPRETED else "cuda"
-HALF = torch.float16 if _INTERPRETED else torch.bfloat16  # the interpreter multiplies bfloat16's bits
-
-pytestmark = [] if _INTERPRETED else [pytest.mark.gpu]
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+CASES = [
+    (width, outputs, blocks)
+    for width, outputs in ((48, [48, 24, 24]), (80, [200]), (2112, [130, 40]))
+    for blocks in (False, True)
+]
 
 
 class Adapters:
@@ -71,12 +75,8 @@ class Adapters:
         return result.cpu()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, HALF])
-@pytest.mark.parametrize(("width", "outputs"), [(48, [48, 24, 24]), (80, [200]), (2112, [130, 40])])
-@pytest.mark.parametrize("blocks", [False, True])
-def test_every_token_gains_its_own_adapters_update(
-    dtype: torch.dtype, width: int, outputs: list[int], blocks: bool
-) -> None:
+def check(width: int, outputs: list[int], blocks: bool, dtype: torch.dtype) -> None:
+    """Every token gains its own adapter's update, and none but that."""
     torch.manual_seed(width)
     adapters = Adapters(width, outputs, 5, dtype)
     slots, counts = ([0, 4, -1, 2, 1, 2, 3], [1, 32, 5, 17, 2, 1, 30]) if blocks else ([3, -1, 0, 0, 4, 1, 2], None)
@@ -88,3 +88,32 @@ def test_every_token_gains_its_own_adapters_update(
     assert (got - expected).norm() / expected.norm() < (1e-5 if dtype == torch.float32 else 1e-2)
     untouched = [token for token, slot in enumerate(by_token) if slot < 0]
     assert torch.equal(got[untouched], y[untouched].double())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("width", "outputs", "blocks"), CASES)
+def test_every_token_gains_its_own_adapters_update(
+    dtype: torch.dtype, width: int, outputs: list[int], blocks: bool
+) -> None:
+    check(width, outputs, blocks, dtype)
+
+
+def interpreted(program: str) -> None:
+    """Runs it in a process of its own: the interpreter must be asked for before Triton is imported."""
+    path = [os.path.dirname(__file__), *sys.path]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(path)}
+    ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=240)
+    assert ran.stdout.endswith("equal\n"), ran.stderr[-2000:]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+def test_the_kernels_in_the_interpreter() -> None:
+    """Not in bfloat16, whose bits it would multiply."""
+    interpreted(
+        "import torch, test_lora_kernels as t\n"
+        "for case in t.CASES:\n"
+        "    for dtype in (torch.float32, torch.float16):\n"
+        "        t.check(*case, dtype)\n"
+        "print('equal')"
+    )

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from test_lora_kernels import interpreted
 
+from softmux.engine.delta_products import TritonDeltas
+from softmux.engine.delta_slots import DeltaSlots
+from softmux.engine.deltas import Deltas
 from softmux.errors import InvalidAdapter
 from support.engines import TestEngine
 from support.loras import linear_names, make_lora
@@ -121,3 +127,24 @@ def test_a_rank_beyond_the_setting_fails_its_request_in_words_and_nothing_else(t
     assert "--max-lora-rank 9" in error.message
     assert len(engine.done[served].tokens) == 2
     engine.close()
+
+
+def serve_by_kernels(folder: Path) -> None:
+    """An engine on the CPU whose LoRAs lie in one tensor, for fewer of them than there are, and go by the kernels."""
+    tasks = Tasks(folder, 4)
+    engine = TestEngine(folder / "base", max_rows=6)
+    runner = engine.engine.runner
+    slots = DeltaSlots(
+        engine.engine.spec.linears, slots=3, largest_rank=64, room=400_000, dtype=torch.float32, device=runner.device
+    )
+    engine.engine.tiers.slots = slots
+    runner.deltas = Deltas.of(runner.model.module, slots)
+    runner.deltas.products = TritonDeltas(slots)
+    tasks.check(engine, [engine.adapter(folder / f"task-{number}") for number in range(4)])
+    assert slots.loads >= 4
+    engine.close()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+def test_an_engine_on_the_kernels_in_the_interpreter(tmp_path: Path) -> None:
+    interpreted(f"import pathlib, test_loras as t\nt.serve_by_kernels(pathlib.Path({str(tmp_path)!r}))\nprint('equal')")

@@ -1,7 +1,7 @@
 """CUDA graphs of decode steps whose rows' adapters change the base: captured when such a step first comes.
 
-A family for each set of products that the adapters at work update, since a launch that finds nothing to do still takes
-a microsecond, in every layer. Steps of rows that change nothing keep the graphs without all this.
+A launch that finds nothing to do still takes a microsecond, in every layer: so steps of rows that change nothing keep the
+graphs without all this, and adapters of queries, keys and values alone, which are the most, have graphs of their own.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ from softmux.engine.graphs import DecodeGraphs
 from softmux.scheduler.rows import Ints, Step
 
 log = logging.getLogger(__name__)
+
+SIZES = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+"""Fewer than other steps have: each graph keeps its logits."""
+_FAMILIES: tuple[Kinds, ...] = (frozenset({"qkv"}), frozenset({"qkv", "out", "gate_up", "down"}))
 
 
 class DeltaGraphs:
@@ -42,6 +46,7 @@ class DeltaGraphs:
 
     def replay(self, kinds: Kinds, step: Step) -> tuple[torch.Tensor, torch.Tensor] | None:
         """As `DecodeGraphs.replay`; None where there is no graph of that size, or none can be captured."""
+        kinds = next(family for family in _FAMILIES if kinds <= family)
         if kinds not in self._families:
             self._families[kinds] = self._make(kinds, self.row_slots)
         family = self._families[kinds]

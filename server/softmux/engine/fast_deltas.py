@@ -8,7 +8,7 @@ import torch
 
 from softmux.engine.attention.triton_paged import TritonAttention
 from softmux.engine.delta_fused import FusedColumns, FusedStep, Kinds
-from softmux.engine.delta_graphs import DeltaGraphs
+from softmux.engine.delta_graphs import SIZES, DeltaGraphs
 from softmux.engine.delta_products import TritonDeltas
 from softmux.engine.deltas import Deltas
 from softmux.engine.fused import FusedDecoder
@@ -44,7 +44,7 @@ def fuse_deltas(runner: ModelRunner, deltas: Deltas, fused: FusedDecoder) -> Non
 
         return DecodeGraphs(
             begin, forward, argmax, attention, table=runner.table, last_tokens=runner.last_tokens,
-            spare_slot=runner.pool.spare, max_rows=runner.max_rows,
+            spare_slot=runner.pool.spare, max_rows=runner.max_rows, sizes=SIZES,
         )  # fmt: skip
 
     deltas.columns = columns

@@ -53,6 +53,7 @@ class DecodeGraphs:
         last_tokens: torch.Tensor,
         spare_slot: int,
         max_rows: int,
+        sizes: tuple[int, ...] = _SIZES,
     ) -> None:
         self._begin = begin
         self._forward = forward
@@ -61,7 +62,7 @@ class DecodeGraphs:
         self._table = table
         self._last_tokens = last_tokens
         self._padding = np.array([[0], [table.shape[0] - 1], [0], [spare_slot]], np.int32)
-        self._sizes = sorted({size for size in _SIZES if size < max_rows} | {max_rows})
+        self._sizes = sorted({size for size in sizes if size < max_rows} | {max_rows})
         self._graphs: dict[int, _Graph] = {}
         self._pool: Any = None
 

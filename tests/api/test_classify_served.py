@@ -12,6 +12,8 @@ import numpy as np
 import peft
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from support import encoder_tokenizer
 from support.headed import make_base, reference, tuned
@@ -143,6 +145,28 @@ def test_what_can_not_be_classified_is_refused(
     encoder: Classifier, task: str | None, status: int, code: str, body: dict[str, Any]
 ) -> None:
     assert encoder.post(task, status, **body)["error"]["code"] == code
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(
+    text=st.text(st.characters(exclude_categories=["Cs"]), max_size=90),
+    task=st.sampled_from(["topic", "mood", "several", "degree", "tags"]),
+    stride=st.none() | st.integers(0, 60),
+)
+def test_whatever_the_text_it_is_classified_or_refused_in_words(
+    encoder: Classifier, text: str, task: str, stride: int | None
+) -> None:
+    body = {"input": text} if stride is None else {"input": text, "stride": stride}
+    response = encoder.server.http.post("/v1/classify", params={"task": task}, content=json.dumps(body))
+    if response.status_code != 200:
+        assert response.status_code in (400, 422), response.text
+        assert response.json()["error"]["param"] in ("input", "stride")
+        return
+    [result] = response.json()["results"]
+    for token in result.get("tokens", []):
+        assert token["text"] == text[token["start"] : token["end"]] != ""
 
 
 def test_an_encoder_generates_nothing(encoder: Classifier) -> None:

@@ -128,17 +128,17 @@ class FusedDecoder:
             if deltas is not None:
                 x, residual = self._changed_layer(number, layer, x, residual, positions, slots, deltas)
                 continue
-            normed, residual = layer.input_norm(x, residual, layer.qkv.data)
+            normed, residual = layer.input_norm(x, residual)
             attended = self._attend(number, layer, products(normed, layer.qkv, layer.qkv_bias), positions, slots)
             x = products(attended.flatten(1), layer.out, layer.out_bias)
-            normed, residual = layer.post_norm(x, residual, layer.gate_up.data)
-            x = products(products.gated(normed, layer.gate_up, layer.down), layer.down, None)
+            normed, residual = layer.post_norm(x, residual)
+            x = products(products.gated(normed, layer.gate_up), layer.down, None)
         if wanted is not None and residual is not None:
             self._last = x, residual
             if not len(wanted):
                 return x.new_empty((0, len(self._head)))
             x, residual = x.index_select(0, wanted), residual.index_select(0, wanted)
-        return products(self._norm(x, residual, self._head)[0], self._head, None)
+        return products(self._norm(x, residual)[0], self._head, None)
 
     def _changed_layer(
         self, number: int, layer: _Layer, x: torch.Tensor, residual: torch.Tensor | None, positions: torch.Tensor,
@@ -172,7 +172,7 @@ class FusedDecoder:
         if self._attention.decoding:
             return self._attention.rotate_and_decode(
                 number, qkv, self._rotation, layer.head_norms, self._eps,
-                heads=self._heads, scaling=self._scaling, window=layer.window, ahead=layer.out.data,
+                heads=self._heads, scaling=self._scaling, window=layer.window,
             )  # fmt: skip
         query = rope_write(
             qkv, self._pool.keys[number], self._pool.values[number], self._rotation, positions, slots,

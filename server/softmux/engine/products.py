@@ -60,14 +60,13 @@ class Products:
             return F.linear(x, weight, bias)
         return self._unpacked(x, weight, bias) if x.shape[0] > fp8.DOT_ROWS else fp8.product(x, weight, bias)
 
-    def gated(self, x: torch.Tensor, weight: Weight, ahead: Weight) -> torch.Tensor:
-        """silu(gate)·up, `[rows, inner]`, of a merged `weight` `[2·inner, in]`: gate rows, then up rows. `ahead` is the
-        weight that is read next."""
+    def gated(self, x: torch.Tensor, weight: Weight) -> torch.Tensor:
+        """silu(gate)·up, `[rows, inner]`, of a merged `weight` `[2·inner, in]`: gate rows, then up rows."""
         each = self._streamed(x.shape[0], weight)
         if each:
             assert isinstance(weight, torch.Tensor)
             return stream_gated(x, weight, outputs_each=each)
-        return silu_mul(self(x, weight, None), ahead.data)
+        return silu_mul(self(x, weight, None))
 
     def _streamed(self, rows: int, weight: Weight) -> int:
         """Outputs a program where a plain weight's product of so many rows is streamed, else 0."""

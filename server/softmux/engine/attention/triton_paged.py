@@ -114,7 +114,6 @@ class TritonAttention:
         heads: int,
         scaling: float,
         window: int | None,
-        ahead: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """As `attend`, for the merged product of a layer with rotary embedding, in one launch (see `rope_decode`)."""
         rows = self._decode
@@ -122,7 +121,7 @@ class TritonAttention:
         keys, values = self._pool.keys[layer], self._pool.values[layer]
         return rope_decode(
             qkv, keys, values, rotation, self._table, rows.table_rows, rows.positions, rows.slots, norms, eps,
-            self._arrived, heads=heads, scaling=scaling, window=window, splits=rows.splits, ahead=ahead,
+            self._arrived, heads=heads, scaling=scaling, window=window, splits=rows.splits,
         )  # fmt: skip
 
     def attend_written(

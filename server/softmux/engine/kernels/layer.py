@@ -8,20 +8,14 @@ import torch
 import triton
 import triton.language as tl
 
-from softmux.engine.kernels.ahead import SPARE, fetch_ahead, lines_ahead
 from softmux.engine.kernels.launch import follows, pdl_options
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit
 def _add_norm(
-    x_ptr, residual_ptr, weight_ptr, out_ptr, ahead_ptr, tokens, lines, width, eps,
-    ADD: tl.constexpr, BLOCK: tl.constexpr, SPARE: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
+    x_ptr, residual_ptr, weight_ptr, out_ptr, width, eps, ADD: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64)
-    if SPARE:  # noqa: SIM102 (one is known to the compiler, the other is not)
-        if row >= tokens:
-            fetch_ahead(ahead_ptr, lines, tl.program_id(0) - tokens, SPARE, 512, PDL)
-            return
     follows(PDL)
     at = tl.arange(0, BLOCK)
     live = at < width
@@ -35,21 +29,15 @@ def _add_norm(
     tl.store(out_ptr + row * width + at, (wide * scale).to(x.dtype) * weight, mask=live)
 
 
-def add_norm(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, *, add: bool,
-    ahead: torch.Tensor | None = None,
-) -> torch.Tensor:  # fmt: skip
+def add_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, *, add: bool) -> torch.Tensor:
     """RMSNorm (Zhang and Sennrich, 2019) of `residual + x` (or of `x`, `add` False), `[tokens, hidden]`; the sum is
-    left in `residual`. Rounded as transformers rounds: the sum, then the normed value, in the model's dtype. `ahead`:
-    the weight that is read next (see `kernels.ahead`)."""
+    left in `residual`. Rounded as transformers rounds: the sum, then the normed value, in the model's dtype."""
     out = torch.empty_like(x)
     tokens, width = x.shape
     block = triton.next_power_of_2(width)
-    lines = lines_ahead(ahead, tokens)
-    spare = SPARE if lines else 0
-    _add_norm[(tokens + spare,)](
-        x, residual, weight, out, x if ahead is None else ahead, tokens, lines, width, eps,
-        ADD=add, BLOCK=block, SPARE=spare, num_warps=min(16, max(1, block // 512)), **pdl_options(x),
+    _add_norm[(tokens,)](
+        x, residual, weight, out, width, eps, ADD=add, BLOCK=block, num_warps=min(16, max(1, block // 512)),
+        **pdl_options(x),
     )  # fmt: skip
     return out
 
@@ -60,24 +48,15 @@ class RMSNorm(NamedTuple):
     gain: torch.Tensor
     eps: float
 
-    def __call__(
-        self, x: torch.Tensor, residual: torch.Tensor | None, ahead: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """The norm of `residual + x` (of `x`, without one), and that sum: in the residual's own memory."""
         summed = torch.empty_like(x) if residual is None else residual
-        return add_norm(x, summed, self.gain, self.eps, add=residual is not None, ahead=ahead), summed
+        return add_norm(x, summed, self.gain, self.eps, add=residual is not None), summed
 
 
-@triton.jit(do_not_specialize=["tokens"])
-def _silu_mul(
-    x_ptr, out_ptr, ahead_ptr, tokens, lines, width, BLOCK: tl.constexpr, SPARE: tl.constexpr, PDL: tl.constexpr
-):
+@triton.jit
+def _silu_mul(x_ptr, out_ptr, width, BLOCK: tl.constexpr, PDL: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
-    if SPARE:  # noqa: SIM102 (one is known to the compiler, the other is not)
-        if row >= tokens:
-            part = (tl.program_id(0) - tokens) * tl.num_programs(1) + tl.program_id(1)
-            fetch_ahead(ahead_ptr, lines, part, SPARE * tl.num_programs(1), 512, PDL)
-            return
     follows(PDL)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     live = at < width
@@ -88,15 +67,11 @@ def _silu_mul(
     tl.store(out_ptr + row * width + at, act * up, mask=live)
 
 
-def silu_mul(gate_up: torch.Tensor, ahead: torch.Tensor | None = None) -> torch.Tensor:
-    """`[tokens, 2·inner]` → silu(first half)·second half, `[tokens, inner]`. `ahead` as for `add_norm`."""
+def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
+    """`[tokens, 2·inner]` → silu(first half)·second half, `[tokens, inner]`."""
     tokens, twice = gate_up.shape
     out = torch.empty((tokens, twice // 2), dtype=gate_up.dtype, device=gate_up.device)
-    chunks = triton.cdiv(twice // 2, 1024)
-    lines = lines_ahead(ahead, tokens)
-    spare = triton.cdiv(SPARE, chunks) if lines else 0
-    _silu_mul[(tokens + spare, chunks)](
-        gate_up, out, gate_up if ahead is None else ahead, tokens, lines, twice // 2,
-        BLOCK=1024, SPARE=spare, num_warps=4, **pdl_options(gate_up),
-    )  # fmt: skip
+    _silu_mul[(tokens, triton.cdiv(twice // 2, 1024))](
+        gate_up, out, twice // 2, BLOCK=1024, num_warps=4, **pdl_options(gate_up)
+    )
     return out

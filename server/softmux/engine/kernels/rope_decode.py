@@ -12,7 +12,6 @@ import torch
 import triton
 import triton.language as tl
 
-from softmux.engine.kernels.ahead import SPARE, fetch_ahead, lines_ahead
 from softmux.engine.kernels.attention import _scores
 from softmux.engine.kernels.launch import follows, pdl_options
 
@@ -34,20 +33,13 @@ def _turned(source, partner, mask, weight_ptr, d, other, cos, sin, eps, D: tl.co
 @triton.jit(do_not_specialize_on_alignment=["rows_ptr", "positions_ptr", "slots_ptr"])
 def _rope_decode(
     qkv_ptr, keys_ptr, values_ptr, table_ptr, rows_ptr, positions_ptr, slots_ptr, cos_ptr, sin_ptr, q_norm_ptr,
-    k_norm_ptr, out_ptr, partial_ptr, lse_ptr, arrived_ptr, ahead_ptr, lines, eps, scale, window, kv_heads,
-    table_stride, splits,
+    k_norm_ptr, out_ptr, partial_ptr, lse_ptr, arrived_ptr, eps, scale, window, kv_heads, table_stride, splits,
     GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, BLOCK: tl.constexpr,
-    SPLITS: tl.constexpr, SPARE: tl.constexpr, WINDOW: tl.constexpr, NORM: tl.constexpr, PDL: tl.constexpr,
+    SPLITS: tl.constexpr, WINDOW: tl.constexpr, NORM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     at = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1)
     split = tl.program_id(2)
-    if SPARE:  # noqa: SIM102 (one is known to the compiler, the other is not)
-        if split >= splits:
-            pairs = tl.num_programs(0) * kv_heads
-            part = (split - splits) * pairs + tl.program_id(0) * kv_heads + kv_head
-            fetch_ahead(ahead_ptr, lines, part, SPARE * pairs, 256, PDL)
-            return
     heads = kv_heads * GROUP
     row = tl.load(rows_ptr + at).to(tl.int64)
     position = tl.load(positions_ptr + at).to(tl.int32)
@@ -160,13 +152,12 @@ def rope_decode(
     scaling: float,
     window: int | None,
     splits: int,
-    ahead: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """One new token a row: `qkv` `[rows, (heads + 2·kv_heads)·head_dim]` → attended `[rows, heads, head_dim]`.
 
     `keys`, `values`, `table`, `rows`, `positions` as for `attention.decode`, `rotation`, `slots` and `norms` as for
     `rope.rope_write`; keys and values are written at `slots`, which no two rows that matter share. `arrived` is int32,
-    at least `rows·kv_heads` zeros, and is left so. `ahead`: the weight that is read next (see `kernels.ahead`).
+    at least `rows·kv_heads` zeros, and is left so.
     """
     kv_heads, width = keys.shape[1:]
     count = qkv.shape[0]
@@ -178,14 +169,12 @@ def rope_decode(
         partial = torch.empty((count, heads, splits, width), dtype=torch.float32, device=qkv.device)
         lse = torch.empty((count, heads, splits), dtype=torch.float32, device=qkv.device)
     group = heads // kv_heads
-    lines = lines_ahead(ahead, count)
-    spare = triton.cdiv(SPARE, count * kv_heads) if lines else 0
-    _rope_decode[(count, kv_heads, splits + spare)](
+    _rope_decode[(count, kv_heads, splits)](
         qkv, keys, values, table, rows, positions, slots, *rotation, q_norm, k_norm, out, partial, lse, arrived,
-        qkv if ahead is None else ahead, lines, eps, scaling, window or 0, kv_heads, table.stride(0), splits,
+        eps, scaling, window or 0, kv_heads, table.stride(0), splits,
         GROUP=group, GROUP_PAD=max(16, triton.next_power_of_2(group)), D=width, D_PAD=wide,
         BLOCK=32 if splits > 8 or wide > 64 or qkv.dtype == torch.float32 else 64,
-        SPLITS=triton.next_power_of_2(splits), SPARE=spare, WINDOW=window is not None, NORM=norms is not None,
+        SPLITS=triton.next_power_of_2(splits), WINDOW=window is not None, NORM=norms is not None,
         num_warps=2 if wide <= 128 else 4, num_stages=3, **pdl_options(qkv),
     )  # fmt: skip
     return out

@@ -1,7 +1,7 @@
 """CUDA graphs of decode steps whose rows' adapters change the base: captured when such a step first comes.
 
-A launch that finds nothing to do still takes a microsecond, in every layer: so steps of rows that change nothing keep the
-graphs without all this, and adapters of queries, keys and values alone, which are the most, have graphs of their own.
+A launch that finds nothing to do still takes a microsecond, in every layer: so steps of rows that change nothing keep
+the graphs without all this, and adapters of queries, keys and values alone, which are the most, have some of their own.
 """
 
 from __future__ import annotations

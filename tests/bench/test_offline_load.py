@@ -127,3 +127,13 @@ def test_what_is_wrong_is_said(base: tuple[Any, Path], capsys: pytest.CaptureFix
     ):
         assert main([*words, *more]) == 2
         assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_random_weights_need_a_config_alone(
+    base: tuple[Any, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_bytes((base[1] / "config.json").read_bytes())
+    words = ["offline", "--model", str(tmp_path), "--load-format", "dummy", "--device", "cpu", "--threads", "1"]
+    words += ["--num-prompts", "3", "--input-len", "5", "--output-len", "2", "--repeats", "1", "--num-warmups", "0"]
+    assert main([*words, "--peers", "padded"]) == 0
+    assert "transformers, padded batch, bare: 3 requests" in capsys.readouterr().out

@@ -76,10 +76,11 @@ def _on_demo_model(words: Sequence[str]) -> int:
     parser.add_argument("--requests", type=int, default=400, help="tiers: requests, one at a time, Zipf")
     options = parser.parse_args(words)
     from softmux.bench.peers import quiet_transformers
+    from softmux.bench.report import wide_console
 
     quiet_transformers()
     model = options.model or _demo_model()
-    console = Console()
+    console = wide_console()
     console.print(f"{platform.machine()}, {os.cpu_count()} CPUs, {options.threads} threads, fp32, {model}", style="dim")
     found: dict[str, Any] = {}
     if options.what in ("mixed", "all"):

@@ -1,7 +1,7 @@
 """One client process: an event loop that sends a load's requests when they are due, and notes what comes when.
 
-aiohttp parses HTTP in C: reading 256 streams at once costs it a fifth of what httpx needs for an event, and a whole
-reply a fortieth (`softmux bench client` measures this client alone).
+aiohttp parses HTTP in C: with 256 connections a core reads six times as many events through it as through httpx, and
+fifty times as many whole replies (`softmux bench client` measures this client alone).
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ class Client:
 
         async with asyncio.TaskGroup() as group:
             for job, due in zip(load.jobs, load.arrivals.times.tolist(), strict=True):
-                while (early := start + due - time.monotonic()) > 0:  # uvloop's timers may ring a millisecond early
+                # again where uvloop's timers, which count in milliseconds, ring early
+                while (early := start + due - time.monotonic()) > 0:  # noqa: ASYNC110
                     await asyncio.sleep(early)
                 await places.acquire()
                 running.append(group.create_task(one(job, due)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import time
 from multiprocessing.connection import Connection
-from typing import Protocol
 
 from softmux.bench.client import Client, Endpoint
 from softmux.bench.load import Load
@@ -13,18 +12,6 @@ from softmux.bench.outcome import Outcome
 
 _LEAD_SECONDS = 0.5
 """Between handing a load to the processes and its time zero; sending it to them takes less."""
-
-
-class Target(Protocol):
-    """What loads are run on: an HTTP server, or an engine in this process."""
-
-    name: str
-
-    def run(self, load: Load) -> tuple[list[Outcome], float | None]:
-        """Sends the load. Outcomes in the jobs' order; and the busiest client process's share of a core, None where
-        there is no client."""
-
-    def close(self) -> None: ...
 
 
 class HttpTarget:

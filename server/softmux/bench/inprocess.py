@@ -25,6 +25,7 @@ from softmux.bench.vllm_peers import NAMES as VLLM
 from softmux.bench.vllm_peers import Vllm, VllmEmbeds, VllmLora, vllm_missing
 from softmux.bench.workload import random_prompt_adapter, write_adapter
 from softmux.engine.engine import pick_device, pick_dtype
+from softmux.engine.packed import PackedModel
 from softmux.errors import InvalidRequest
 from softmux.formats.folder import load_folder
 from softmux.settings import Settings
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     quiet_transformers()
     console = wide_console()
     settings = _settings(options, {})
-    engine = OfflineEngine(settings, [])
+    engine = OfflineEngine(settings, [], model=_dummy(options, settings))
     spec = engine.engine.spec
     adapters = _adapters(options, spec.hidden_size)
     engine.register(adapters.files())
@@ -81,6 +82,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True, help="a folder in Hugging Face's layout, or a hub id")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument(
+        "--load-format",
+        choices=("auto", "dummy"),
+        default="auto",
+        help="dummy: random weights of the model's config.json",
+    )
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--set", default="", metavar="NAME=VALUE,…", help="other settings of softmux serve")
     tasks = parser.add_mutually_exclusive_group()
@@ -117,6 +124,16 @@ def _settings(options: argparse.Namespace, more: Mapping[str, Any]) -> Settings:
         raise InvalidRequest(f"{'.'.join(map(str, what['loc']))}: {what['msg']}.", param="set") from error
 
 
+def _dummy(options: argparse.Namespace, settings: Settings) -> PackedModel | None:
+    """The model with random weights, where these were asked for; None: the engine loads it."""
+    if options.load_format != "dummy":
+        return None
+    device = pick_device(settings.device)
+    module = load_base(settings.model, pick_dtype(settings.dtype, device), str(device), dummy=True)
+    module.set_attn_implementation("eager")
+    return PackedModel(module, None, Path(settings.model).name)
+
+
 def _adapters(options: argparse.Namespace, hidden: int) -> Adapters:
     if options.adapters is None:
         names = tuple(f"task-{number:05d}" for number in range(options.tasks))
@@ -144,7 +161,8 @@ def _compared(options: argparse.Namespace, own: OfflineTarget, adapters: Adapter
         if other == "bare":
             yield Contender("softmux, bare model", own, Load.bare)
         else:
-            engine = OfflineEngine(_settings(options, parse_settings(other)), adapters.files())
+            settings = _settings(options, parse_settings(other))
+            engine = OfflineEngine(settings, adapters.files(), model=_dummy(options, settings))
             yield Contender(f"softmux, {other}", OfflineTarget(other, engine))
 
 
@@ -160,7 +178,7 @@ def _peers(
         return
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
-    base = load_base(settings.model, dtype, str(device))
+    base = load_base(settings.model, dtype, str(device), dummy=options.load_format == "dummy")
     folders: list[Path] = []
     for name in asked:
         if name in VLLM:
@@ -181,7 +199,8 @@ def _peers(
 
 
 def _vllm(name: str, options: argparse.Namespace, settings: Settings, base: Any, scratch: Path, tasks: int) -> Vllm:
-    common = {"dtype": str(base.dtype).removeprefix("torch."), "memory": options.peer_memory}
+    common: dict[str, Any] = {"dtype": str(base.dtype).removeprefix("torch."), "memory": options.peer_memory}
+    common["dummy"] = options.load_format == "dummy"
     if name == "vllm-embeds":
         return VllmEmbeds(settings.model, base.get_input_embeddings().weight.detach().cpu(), tasks, **common)
     if name == "vllm-lora":

@@ -32,11 +32,17 @@ def quiet_transformers() -> None:
     warnings.filterwarnings("ignore")
 
 
-def load_base(model: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
-    from transformers import AutoModelForCausalLM
+def load_base(model: str, dtype: torch.dtype = torch.float32, device: str = "cpu", *, dummy: bool = False) -> Any:
+    """The untouched module; `dummy` makes random weights of the folder's config.json, the same ones each time."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    base: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
-    return base.to(device).eval()
+    if not dummy:
+        base: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+        return base.to(device).eval()
+    torch.manual_seed(0)
+    with torch.device(device):
+        base = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model), dtype=dtype)
+    return base.eval()
 
 
 class Peer:

@@ -6,11 +6,11 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from softmux.bench.clients import Target
 from softmux.bench.load import Load, Plan
 from softmux.bench.outcome import Outcome
 from softmux.bench.slo import Slo
 from softmux.bench.summary import Summary, summarize
+from softmux.bench.target import Target
 
 
 @dataclass(frozen=True, slots=True)

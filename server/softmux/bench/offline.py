@@ -113,7 +113,8 @@ class OfflineEngine:
         while added < len(jobs) or running or not engine.idle:
             now = time.perf_counter() - began
             while added < len(jobs) and due[added] <= now and len(running) < limit:
-                asked = _Running(due[added], now, len(jobs[added].ids))
+                sent = due[added] if arrivals.concurrency is None else now  # waiting for a step to end is latency
+                asked = _Running(due[added], sent, len(jobs[added].ids))
                 try:
                     self._add(added, jobs[added])
                     running[str(added)] = asked

@@ -106,6 +106,14 @@ def test_tokens_are_labelled_where_they_are(encoder: Classifier) -> None:
     assert all(word["label"] == firsts[word["start"]] for word in words["tokens"])
 
 
+def test_windows_are_no_more_than_the_server_takes_at_once(encoder: Classifier) -> None:
+    many = " ".join([TEXT] * 1000)
+    for texts in (many, ["dull", " ".join([TEXT] * 300), many]):
+        error = encoder.post("topic", 422, input=texts, stride=CONTEXT - 4 - 2 - 1)["error"]
+        assert (error["code"], error["param"]) == ("invalid_request", "stride")
+        assert "windows" in error["message"]
+
+
 def test_long_texts_go_by_windows_or_are_refused(encoder: Classifier) -> None:
     long = " ".join([TEXT] * 30)
     for task in ("topic", "tags"):

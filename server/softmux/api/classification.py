@@ -73,7 +73,12 @@ class Classification:
             raise InvalidRequest("aggregation is for tasks that label tokens.", param="aggregation")
 
         def laid_out() -> list[_Input]:
-            return [_lay_out(services, resolved, manifest, body, text) for text in texts]
+            found: list[_Input] = []
+            room = most - each * len(texts)  # what long texts may take beyond a row for each
+            for text in texts:
+                found.append(_lay_out(services, resolved, manifest, body, text, at_most=room + each))
+                room -= len(found[-1].rows) - each
+            return found
 
         long = sum(map(len, texts)) >= LONG_TEXT
         inputs = await asyncio.to_thread(laid_out) if long else laid_out()
@@ -166,8 +171,10 @@ def _first(given: _Input, manifest: Manifest) -> list[tuple[tuple[int, ...], int
     return rows if manifest.head else rows[:1]
 
 
-def _lay_out(services: Services, resolved: Resolved, manifest: Manifest, body: ClassifyBody, text: str) -> _Input:
-    """Raises `InvalidRequest`, `ContextTooLong`."""
+def _lay_out(
+    services: Services, resolved: Resolved, manifest: Manifest, body: ClassifyBody, text: str, *, at_most: int
+) -> _Input:
+    """One text as at most so many rows. Raises `InvalidRequest`, `ContextTooLong`."""
     tokenizer, spec, layout = services.encoder(), services.worker.spec, resolved.layout
     check_text(text, "input")
     if not text.strip():
@@ -176,7 +183,7 @@ def _lay_out(services: Services, resolved: Resolved, manifest: Manifest, body: C
     if manifest.head == "token" and spec.family == "decoder":
         most = min(most, services.settings.max_step_tokens)  # its tokens are read in one step
     if manifest.head is not None and layout.template is None:
-        pieces, cut = windows(tokenizer, text, most=most - layout.virtual_tokens, stride=body.stride)
+        pieces, cut = windows(tokenizer, text, most=most - layout.virtual_tokens, stride=body.stride, at_most=at_most)
         lead = virtual_ids(layout.virtual_tokens)
         return _Input(text, [(*lead, *window.ids) for window in cut], [0] * len(cut), pieces, cut)
     if manifest.head == "token" or body.stride is not None:

@@ -40,10 +40,13 @@ class Splitter(Encoder, Protocol):
         """The text's own tokens, without special ones."""
 
 
-def windows(tokenizer: Splitter, text: str, *, most: int, stride: int | None) -> tuple[list[Piece], list[Window]]:
+def windows(
+    tokenizer: Splitter, text: str, *, most: int, stride: int | None, at_most: int
+) -> tuple[list[Piece], list[Window]]:
     """The text's tokens, and the windows of at most `most` ids that cover them; neighbours share `stride` tokens.
 
-    Raises `InvalidRequest` for a text without tokens, `ContextTooLong` for one that is too long without a `stride`.
+    Raises `InvalidRequest` for a text without tokens, or one of more than `at_most` windows, and `ContextTooLong` for
+    one that is too long without a `stride`.
     """
     pieces = tokenizer.pieces(text)
     if not pieces:
@@ -61,9 +64,15 @@ def windows(tokenizer: Splitter, text: str, *, most: int, stride: int | None) ->
             raise InvalidRequest(
                 f"stride is {stride}, and a window has {max(room, 0)} tokens; lower it.", param="stride"
             )
-    step = room - (stride or 0)
+    firsts = range(0, count - (stride or 0), room - (stride or 0)) if count > room else range(1)
+    if len(firsts) > at_most:  # before they are made: a large stride makes a window of every token
+        raise InvalidRequest(
+            f"With stride {stride} the input has {len(firsts)} windows of {room} tokens, more than this server takes "
+            f"at once ({at_most}); lower it, or send less text.",
+            param="stride",
+        )
     found = []
-    for first in range(0, max(1, count - (stride or 0)), step) if count > room else (0,):
+    for first in firsts:
         ids = [piece.id for piece in pieces[first : first + room]]
         found.append(Window((*leading, *ids, *trailing), len(leading), first, len(ids)))
     return pieces, found

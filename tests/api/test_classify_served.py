@@ -106,6 +106,12 @@ def test_tokens_are_labelled_where_they_are(encoder: Classifier) -> None:
     assert all(word["label"] == firsts[word["start"]] for word in words["tokens"])
 
 
+def test_an_empty_list_is_refused_as_what_it_is(encoder: Classifier) -> None:
+    error = encoder.post("topic", 422, input=[])["error"]
+    assert (error["code"], error["param"]) == ("invalid_request", "input")
+    assert "empty list" in error["message"]
+
+
 def test_windows_are_no_more_than_the_server_takes_at_once(encoder: Classifier) -> None:
     many = " ".join([TEXT] * 1000)
     for texts in (many, ["dull", " ".join([TEXT] * 300), many]):

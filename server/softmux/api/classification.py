@@ -58,6 +58,8 @@ class Classification:
         """Lays the inputs out and submits their rows. Raises what is wrong with the request."""
         manifest = _classifier(resolved)
         texts = [body.input] if isinstance(body.input, str) else body.input
+        if not texts:
+            raise InvalidRequest("The input is an empty list; give it at least one text.", param="input")
         most = services.settings.max_waiting
         each = 1 if manifest.head else len(manifest.labels or ())
         if len(texts) * each > most:

@@ -122,7 +122,7 @@ class GenerateBody(Sampling):
 class ClassifyBody(Body):
     """`POST /v1/classify`."""
 
-    input: str | Annotated[Many[str], Field(min_length=1)] = Field(description="A text, or a batch of them.")
+    input: str | Many[str] = Field(description="A text, or a batch of them.")
     stride: Annotated[int, Field(ge=0, lt=1 << 31)] | None = Field(
         default=None,
         description="Long texts are read in windows that share so many tokens. Without it they are refused.",

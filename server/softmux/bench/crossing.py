@@ -103,6 +103,9 @@ class Bench:
     ) -> None:
         hidden = int(model.embedding.weight.shape[1])
         each = VECTORS + load.high + load.most
+        kept = VECTORS * hidden * model.dtype.itemsize
+        if model.device.type == "cpu":  # there a prompt's computed keys and values lie beside its vectors
+            kept += VECTORS * KVPool.bytes_per_token(model.layers, model.dtype)
         settings = Settings(
             model="random",
             max_rows=rows,
@@ -110,7 +113,7 @@ class Bench:
             max_waiting=1 << 20,
             kv_tokens=(room.gpu + rows) * each,
             resident_vectors=max(64, room.gpu * VECTORS),
-            host_cache_bytes=room.host * VECTORS * hidden * model.dtype.itemsize,
+            host_cache_bytes=room.host * kept,
             disk_cache_bytes=1 << 40,
         )
         self.load = load

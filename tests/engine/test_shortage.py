@@ -7,14 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers as tf
 
 from softmux.engine.device import is_shortage
+from softmux.engine.heads import head_rows
 from softmux.engine.packed import PackedModel
 from softmux.engine.shortage import LEAST, PATIENCE, Shortage, parts
 from softmux.engine.vocabulary import VirtualVocabulary
+from softmux.formats.parts import HeadPart
 from softmux.scheduler.batch import Batch
 from support.engines import TestEngine
 from support.learned import eager_greedy, vectors_for
@@ -309,3 +312,61 @@ def test_a_card_that_is_full_runs_smaller_steps_and_says_the_same(tmp_path: Path
     assert same >= 0.95 * len(answered), "but for ties: other sums, in steps of other sizes"
     del fillers
     engine.close()
+
+
+@pytest.mark.parametrize("length", [9, 40])
+def test_a_row_that_is_read_is_read_whole_and_told_when_its_step_is_run_in_parts(
+    make_engine: Make, base: Any, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    texts = [[3 + (7 * i + 5 * number) % 90 for i in range(length)] for number in range(3)]
+
+    def ask(engine: TestEngine) -> list[str]:
+        engine.add([10, 11, 12], max_tokens=NEW, ignore_eos=True)
+        return [engine.read(ids, scored=length - 1) for ids in texts]
+
+    calm = make_engine(max_rows=8, max_step_tokens=256)
+    expected = ask(calm)
+    calm.run()
+    engine = make_engine(max_rows=8, max_step_tokens=256)
+    launch, raised = engine.engine.runner.launch, list[int]()
+
+    def first_raises(batch: Batch) -> Any:
+        if not raised:
+            raised.append(batch.tokens)
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return launch(batch)
+
+    monkeypatch.setattr(engine.engine.runner, "launch", first_raises)
+    names = ask(engine)
+    engine.run()
+    assert engine.engine.shortage.counts["split"] == 1
+    for name, calmly in zip(names, expected, strict=True):
+        assert engine.done[name].error is None
+        found, wanted = (np.frombuffer(of.scores, np.float32) for of in (engine.done[name], calm.done[calmly]))
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_whose_copy_failed_is_copied_again(make_engine: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine(max_rows=8)
+    runner, root = engine.engine.runner, engine.engine.key("default", None)
+    width = runner.model.state_width
+    weight = torch.randn((3, width), generator=torch.Generator().manual_seed(1))
+    shape, rows = head_rows(HeadPart("sequence", weight.numpy(), None, None, False, ("a", "b", "c"), None))
+    monkeypatch.setattr(runner.heads, "_shape_of", lambda _: shape)
+    monkeypatch.setattr(runner.heads, "_rows_of", lambda _: rows)
+    engine.add([10, 11, 12], max_tokens=NEW, ignore_eos=True)
+    batch, _ = engine.engine.scheduler.next(0.0)
+    launched = runner.launch(batch)
+    states = torch.randn((1, width), generator=torch.Generator().manual_seed(2))
+    with monkeypatch.context() as failing:
+
+        def scatter(*_: Any) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        failing.setattr(type(runner.pool.copies), "scatter", scatter)
+        with pytest.raises(torch.OutOfMemoryError):
+            runner.heads.scores(states, [root], [1])
+    runner.undo(batch)
+    torch.testing.assert_close(runner.heads.scores(states, [root], [1]), states @ weight.t())
+    engine.engine.scheduler.update(batch, runner.collect(launched), 0.0)
+    engine.engine.scheduler.abort_client(b"")

@@ -40,9 +40,9 @@ class DeltaGraphs:
     def tell(self, rows: Ints, slots: Ints) -> None:
         """These table rows have these slots from now on, in the current stream's order."""
         if (self._told[rows] != slots).any():
-            self._told[rows] = slots
             at, values = send(self._device, rows, slots)
             self.row_slots[at] = values.int()
+            self._told[rows] = slots  # last: what is above may raise for want of memory
 
     def replay(self, kinds: Kinds, step: Step) -> tuple[torch.Tensor, torch.Tensor] | None:
         """As `DecodeGraphs.replay`; None where there is no graph of that size, or none can be captured."""

@@ -130,6 +130,7 @@ class ModelRunner:
         self.forget_rows()
         for sequence in batch.table.sequences[batch.rows].tolist():
             self.vocabulary.forget(sequence.root)
+            self.heads.forget(sequence.root)
 
     def collect(self, launched: Launched) -> StepOutput:
         """Waits until the step has ended, for its tokens if it chooses any: its slots may be others' after that."""

@@ -54,18 +54,20 @@ def run_in_parts(runner: ModelRunner, batch: Batch) -> Launched:
         torch.cuda.empty_cache()
     tokens: list[int] = []
     logprobs: dict[int, TokenLogprobs] = {}
+    scores: dict[int, bytes] = {}
     for part in parts(batch, max(1, -(-batch.tokens // _PARTS))):
         launched = runner.launch(part)
         output = runner.collect(launched)
         logprobs |= {len(tokens) + place: values for place, values in output.logprobs.items()}
+        scores |= {len(tokens) + place: values for place, values in output.scores.items()}
         tokens.extend(output.tokens.tolist())
-    return Launched(batch, launched.landing, output=StepOutput(np.array(tokens, np.int64), logprobs))
+    return Launched(batch, launched.landing, output=StepOutput(np.array(tokens, np.int64), logprobs, scores))
 
 
 def parts(batch: Batch, most: int) -> list[Batch]:
     """The batch's work in its own order, in steps of at most `most` tokens (1 at least): what a row shares with one
-    before it in the batch is there when it runs. Tokens that the step before was choosing are known by now, and told
-    as such."""
+    before it in the batch is there when it runs. A row's part that is read stays whole, however long it is. Tokens that
+    the step before was choosing are known by now, and told as such."""
     table, decodes = batch.table, batch.decodes.copy()
     chosen = table.tokens[decodes[1], decodes[2]]  # of a row that ended meanwhile, whatever is there: it is not heard
     decodes[0] = np.where(decodes[0] < 0, np.maximum(chosen, 0), decodes[0])
@@ -73,15 +75,16 @@ def parts(batch: Batch, most: int) -> list[Batch]:
     room = 0
     for chunk in batch.chunks:
         at = 0
+        whole = chunk.samples and chunk.sequence.reading is not None
         while at < chunk.count:
-            if room == 0:
+            if room == 0 or (whole and room < min(chunk.count, most)):
                 made.append(Batch(table))
                 room = most
-            count = min(room, chunk.count - at)
+            count = chunk.count if whole else min(room, chunk.count - at)
             last = at + count == chunk.count
             made[-1].chunks.append(Chunk(chunk.sequence, chunk.row, chunk.start + at, count, chunk.samples and last))
             at += count
-            room -= count
+            room = max(0, room - count)
     if not made:
         made.append(Batch(table))
     made[0].loads, made[-1].saves = batch.loads, batch.saves

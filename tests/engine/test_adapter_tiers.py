@@ -452,3 +452,20 @@ def test_many_tasks_through_tiers_too_small_for_them_answer_as_each_alone(
 def layers_of(pool: KVPool) -> list[LayerKV]:
     heads, head_dim = pool.keys[0].shape[1:]
     return [LayerKV(heads, head_dim)] * len(pool.keys)
+
+
+def test_many_that_find_no_room_take_one_slab(
+    tiers_of_a_gpu: tuple[AdapterTiers, KVPool, RootKey], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slabs are never given back: each would be memory beyond the budget for good."""
+    tiers, _, _ = tiers_of_a_gpu
+    asked: list[Callable[[], object]] = []
+    monkeypatch.setattr(tiers.loader, "call", asked.append)
+    shape = (tiers._arena.size + 1,)  # type: ignore[union-attr]
+    assert [tiers._room(shape, torch.uint8) for _ in range(5)] == [None] * 5
+    assert len(asked) == 1
+    asked[0]()
+    found = tiers._room(shape, torch.uint8)
+    assert found is not None
+    assert found.nbytes == shape[0]
+    assert len(asked) == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import queue
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
@@ -83,6 +85,7 @@ class AdapterTiers:
         self.slots = slots or DeltaSlots(spec.linears, slots=0, largest_rank=0, room=0, dtype=dtype, device=_HOST)
         self._keep_at = 2 if gpu else 1
         first = min(max(budget, _LEAST_SLAB), _FIRST_SLAB)
+        self._growing = False
         self._arena = HostArena(pinned=torch.cuda.is_available(), first_slab=first) if gpu else None
         self._empty: Empty = self._arena.empty if self._arena is not None else pageable
         self._host: dict[RootKey, HostAdapter] = {}
@@ -301,9 +304,16 @@ class AdapterTiers:
         if self._arena is None:
             return pageable(shape, dtype)
         room = self._arena.take(shape, dtype)
-        if room is None:
-            self.loader.call(self._arena.grow)
+        if room is None and not self._growing:  # one slab for all that found no room: slabs are never given back
+            self._growing = True
+            self.loader.call(functools.partial(self._grow, self._arena, math.prod(shape) * dtype.itemsize))
         return room
+
+    def _grow(self, arena: HostArena, least: int) -> None:
+        try:
+            arena.grow(least)
+        finally:
+            self._growing = False
 
     def _keep(self, key: RootKey, host: HostAdapter) -> None:
         self._awaited.add(key)

@@ -51,7 +51,9 @@ def test_any_ids_but_stray_bytes_of_the_other(ids: list[int]) -> None:
 @given(ids=st.lists(st.integers(3, 258), max_size=60))
 def test_stray_bytes_neither_stop_the_stream_nor_gather(ids: list[int]) -> None:
     text = "".join(streamed("sentencepiece_like", ids))
-    assert bool(text) == bool(ids) or all(SERVED["sentencepiece_like"].token_text(i).isspace() for i in ids)
+    tokenizer = KINDS["sentencepiece_like"]
+    blank = not tokenizer.decode(ids).strip()  # a word's beginning alone shows as nothing
+    assert bool(text) == bool(ids) or blank
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -70,7 +70,7 @@ class Attention:
         self.pool = KVPool([shape] * self.layers, case.rows * case.context, dtype, device)
         for tensor in (*self.pool.keys, *self.pool.values):
             tensor.normal_(generator=torch.Generator(device).manual_seed(1))
-        self.backend: Any = best_backend(device, backend)(self.pool)  # type: ignore[call-arg]
+        self.backend: Any = best_backend(device, backend)(self.pool)
         generator = torch.Generator(device).manual_seed(2)
         tokens = case.rows * case.new
         self.query = torch.randn((tokens, case.heads, case.head_dim), dtype=dtype, device=device, generator=generator)

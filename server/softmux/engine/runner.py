@@ -89,7 +89,7 @@ class ModelRunner:
         self.last_tokens = torch.zeros(max_rows + 1, dtype=torch.int64, device=model.device)
         self._landings = Ring((max_rows,), torch.int64, model.device)
         self._eos = model.eos_token_ids
-        self.backend: AttentionBackend = (backend or TorchAttention)(self.pool)  # type: ignore[call-arg]
+        self.backend: AttentionBackend = (backend or TorchAttention)(self.pool)
         model.use(self.backend)
         self.fused: FusedDecoder | None = None
         self.graphs: DecodeGraphs | None = None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
+
+from softmux.engine.kv import KVPool
 
 
 @dataclass(slots=True)
@@ -38,12 +40,18 @@ class DecodeRows:
     splits: int
 
 
-class AttentionBackend(Protocol):
+class AttentionBackend(ABC):
     """Writes a layer's new keys and values into the pool, then attends over each row's own KV, causally unless the step
     says otherwise (`PackedRows.causal`)."""
 
     name: str
 
+    def __init__(self, pool: KVPool) -> None:
+        self._pool = pool
+        self._slots = torch.empty(0, dtype=torch.int64, device=pool.device)
+        """Where the step's new tokens go: each backend's `begin` says."""
+
+    @abstractmethod
     def begin(self, rows: PackedRows) -> None:
         """Called once a step, before the first layer."""
 
@@ -62,8 +70,11 @@ class AttentionBackend(Protocol):
 
         `window` w: a position attends to itself and the w − 1 before it. `softcap` c: scores become c·tanh(s/c).
         """
+        self._pool.put(layer, self._slots.long(), key, value)
+        return self.attend_written(layer, query, scaling=scaling, window=window, softcap=softcap)
 
+    @abstractmethod
     def attend_written(
         self, layer: int, query: torch.Tensor, *, scaling: float, window: int | None, softcap: float | None
     ) -> torch.Tensor:
-        """As `attend`, where the new tokens' keys and values are in the pool already. `query` is contiguous."""
+        """As `attend`, where the new tokens' keys and values are in the pool already."""

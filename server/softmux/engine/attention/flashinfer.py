@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from softmux.engine.attention.base import PackedRows
+from softmux.engine.attention.base import AttentionBackend, PackedRows
 from softmux.engine.device import to_device
 from softmux.engine.kv import KVPool
 from softmux.errors import SelfTestFailed
@@ -52,7 +52,7 @@ class _Planned:
     step: _Step | None = None
 
 
-class FlashInferAttention:
+class FlashInferAttention(AttentionBackend):
     """One plan a step for each mask that its layers use (Gemma's have two); no CUDA graphs, no fused layers.
 
     Raises `SelfTestFailed`, in words, for what FlashInfer has no kernels for, and where it is not installed.
@@ -81,11 +81,10 @@ class FlashInferAttention:
                 "another backend"
             ) from error
         self._wrapper = BatchPrefillWithPagedKVCacheWrapper
-        self._pool = pool
+        super().__init__(pool)
         self._workspace: torch.Tensor | None = None
         self._plans: dict[_Mask, _Planned] = {}
         self._step: _Step | None = None
-        self._slots = torch.empty(0, dtype=torch.int64, device=pool.device)
 
     def begin(self, rows: PackedRows) -> None:
         lengths = [start + count for start, count in zip(rows.starts, rows.counts, strict=True)]
@@ -103,25 +102,10 @@ class FlashInferAttention:
         self._step = _Step(query_host, key_host, length_host, ones, rows.table[row, position], rows.causal)
         self._slots = rows.slots
 
-    def attend(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        *,
-        scaling: float,
-        window: int | None,
-        softcap: float | None,
-    ) -> torch.Tensor:
-        self._pool.keys[layer].index_copy_(0, self._slots, key)
-        self._pool.values[layer].index_copy_(0, self._slots, value)
-        return self.attend_written(layer, query.contiguous(), scaling=scaling, window=window, softcap=softcap)
-
     def attend_written(
         self, layer: int, query: torch.Tensor, *, scaling: float, window: int | None, softcap: float | None
     ) -> torch.Tensor:
-        """As `attend`, where the new keys and values are in the pool already. `query` is contiguous."""
+        query = query.contiguous()
         keys, values = self._pool.keys[layer], self._pool.values[layer]
         wrapper = self._planned((window, softcap, scaling), query.shape[1])
         output: torch.Tensor = wrapper.run(query, (keys[:, None], values[:, None]))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
-from softmux.engine.attention.base import PackedRows
+from softmux.engine.attention.base import AttentionBackend, PackedRows
 from softmux.engine.kv import KVPool
 
 _WASTE = 1.5
@@ -50,14 +50,13 @@ class _Group:
         return self.masks[window]
 
 
-class TorchAttention:
+class TorchAttention(AttentionBackend):
     """Gathers each row's keys and values from the pool and attends in a few padded groups of like rows."""
 
     name = "torch"
 
     def __init__(self, pool: KVPool) -> None:
-        self._pool = pool
-        self._slots = torch.empty(0, dtype=torch.int64, device=pool.device)
+        super().__init__(pool)
         self._groups: list[_Group] = []
 
     def begin(self, rows: PackedRows) -> None:
@@ -94,20 +93,6 @@ class TorchAttention:
             causal=rows.causal,
             lengths=lengths,
         )
-
-    def attend(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        *,
-        scaling: float,
-        window: int | None,
-        softcap: float | None,
-    ) -> torch.Tensor:
-        self._pool.put(layer, self._slots, key, value)
-        return self.attend_written(layer, query, scaling=scaling, window=window, softcap=softcap)
 
     def attend_written(
         self, layer: int, query: torch.Tensor, *, scaling: float, window: int | None, softcap: float | None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from softmux.engine.attention.base import DecodeRows, PackedRows
+from softmux.engine.attention.base import AttentionBackend, DecodeRows, PackedRows
 from softmux.engine.kernels import attention as kernels
 from softmux.engine.kernels.rope_decode import rope_decode
 from softmux.engine.kv import KVPool
@@ -21,7 +21,7 @@ class _Chunks:
     """A block has up to so many."""
 
 
-class TritonAttention:
+class TritonAttention(AttentionBackend):
     """Rows that bring one token decode with split keys; longer ones go through the extend kernel.
 
     The packed step has its decoding rows anywhere.
@@ -30,12 +30,11 @@ class TritonAttention:
     name = "triton"
 
     def __init__(self, pool: KVPool) -> None:
-        self._pool = pool
+        super().__init__(pool)
         self._processors = torch.cuda.get_device_properties(pool.device).multi_processor_count
         self._decode: DecodeRows | None = None
         self._picked: torch.Tensor | None = None
         self._chunks: _Chunks | None = None
-        self._slots = torch.empty(0, dtype=torch.int64, device=pool.device)
         self._table = torch.empty(0, dtype=torch.int32, device=pool.device)
         self._arrived = torch.zeros(kernels.counters(self._processors), dtype=torch.int32, device=pool.device)
 
@@ -89,20 +88,6 @@ class TritonAttention:
             blocks = sent[4 * (s + c) :].view(2, b)
             self._chunks = _Chunks((blocks[0], blocks[1]), (part[0], part[1], part[2], part[3]), rows.causal, queries)
 
-    def attend(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        *,
-        scaling: float,
-        window: int | None,
-        softcap: float | None,
-    ) -> torch.Tensor:
-        self._pool.put(layer, self._slots.long(), key, value)
-        return self.attend_written(layer, query.contiguous(), scaling=scaling, window=window, softcap=softcap)
-
     def rotate_and_decode(
         self,
         layer: int,
@@ -127,7 +112,7 @@ class TritonAttention:
     def attend_written(
         self, layer: int, query: torch.Tensor, *, scaling: float, window: int | None, softcap: float | None
     ) -> torch.Tensor:
-        """As `attend`, for a layer that has written its keys and values itself. `query` is contiguous."""
+        query = query.contiguous()
         keys, values = self._pool.keys[layer], self._pool.values[layer]
         out = torch.empty_like(query)
         if self._chunks is not None:

@@ -15,10 +15,10 @@ from softmux.engine.delta import Delta
 from softmux.engine.deltas import Deltas
 from softmux.engine.host_adapter import HostAdapter
 from softmux.engine.runner import ModelRunner
+from softmux.engine.trial import run_trial, trial_scheduler
 from softmux.errors import SelfTestFailed
 from softmux.formats.parts import PAIR, LoraLayer, LoraPart
 from softmux.scheduler.radix import RootKey
-from softmux.scheduler.scheduler import Scheduler
 from softmux.scheduler.sequence import Sequence
 from softmux.types import LinearShape, ModelSpec, SamplingParams, TokenLogprobs
 
@@ -64,10 +64,7 @@ def _test(runner: ModelRunner, deltas: Deltas, spec: ModelSpec) -> None:
         parts[root] = host.delta
         runner.tiers.adopt(root, host)
         runner.tiers.hold(root)
-    scheduler = Scheduler(
-        slots=runner.pool.slots, max_rows=min(3, runner.max_rows), max_step_tokens=8,
-        context_length=spec.context_length, eos=(), shelf=runner.tiers,
-    )  # fmt: skip
+    scheduler = trial_scheduler(runner, spec, rows=3, step_tokens=8)
     draw = np.random.default_rng(0)
     sampling = SamplingParams(max_tokens=_GENERATED, logprobs=min(20, spec.vocab_size))
     told: dict[str, tuple[Sequence, list[TokenLogprobs]]] = {}
@@ -77,17 +74,8 @@ def _test(runner: ModelRunner, deltas: Deltas, spec: ModelSpec) -> None:
         told[sequence.id] = sequence, []
         scheduler.add(sequence)
     try:
-        while scheduler.running or len(scheduler.waiting):
-            batch, failed = scheduler.next(0.0)
-            if failed:
-                raise failed[0][1]
-            try:
-                output = runner.collect(runner.launch(batch))
-            except Exception:
-                scheduler.step_failed(batch)
-                raise
-            for sequence, out in scheduler.update(batch, output, 0.0).each():
-                told[sequence.id][1].extend(out.logprobs)
+        for sequence, out in run_trial(runner, scheduler):
+            told[sequence.id][1].extend(out.logprobs)
         worst = max(_difference(runner, sequence, heard, parts.get(sequence.root)) for sequence, heard in told.values())
     finally:
         scheduler.abort_client(b"")

@@ -7,11 +7,11 @@ import torch
 from softmux.engine.heads import HeadShape, head_rows
 from softmux.engine.host_adapter import HostAdapter
 from softmux.engine.runner import ModelRunner
+from softmux.engine.trial import run_trial, trial_scheduler
 from softmux.errors import SelfTestFailed
 from softmux.formats.parts import HeadPart
 from softmux.scheduler.radix import RootKey
 from softmux.scheduler.reading import Reading
-from softmux.scheduler.scheduler import Scheduler
 from softmux.scheduler.sequence import Sequence
 from softmux.types import ModelSpec, SamplingParams
 
@@ -39,14 +39,7 @@ def self_test_encoder(runner: ModelRunner, spec: ModelSpec) -> None:
     key = RootKey("self-test", "self-test", spec.base_fingerprint, spec.kv_format)
     runner.tiers.adopt(key, HostAdapter(vectors.to(model.dtype), head=rows, head_shape=shape))
     runner.tiers.hold(key)
-    scheduler = Scheduler(
-        slots=runner.pool.slots,
-        max_rows=min(4, runner.max_rows),
-        max_step_tokens=64,
-        context_length=spec.context_length,
-        eos=(),
-        shelf=runner.tiers,
-    )
+    scheduler = trial_scheduler(runner, spec, rows=4, step_tokens=64)
     sequences, found = [], dict[str, bytes]()
     for i, length in enumerate(_LENGTHS):
         lead = _VIRTUAL * (i % 2)
@@ -56,10 +49,8 @@ def self_test_encoder(runner: ModelRunner, spec: ModelSpec) -> None:
         sampling = SamplingParams(max_tokens=1, ignore_eos=True)
         sequences.append(Sequence(str(i), b"", key, prompt, sampling, 0.0, reading=reading))
         scheduler.add(sequences[-1])
-    while scheduler.running or len(scheduler.waiting):
-        batch, _ = scheduler.next(0.0)
-        for sequence, output in scheduler.update(batch, runner.collect(runner.launch(batch)), 0.0).each():
-            found[sequence.id] = output.scores
+    for sequence, output in run_trial(runner, scheduler):
+        found[sequence.id] = output.scores
     worst = max(_difference(runner, vectors, rows, shape, sequence, found[sequence.id]) for sequence in sequences)
     scheduler.check_integrity()
     runner.forget_rows()

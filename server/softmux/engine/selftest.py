@@ -7,9 +7,9 @@ import torch
 from softmux.engine.encoder_selftest import self_test_encoder
 from softmux.engine.host_adapter import HostAdapter
 from softmux.engine.runner import ModelRunner
+from softmux.engine.trial import run_trial, trial_scheduler
 from softmux.errors import SelfTestFailed
 from softmux.scheduler.radix import RootKey
-from softmux.scheduler.scheduler import Scheduler
 from softmux.scheduler.sequence import Sequence
 from softmux.types import ModelSpec, Output, SamplingParams, TokenLogprobs
 
@@ -42,14 +42,7 @@ def self_test(runner: ModelRunner, spec: ModelSpec) -> None:
     tuned = bare._replace(digest="self-test")
     runner.tiers.adopt(tuned, HostAdapter(vectors=vectors))
     runner.tiers.hold(tuned)  # it is in no store: were it let go between two rows, it could not be had again
-    scheduler = Scheduler(
-        slots=runner.pool.slots,
-        max_rows=min(4, runner.max_rows),
-        max_step_tokens=8,
-        context_length=spec.context_length,
-        eos=(),
-        shelf=runner.tiers,
-    )
+    scheduler = trial_scheduler(runner, spec, rows=4, step_tokens=8)
     sampling = SamplingParams(max_tokens=_GENERATED, logprobs=min(20, spec.vocab_size))
     text = [torch.randint(0, spec.vocab_size, (length,), generator=generator) for length in _LENGTHS]
     sequences = []
@@ -61,15 +54,8 @@ def self_test(runner: ModelRunner, spec: ModelSpec) -> None:
         scheduler.add(sequences[-1])
     told: dict[str, list[TokenLogprobs]] = {sequence.id: [] for sequence in sequences}
     try:
-        while scheduler.running or len(scheduler.waiting):
-            batch, _ = scheduler.next(0.0)
-            try:
-                output = runner.collect(runner.launch(batch))
-            except Exception:
-                scheduler.step_failed(batch)
-                raise
-            for sequence, out in scheduler.update(batch, output, 0.0).each():
-                _heard(sequence, out, told)
+        for sequence, out in run_trial(runner, scheduler):
+            _heard(sequence, out, told)
         worst = max(_difference(runner, vectors, sequence, told[sequence.id]) for sequence in sequences)
         tolerance = _TOLERANCE.get(runner.model.dtype, _HALF_TOLERANCE)
         if worst > tolerance and runner.model.dtype not in _TOLERANCE:

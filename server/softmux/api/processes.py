@@ -32,14 +32,13 @@ from softmux.api.control import (
 )
 from softmux.errors import InternalError
 from softmux.telemetry.samples import Samples, summed
+from softmux.worker.pauses import Pauses
 
 log = logging.getLogger(__name__)
 
 API_COMMAND = (sys.executable, "-m", "softmux.api.process")
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 30.0
-_STEADY_SECONDS = 60.0
-"""A process that lived so long died of something new: the pauses between starts begin again."""
+_FIRST_PAUSE = 0.1
 _START_ATTEMPTS = 3
 """Before all have been ready once, a process is not started more often than this."""
 _PULSE_SECONDS = 1.0
@@ -169,7 +168,7 @@ class ApiProcesses:
     # --- the life of one ---------------------------------------------------------------------------------------------
 
     async def _keep(self) -> None:
-        pause, failures = _FIRST_PAUSE, 0
+        pauses, failures = Pauses(_FIRST_PAUSE), 0
         while not self._ending.is_set() and not self._state.draining:
             began = time.monotonic()
             process = await self._start()
@@ -189,12 +188,10 @@ class ApiProcesses:
                     f"an API process ended {failures} times before it was ready, last with code {code}; "
                     "what it wrote above says why"
                 )
-            if time.monotonic() - began > _STEADY_SECONDS:
-                pause = _FIRST_PAUSE
+            pause = pauses.after(time.monotonic() - began)
             log.error("API process %d ended with code %s; another is started", process.child.pid, code)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ending.wait(), pause)
-            pause = min(_LONGEST_PAUSE, 2 * pause)
 
     async def _start(self) -> _Process:
         control, their_control = socket.socketpair()

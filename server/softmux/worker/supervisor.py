@@ -16,14 +16,13 @@ from softmux.errors import EngineDown, SelfTestFailed, SoftmuxError
 from softmux.types import ModelSpec
 from softmux.worker.client import WorkerClient
 from softmux.worker.config import REFUSED, WorkerConfig
+from softmux.worker.pauses import Pauses
 
 log = logging.getLogger(__name__)
 
 WORKER_COMMAND = (sys.executable, "-m", "softmux.worker")
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 30.0
-_STEADY_SECONDS = 60.0
-"""A worker that lived so long died of something new: the pauses between starts begin again."""
+_FIRST_PAUSE = 0.25
 _TERMINATE_SECONDS = 10.0
 _LOAD_ATTEMPTS = 3
 """A worker that has never been ready is not started more often than this."""
@@ -76,7 +75,7 @@ class Supervisor:
     async def run(self) -> None:
         """Keeps a worker running until `stop`. Raises `SelfTestFailed` where starting another would not help: it
         refused the model, never became ready, or came back with another model than the one being served."""
-        pause = _FIRST_PAUSE
+        pauses = Pauses(_FIRST_PAUSE)
         while not self._stopping.is_set():
             started = time.monotonic()
             self._starts += 1
@@ -84,12 +83,10 @@ class Supervisor:
             if self._stopping.is_set():
                 return
             self._give_up(code)
-            if time.monotonic() - started > _STEADY_SECONDS:
-                pause = _FIRST_PAUSE
+            pause = pauses.after(time.monotonic() - started)
             log.error("the worker ended with code %s; it is started again in %.2g s", code, pause)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause)
-            pause = min(_LONGEST_PAUSE, 2 * pause)
 
     async def stop(self) -> None:
         """Ends the worker, by force where it does not listen. Nothing is started any more."""

@@ -18,7 +18,7 @@ from softmux.bench.load import Load, Plan, tokenized
 from softmux.bench.offline import OfflineEngine, OfflineTarget
 from softmux.bench.options import add_load_options, check_options, parse_settings, plan_of, publish, watcher
 from softmux.bench.peers import PEERS, load_base, quiet_transformers
-from softmux.bench.race import Contender, run_race
+from softmux.bench.race import Contender, closing, run_race
 from softmux.bench.report import wide_console
 from softmux.bench.slo import parse_slo
 from softmux.bench.vllm_peers import NAMES as VLLM
@@ -65,13 +65,10 @@ def main(arguments: Sequence[str]) -> int:
         contenders += peers
         console.print(f"{spec.model_id} in {spec.dtype} on {spec.device}, {os.cpu_count()} CPUs")
         console.print(plan.words())
-        try:
+        with closing(contenders):
             race = run_race(
                 plan, contenders, repeats=options.repeats, slo=parse_slo(options.goodput), watch=watcher(console)
             )
-        finally:
-            for target in {id(contender.target): contender.target for contender in contenders}.values():
-                target.close()
     about = {"model": spec.model_id, "dtype": spec.dtype, "device": spec.device}
     publish(console, race, plan, options, ["offline", *arguments], about)
     return 0

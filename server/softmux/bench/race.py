@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from softmux.bench.load import Load, Plan
@@ -41,6 +42,16 @@ class Race:
             ]
             for name in others
         }
+
+
+@contextlib.contextmanager
+def closing(contenders: Sequence[Contender]) -> Iterator[None]:
+    """Closes their targets at the end, each once: contenders may share one."""
+    try:
+        yield
+    finally:
+        for target in {id(contender.target): contender.target for contender in contenders}.values():
+            target.close()
 
 
 def run_race(

@@ -15,7 +15,7 @@ from softmux.bench.client import Endpoint
 from softmux.bench.clients import HttpTarget
 from softmux.bench.load import Load
 from softmux.bench.options import add_load_options, check_options, plan_of, publish, watcher
-from softmux.bench.race import Contender, run_race
+from softmux.bench.race import Contender, closing, run_race
 from softmux.bench.report import wide_console
 from softmux.bench.slo import parse_slo
 from softmux.errors import InvalidRequest
@@ -48,13 +48,10 @@ def main(arguments: Sequence[str]) -> int:
     how = "streaming" if options.stream else "whole replies"
     console.print(f"{endpoint.model} at {options.url}{endpoint.path}, {how}, {options.client_processes} client(s)")
     console.print(plan.words())
-    try:
+    with closing(contenders):
         race = run_race(
             plan, contenders, repeats=options.repeats, slo=parse_slo(options.goodput), watch=watcher(console)
         )
-    finally:
-        for target in {id(contender.target): contender.target for contender in contenders}.values():
-            target.close()
     about = {"model": endpoint.model, "url": options.url, "path": endpoint.path, "stream": options.stream}
     publish(console, race, plan, options, ["serve", *_without_key(arguments)], about)
     return 0 if all(summary.completed for runs in race.summaries.values() for summary in runs) else 1

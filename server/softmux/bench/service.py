@@ -20,7 +20,7 @@ from softmux.bench.load import Plan
 from softmux.bench.mixes import TaskMix
 from softmux.bench.offline import OfflineEngine, OfflineTarget
 from softmux.bench.peers import load_base
-from softmux.bench.race import Contender, Race, run_race
+from softmux.bench.race import Contender, Race, closing, run_race
 from softmux.bench.workload import make_adapters
 from softmux.formats.folder import load_folder
 from softmux.settings import Settings
@@ -88,7 +88,6 @@ def run_service(model: str, *, threads: int, repeats: int, clients: int = 64, ta
                 Contender("HTTP, whole replies", HttpTarget("whole", Endpoint(server.url, stream=False))),
                 Contender("HTTP, streaming", HttpTarget("streaming", Endpoint(server.url))),
             ]
-            race = run_race(plan, contenders, repeats=repeats)
-            for contender in contenders:
-                contender.target.close()
+            with closing(contenders):
+                race = run_race(plan, contenders, repeats=repeats)
     return plan, race

@@ -15,8 +15,8 @@ from softmux.engine.kernels.launch import follows, pdl_options
 def _add_norm(
     x_ptr, residual_ptr, weight_ptr, out_ptr, width, eps, ADD: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
 ):
-    row = tl.program_id(0).to(tl.int64)
     follows(PDL)
+    row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     live = at < width
     x = tl.load(x_ptr + row * width + at, mask=live, other=0.0)
@@ -56,8 +56,8 @@ class RMSNorm(NamedTuple):
 
 @triton.jit
 def _silu_mul(x_ptr, out_ptr, width, BLOCK: tl.constexpr, PDL: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
     follows(PDL)
+    row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     live = at < width
     gate = tl.load(x_ptr + row * 2 * width + at, mask=live, other=0.0)

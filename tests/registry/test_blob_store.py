@@ -60,6 +60,26 @@ def test_a_damaged_blob_is_put_aside_and_healed_by_a_new_upload(tmp_path: Path) 
     assert store.get("default", _sha(data)) == data
 
 
+def test_a_blob_collected_while_it_is_put_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a collector does whose grace period is shorter than the put."""
+    store = BlobStore(tmp_path.as_uri())
+    store.put("default", _sha(b"x"), b"x")
+    found, left = store.get, 2
+
+    def collected(tenant: str, sha256: str) -> bytes:
+        nonlocal left
+        data = found(tenant, sha256)
+        if left:
+            left -= 1
+            store.delete(tenant, sha256)
+        return data
+
+    monkeypatch.setattr(store, "get", collected)
+    store.put("default", _sha(b"x"), b"x")
+    monkeypatch.undo()
+    assert store.get("default", _sha(b"x")) == b"x"
+
+
 def test_an_unwritable_store_says_so(tmp_path: Path) -> None:
     store = BlobStore(tmp_path.as_uri())
     (tmp_path / "default").write_bytes(b"a file where a folder should be")

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_PUTS = 5
+"""How often a put writes a blob anew that somebody deletes under its hands."""
+
 
 def default_blob_url(data: Path) -> str:
     """Where blobs lie without a setting: `<data>/blobs`."""
@@ -48,16 +51,19 @@ class BlobStore:
 
     def put(self, tenant: str, sha256: str, data: bytes) -> None:
         """Makes `data` readable under its hash (`sha256:…`). A sound blob already there stays; a damaged one is
-        put aside and replaced."""
-        try:
-            self.get(tenant, sha256)
-        except BlobDamaged:
-            path = _path(tenant, sha256)
+        put aside and replaced, and one that a collector deletes meanwhile is written again."""
+        path = _path(tenant, sha256)
+        for _ in range(_PUTS):
             try:
-                obstore.put(self._store, path, data)
-            except (BaseError, OSError) as error:
-                raise self._down(error) from error
-        self._sync(_path(tenant, sha256))  # also one found there: its writer may not have come so far
+                self.get(tenant, sha256)
+            except BlobDamaged:
+                try:
+                    obstore.put(self._store, path, data)
+                except (BaseError, OSError) as error:
+                    raise self._down(error) from error
+            if self._sync(path):  # also one found there: its writer may not have come so far
+                return
+        raise RegistryDown(f"file {sha256} was deleted from {self.url} as often as it was put: send the upload again")
 
     def get(self, tenant: str, sha256: str) -> bytes:
         """The blob's bytes, hash checked. Raises `BlobDamaged` where it is gone or another: then it is put aside."""
@@ -95,10 +101,10 @@ class BlobStore:
             raise self._down(error) from error
         return aside
 
-    def _sync(self, path: str) -> None:
-        """Local files only: the file, and every folder from it up to the root, which may be new."""
+    def _sync(self, path: str) -> bool:
+        """Local files only: the file, and every folder from it up to the root, which may be new. False: it is gone."""
         if self._root is None:
-            return
+            return True
         try:
             target = self._root / path
             for place in (target, *(folder for folder in target.parents if folder.is_relative_to(self._root))):
@@ -107,8 +113,11 @@ class BlobStore:
                     os.fsync(descriptor)
                 finally:
                     os.close(descriptor)
+        except FileNotFoundError:
+            return False
         except OSError as error:
             raise self._down(error) from error
+        return True
 
     def _down(self, error: Exception) -> RegistryDown:
         return RegistryDown(

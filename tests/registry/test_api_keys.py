@@ -17,7 +17,7 @@ def test_a_key_tells_who_holds_it_until_it_is_revoked(registry: Registry, runner
     async def story() -> None:
         keys = registry.keys
         assert not keys.has_keys()
-        await keys.create_tenant("acme")
+        await registry.tenants.create("acme", actor="t")
         key_id, secret = await keys.create_key("acme", "publisher")
         assert secret.startswith(f"sk-softmux-{key_id}-")
         assert keys.has_keys()
@@ -49,18 +49,12 @@ def test_no_secret_is_stored(registry: Registry, runner: asyncio.Runner, tmp_pat
     assert b"from outside" not in log
 
 
-def test_tenants(registry: Registry, runner: asyncio.Runner) -> None:
+def test_what_a_key_can_not_be_made_of(registry: Registry, runner: asyncio.Runner) -> None:
     async def story() -> None:
-        assert await registry.keys.tenants() == ["default"]
-        assert await registry.keys.create_tenant("acme")
-        assert not await registry.keys.create_tenant("acme")
-        assert await registry.keys.tenants() == ["acme", "default"]
-        with pytest.raises(InvalidRequest, match="not allowed"):
-            await registry.keys.create_tenant("Ac:me")
         with pytest.raises(NotFound, match="tenant create nobody"):
             await registry.keys.create_key("nobody", "user")
         with pytest.raises(InvalidRequest, match="publisher"):
-            await registry.keys.create_key("acme", "root")  # type: ignore[arg-type]
+            await registry.keys.create_key("default", "root")  # type: ignore[arg-type]
         with pytest.raises(NotFound, match="key list"):
             await registry.keys.revoke_key("nothing")
 
@@ -69,7 +63,7 @@ def test_tenants(registry: Registry, runner: asyncio.Runner) -> None:
 
 def test_keys_are_listed_without_what_opens(registry: Registry, runner: asyncio.Runner) -> None:
     async def story() -> None:
-        await registry.keys.create_tenant("acme")
+        await registry.tenants.create("acme", actor="t")
         first, secret = await registry.keys.create_key("acme", "user")
         second, _ = await registry.keys.create_key("default", "admin")
         await registry.keys.revoke_key(second)

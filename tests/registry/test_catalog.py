@@ -75,7 +75,7 @@ def test_changes_by_another_process_show_within_a_second(
         await eventually(lambda: _resolved(registry, "mood") == 1, 1, "the roll-back is seen")
         await other.delete("default", "mood")
         await eventually(lambda: _resolved(registry, "mood") is None, 1, "the deletion is seen")
-        await other.keys.create_tenant("acme")
+        await other.tenants.create("acme", actor="t")
         await other.publish("acme", "mood", *adapter(1), actor="t")
         await eventually(lambda: len(registry.catalog) == 1, 1, "a new tenant's task is seen")
 

@@ -44,7 +44,7 @@ class RegistryMachine(RuleBasedStateMachine):
         self.runner = asyncio.Runner()
         self.registry = self.runner.run(Registry.open(None, self.folder))
         self.runner.run(self.registry.follow())
-        self.runner.run(self.registry.keys.create_tenant("acme"))
+        self.runner.run(self.registry.tenants.create("acme", actor="t"))
         self.model = {(tenant, task): _Task() for tenant in ("default", "acme") for task in ("a", "a.b", "b")}
 
     def teardown(self) -> None:

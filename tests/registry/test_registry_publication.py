@@ -111,7 +111,7 @@ def test_tenants_are_apart(registry: Registry, runner: asyncio.Runner) -> None:
     async def story() -> None:
         with pytest.raises(NotFound, match="tenant create acme"):
             await registry.publish("acme", "mood", *adapter(1), actor="t")
-        await registry.keys.create_tenant("acme")
+        await registry.tenants.create("acme", actor="t")
         await registry.publish("acme", "mood", *adapter(1), actor="t")
         with pytest.raises(TaskNotFound):
             await registry.active("default", "mood", BASE)

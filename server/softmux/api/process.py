@@ -41,7 +41,6 @@ from softmux.api.services import Services
 from softmux.api.siblings import Siblings
 from softmux.api.tokenizer import Tokenizer
 from softmux.errors import EngineDown, RegistryDown
-from softmux.registry.follower import Change
 from softmux.registry.registry import Registry
 from softmux.settings import Settings
 from softmux.telemetry.exposition import Metrics
@@ -135,7 +134,8 @@ class ApiProcess:
     async def _see(self, change: Changed) -> None:
         with contextlib.suppress(RegistryDown):  # its follower will see it once the registry is back
             if change.task is None:
-                await self._registry.keys.apply([Change("keys", "", "")])
+                for view in (self._registry.tenants, self._registry.keys):
+                    await view.reload()
             else:
                 await self._registry.catalog.refresh(change.tenant, change.task)
         self._line.send(Answer(change.id))

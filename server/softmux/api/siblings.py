@@ -19,7 +19,7 @@ class Siblings:
         return () if answer is None else answer.samples
 
     async def see(self, tenant: str, task: str | None) -> None:
-        """Returns once all the others know of a change to a task (or, where that is None, to a key): whichever process
-        the client's next request comes to, it finds what was done. One that does not answer within a second is not
-        waited for: it hears of the change from the registry."""
+        """Returns once all the others know of a change to a task (or, where that is None, to a tenant or a key):
+        whichever process the client's next request comes to, it finds what was done. One that does not answer within a
+        second is not waited for: it hears of the change from the registry."""
         await self._line.ask(lambda number: Changed(number, tenant, task), _SEE_SECONDS)

@@ -44,14 +44,14 @@ def create_tenant(
     data: Data = DEFAULT_DATA,
 ) -> None:
     """Create a tenant."""
-    created = _on_registry(redis, data, lambda registry: registry.keys.create_tenant(name))
+    _, created = _on_registry(redis, data, lambda registry: registry.tenants.create(name, actor="cli"))
     typer.echo(f"tenant {name} is created" if created else f"tenant {name} is there already")
 
 
 @tenants.command("list")
 def list_tenants(redis: Redis = None, data: Data = DEFAULT_DATA, json_: Json = False) -> None:
     """List the tenants."""
-    names = _on_registry(redis, data, lambda registry: registry.keys.tenants())
+    names = [tenant.name for tenant in _on_registry(redis, data, lambda registry: registry.tenants.list())]
     if json_:
         as_json(names)
     else:

@@ -20,7 +20,7 @@ POLL_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """`kind` is `task` or `keys`; `task` is empty for keys."""
+    """`kind` is `task`, `tenant` or `keys`; `task` is empty but for a task."""
 
     kind: str
     tenant: str

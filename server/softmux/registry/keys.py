@@ -1,4 +1,4 @@
-"""Tenants and API keys. A key is shown once; Redis keeps its SHA-256, which is enough for 32 random bytes."""
+"""API keys. A key is shown once; Redis keeps its SHA-256, which is enough for 32 random bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from softmux.errors import InvalidRequest, NotFound, RegistryDown
 from softmux.registry import scripts
 from softmux.registry.connection import Connection
 from softmux.registry.follower import Change
-from softmux.registry.keyspace import CHANGES, KEYS, SEQ, TENANTS, check_name
+from softmux.registry.keyspace import CHANGES, KEYS, SEQ, TENANTS
+from softmux.registry.tenants import no_tenant
 from softmux.types import DEFAULT_TENANT
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,11 @@ class Identity(msgspec.Struct, frozen=True):
     tenant: str
     role: Role
     key_id: str
+
+    @property
+    def actor(self) -> str:
+        """As the audit log names it: the tenant and the key's id."""
+        return f"{self.tenant}/{self.key_id or 'no key'}"
 
     def may(self, role: Role) -> bool:
         return ROLES.index(self.role) >= ROLES.index(role)
@@ -92,16 +98,6 @@ class KeyRing:
     def has_keys(self) -> bool:
         """Whether a key was ever made, revoked ones included: revoking the last one must not open the server."""
         return self._any
-
-    async def create_tenant(self, name: str) -> bool:
-        """Whether it is new. Raises `InvalidRequest` for a name that isn't allowed."""
-        check_name(name, "tenant")
-        now = time.time()
-        return bool(await self._connection.call(lambda client: client.hsetnx(TENANTS, name, str(now))))
-
-    async def tenants(self) -> list[str]:
-        names = await self._connection.call(lambda client: client.hkeys(TENANTS))
-        return sorted(name.decode() for name in names)
 
     async def create_key(self, tenant: str, role: Role) -> tuple[str, str]:
         """The new key's id, and the key itself, which can't be had again. Raises `NotFound` for an unknown tenant."""
@@ -187,9 +183,7 @@ class KeyRing:
             scripts.PUT_KEY, [SEQ, CHANGES, TENANTS, KEYS], [record.tenant, record.id, msgspec.json.encode(record)]
         )
         if reply[0] == b"no_tenant":
-            raise NotFound(
-                f"there is no tenant {record.tenant!r}: create it with `softmux tenant create {record.tenant}`"
-            )
+            raise no_tenant(record.tenant)
         try:
             await self.reload()
         except RegistryDown as error:  # what was done is done; the follower sees it when Redis is back

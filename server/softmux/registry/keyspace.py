@@ -2,8 +2,9 @@
 
 softmux:id                          string  random name of this registry, made once; another one means another registry
 softmux:seq                         string  counts changes, one up with each
-softmux:changes                     stream  one entry a change, its id is `<seq>-0`: kind (task | keys), tenant, task
-softmux:tenants                     hash    tenant -> time it was made
+softmux:changes                     stream  one entry a change, `<seq>-0`: kind (task | tenant | keys), tenant, task
+softmux:audit                       stream  one entry a change that somebody made, who and what; never trimmed
+softmux:tenants                     hash    tenant -> TenantRecord (JSON; older ones just the time they were made)
 softmux:keys                        hash    key id -> KeyRecord (JSON; a key is looked up before its tenant is known)
 
 softmux:t:<tenant>:tasks            zset    names of the tasks that have versions, all of score 0 (so: by name)
@@ -33,6 +34,7 @@ _NAME = re.compile(NAME_PATTERN.removesuffix("$") + r"\Z")
 ID = "softmux:id"
 SEQ = "softmux:seq"
 CHANGES = "softmux:changes"
+AUDIT = "softmux:audit"
 TENANTS = "softmux:tenants"
 KEYS = "softmux:keys"
 

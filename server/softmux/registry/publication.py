@@ -11,13 +11,14 @@ from collections.abc import Mapping
 
 import msgspec
 
-from softmux.errors import InternalError, NotFound, RegistryDown, TaskNotFound, VersionNotFound
+from softmux.errors import InternalError, RegistryDown, TaskNotFound, VersionNotFound
 from softmux.registry import scripts
 from softmux.registry.blobs import BlobStore
 from softmux.registry.connection import Connection
 from softmux.registry.files import is_inline
 from softmux.registry.keyspace import CHANGES, SEQ, TENANTS, check_name, of_task, of_tenant
 from softmux.registry.records import Published, StoredVersion, VersionRecord, decode_stored
+from softmux.registry.tenants import no_tenant
 from softmux.types import Manifest
 
 BLOB_DELETION_SECONDS = 60.0
@@ -76,7 +77,7 @@ class Publisher:
         if state == "present":
             return None
         if state == "no_tenant":
-            raise NotFound(f"there is no tenant {tenant!r}: create it with `softmux tenant create {tenant}`")
+            raise no_tenant(tenant)
         if state != "ok":
             raise RegistryDown("the files could not be kept in the blob store long enough: send the upload again")
         number = int(reply[1])

@@ -9,6 +9,8 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
+
 from softmux.errors import RegistryDown
 from softmux.registry.blobs import BlobStore, default_blob_url
 from softmux.registry.catalog import Catalog
@@ -20,6 +22,7 @@ from softmux.registry.keys import KeyRing
 from softmux.registry.keyspace import ID, TENANTS
 from softmux.registry.publication import Publisher
 from softmux.registry.records import Published, TaskPage, VersionRecord
+from softmux.registry.tenants import TenantRecord, Tenants
 from softmux.registry.versions import VersionReader
 from softmux.types import DEFAULT_TENANT, Manifest
 
@@ -29,7 +32,7 @@ _COLLECT_SECONDS = 300.0
 
 
 class Registry:
-    """Belongs to one event loop. `catalog` and `keys` answer from memory once `follow` was called.
+    """Belongs to one event loop. `catalog`, `tenants` and `keys` answer from memory once `follow` was called.
 
     `url` and `blob_url` are what another process (the worker's `BlobReader`) opens the same registry by, for as long
     as this one is open.
@@ -43,6 +46,7 @@ class Registry:
         self._publisher = Publisher(connection, blobs)
         self._versions = VersionReader(connection, blobs)
         self._collector = Collector(connection, blobs)
+        self.tenants = Tenants(connection)
         self.keys = KeyRing(connection)
         self.catalog = Catalog(connection, self._versions)
         self._follower: Follower | None = None
@@ -69,11 +73,11 @@ class Registry:
         return registry
 
     async def follow(self, *, collect: bool = True) -> None:
-        """Loads `catalog` and `keys` and keeps them current from now on. Raises `RegistryDown`.
+        """Loads `catalog`, `tenants` and `keys` and keeps them current from now on. Raises `RegistryDown`.
 
         `collect`: this is the process of its server that collects what is no longer used.
         """
-        follower = Follower(self.url, (self.catalog, self.keys))
+        follower = Follower(self.url, (self.catalog, self.tenants, self.keys))
         try:
             await follower.start()
         except BaseException:
@@ -164,7 +168,8 @@ class Registry:
 
     async def _prepare(self) -> None:
         await self._connection.call(lambda client: client.setnx(ID, uuid.uuid4().hex))
-        await self._connection.call(lambda client: client.hsetnx(TENANTS, DEFAULT_TENANT, str(time.time())))
+        default = msgspec.json.encode(TenantRecord(name=DEFAULT_TENANT, created_at=time.time()))
+        await self._connection.call(lambda client: client.hsetnx(TENANTS, DEFAULT_TENANT, default))
 
     async def _refresh(self, tenant: str, task: str) -> None:
         if self._follower is None:

@@ -10,6 +10,13 @@ local function changed(seq, changes, kind, tenant, task)
 end
 """
 
+_AUDITED = """
+local function audited(audit, actor, action, tenant, task, version, digest, detail)
+  redis.call('XADD', audit, '*', 'actor', actor, 'action', action, 'tenant', tenant, 'task', task,
+             'version', version, 'digest', digest, 'detail', detail)
+end
+"""
+
 PUBLISH = (
     _CHANGED
     + """
@@ -172,6 +179,23 @@ if redis.call('HGET', keys, id) ~= record then
   redis.call('HSET', keys, id, record)
   changed(seq, changes, 'keys', tenant, '')
 end
+return {'ok'}
+"""
+)
+
+PUT_TENANT = (
+    _CHANGED
+    + _AUDITED
+    + """
+-- KEYS: seq changes audit tenants; ARGV: tenant expected record actor action detail. Answers {state, what is there}.
+local seq, changes, audit, tenants = unpack(KEYS)
+local tenant, expected, record, actor, action, detail = unpack(ARGV)
+local current = redis.call('HGET', tenants, tenant) or ''
+if current == record then return {'ok'} end  -- our own, its reply was lost
+if current ~= expected then return {'other', current} end
+redis.call('HSET', tenants, tenant, record)
+audited(audit, actor, action, tenant, '', '', '', detail)
+changed(seq, changes, 'tenant', tenant, '')
 return {'ok'}
 """
 )

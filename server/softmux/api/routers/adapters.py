@@ -84,7 +84,7 @@ async def put(request: Request, task: str, activate: bool = True) -> Response:
                 files,
                 activate=activate,
                 warnings=admission.warnings,
-                actor=caller.key_id or "local",
+                actor=caller.actor,
             )
         await services.siblings.see(caller.tenant, task)
     except SoftmuxError as error:

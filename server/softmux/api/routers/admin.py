@@ -43,14 +43,14 @@ def key_json(record: KeyRecord) -> dict[str, Any]:
 @router.get("/tenants", summary="All tenants")
 async def tenants(request: Request) -> dict[str, Any]:
     require(request, "admin")
-    return {"data": [{"name": name} for name in await services_of(request).registry.keys.tenants()]}
+    return {"data": [{"name": tenant.name} for tenant in await services_of(request).registry.tenants.list()]}
 
 
 @router.post("/tenants", openapi_extra=described(TenantBody), status_code=201, summary="Create a tenant")
 async def create_tenant(request: Request) -> Response:
-    require(request, "admin")
+    caller = require(request, "admin")
     body = await read_json(request, TenantBody, _MAX_BODY)
-    created = await services_of(request).registry.keys.create_tenant(body.name)
+    _, created = await services_of(request).registry.tenants.create(body.name, actor=caller.actor)
     return JSONResponse({"name": body.name}, 201 if created else 200)
 
 

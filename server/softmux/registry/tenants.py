@@ -1,0 +1,165 @@
+"""Tenants: who shares the server, what share of it each has, and what limits it keeps to."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from softmux.errors import InvalidRequest, NotFound, RegistryDown
+from softmux.registry import scripts
+from softmux.registry.connection import Connection
+from softmux.registry.follower import Change
+from softmux.registry.keyspace import AUDIT, CHANGES, SEQ, TENANTS, check_name
+
+log = logging.getLogger(__name__)
+
+MOST_WEIGHT = 1000.0
+_MOST_LIMIT = 2**53
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a tenant may use; None is no limit, 0 nothing at all."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    tokens_in_flight: int | None = None
+    """Of all its requests that wait or run: their prompts, and what they may generate."""
+    stored_bytes: int | None = None
+    """Of the files of all its versions."""
+    adapters: int | None = None
+    """Tasks it may have."""
+
+
+class TenantRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A tenant. `created_at`: Unix s. `weight`: its share of the engine beside other tenants' that want it, too."""
+
+    name: str
+    created_at: float
+    weight: float = 1.0
+    limits: Limits = Limits()
+
+
+_record = msgspec.json.Decoder(TenantRecord | float)
+
+
+def no_tenant(name: str) -> NotFound:
+    return NotFound(f"there is no tenant {name!r}: create it with `softmux tenant create {name}`", param="tenant")
+
+
+def decode_tenant(name: str, data: bytes) -> TenantRecord:
+    """A tenant as Redis has it: its record, or the time it was made, which is all that was kept once."""
+    record = _record.decode(data)
+    return record if isinstance(record, TenantRecord) else TenantRecord(name=name, created_at=record)
+
+
+class Tenants:
+    """Tenants in Redis, and a view of them in memory that a `Follower` feeds."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._records: dict[str, TenantRecord] = {}
+        self._reading = asyncio.Lock()  # so that a later read never loses to an earlier one
+
+    def get(self, name: str) -> TenantRecord:
+        """From memory. A tenant not heard of (made, or deleted, this very moment) is one of weight 1 and no limits."""
+        return self._records.get(name) or TenantRecord(name=name, created_at=0.0)
+
+    async def list(self) -> list[TenantRecord]:
+        """By name, from Redis."""
+        return sorted((await self._read()).values(), key=lambda record: record.name)
+
+    async def find(self, name: str) -> TenantRecord:
+        """From Redis. Raises `NotFound`."""
+        return decode_tenant(name, await self._stored(name))
+
+    async def create(
+        self, name: str, *, weight: float = 1.0, limits: Limits | None = None, actor: str
+    ) -> tuple[TenantRecord, bool]:
+        """The tenant, and whether it is new: one that is there stays as it is. Raises `InvalidRequest`."""
+        check_name(name, "tenant")
+        record = TenantRecord(name=name, created_at=time.time(), weight=weight, limits=limits or Limits())
+        _check(record)
+        present = await self._put(record, b"", actor, "tenant.create")
+        return (record, True) if present is None else (decode_tenant(name, present), False)
+
+    async def set(
+        self, name: str, *, weight: float | None = None, limits: Mapping[str, int | None] | None = None, actor: str
+    ) -> TenantRecord:
+        """Changes the weight, or the limits named by their fields, and nothing else.
+
+        Raises `NotFound`, and `InvalidRequest` for what can't be a weight or a limit.
+        """
+        unknown = set(limits or ()) - set(Limits.__struct_fields__)
+        if unknown:
+            raise InvalidRequest(
+                f"there is no limit {min(unknown)!r}: it is one of {', '.join(Limits.__struct_fields__)}",
+                param="limits",
+            )
+        stored = await self._stored(name)
+        while True:
+            before = decode_tenant(name, stored)
+            record = msgspec.structs.replace(
+                before,
+                weight=before.weight if weight is None else weight,
+                limits=msgspec.structs.replace(before.limits, **(limits or {})),
+            )
+            _check(record)
+            if record == before:
+                return before
+            present = await self._put(record, stored, actor, "tenant.set")
+            if present is None:
+                return record
+            if not present:
+                raise no_tenant(name)
+            stored = present  # another change came between: this one is made on top of it
+
+    async def reload(self) -> None:
+        async with self._reading:
+            self._records = await self._read()
+
+    async def apply(self, changes: Sequence[Change]) -> None:
+        if any(change.kind == "tenant" for change in changes):
+            await self.reload()
+
+    def confirm(self) -> None:
+        """What it knows stays good however old it is."""
+
+    async def _read(self) -> dict[str, TenantRecord]:
+        stored: dict[bytes, bytes] = await self._connection.call(lambda client: client.hgetall(TENANTS))
+        return {name.decode(): decode_tenant(name.decode(), data) for name, data in stored.items()}
+
+    async def _stored(self, name: str) -> bytes:
+        data: bytes | None = await self._connection.call(lambda client: client.hget(TENANTS, name))
+        if data is None:
+            raise no_tenant(name)
+        return data
+
+    async def _put(self, record: TenantRecord, expected: bytes, actor: str, action: str) -> bytes | None:
+        """Puts `record` in the place of `expected` (empty: of nothing); where another one is there, answers that."""
+        detail = msgspec.json.encode({"weight": record.weight, "limits": record.limits})
+        reply = await self._connection.script(
+            scripts.PUT_TENANT,
+            [SEQ, CHANGES, AUDIT, TENANTS],
+            [record.name, expected, msgspec.json.encode(record), actor, action, detail],
+        )
+        if reply[0] == b"other":
+            return bytes(reply[1])
+        try:
+            await self.reload()
+        except RegistryDown as error:  # what was done is done; the follower sees it when Redis is back
+            log.warning("the change to tenant %s will count with the registry's return: %s", record.name, error.message)
+        return None
+
+
+def _check(record: TenantRecord) -> None:
+    if not (math.isfinite(record.weight) and 0 < record.weight <= MOST_WEIGHT):
+        raise InvalidRequest(f"a weight is above 0 and at most {MOST_WEIGHT:g}, not {record.weight}", param="weight")
+    for name in Limits.__struct_fields__:
+        value = getattr(record.limits, name)
+        if value is not None and not 0 <= value <= _MOST_LIMIT:
+            raise InvalidRequest(f"{name} is a whole number from 0 on, or none, not {value}", param=f"limits.{name}")

@@ -27,7 +27,7 @@ from softmux.registry.registry import Registry
 async def main():
     registry = await Registry.open(None, Path(sys.argv[1]))
     if sys.argv[2] == "key":
-        print((await registry.keys.create_key("default", "user"))[1], flush=True)
+        print((await registry.keys.create_key("default", "user", actor="t"))[1], flush=True)
     else:
         await registry.follow()
         print("open", flush=True)
@@ -132,9 +132,9 @@ def test_while_redis_is_away_changes_are_refused_within_a_second_and_resolve_goe
         try:
             for question in (
                 registry.publish("default", "mood", *adapter(2), actor="t"),
-                registry.activate("default", "mood", 1),
+                registry.activate("default", "mood", 1, actor="t"),
                 registry.versions("default", "mood"),
-                registry.keys.create_key("default", "user"),
+                registry.keys.create_key("default", "user", actor="t"),
             ):
                 start = time.monotonic()
                 with pytest.raises(RegistryDown, match="check that Redis runs"):
@@ -149,7 +149,7 @@ def test_while_redis_is_away_changes_are_refused_within_a_second_and_resolve_goe
         assert not is_running(pid)
         start = time.monotonic()
         with pytest.raises(RegistryDown):
-            await registry.delete("default", "mood")
+            await registry.delete("default", "mood", actor="t")
         assert time.monotonic() - start < 1.5
         assert registry.catalog.resolve("default", "mood", None, BASE) == again.version
         server = await Registry.open(None, tmp_path / "server")

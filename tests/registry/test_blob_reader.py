@@ -39,7 +39,7 @@ def test_threads_read_small_and_large_versions(registry: Registry, runner: async
 def test_a_deleted_task_can_be_read_by_requests_that_run(registry: Registry, runner: asyncio.Runner) -> None:
     manifest, files = adapter("mood", size=LARGE)
     runner.run(registry.publish("default", "mood", manifest, files, actor="t"))
-    runner.run(registry.delete("default", "mood"))
+    runner.run(registry.delete("default", "mood", actor="t"))
     runner.run(registry.collect())
     reader = BlobReader(registry.url, registry.blob_url)
     assert reader.read("default", manifest.digest)[1] == dict(files)

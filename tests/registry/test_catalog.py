@@ -36,10 +36,10 @@ def test_a_change_of_its_own_shows_on_return(registry: Registry, runner: asyncio
         for number in (1, 2, 3):
             published = await registry.publish("default", "mood", *adapter(number), actor="t")
             assert registry.catalog.resolve("default", "mood", None, BASE) == published.version
-        await registry.activate("default", "mood", 1)
+        await registry.activate("default", "mood", 1, actor="t")
         assert _resolved(registry, "mood") == 1
         assert registry.catalog.resolve("default", "mood", 3, BASE).active is False
-        await registry.delete("default", "mood")
+        await registry.delete("default", "mood", actor="t")
         with pytest.raises(TaskNotFound):
             registry.catalog.resolve("default", "mood", None, BASE)
 
@@ -71,9 +71,9 @@ def test_changes_by_another_process_show_within_a_second(
         await eventually(lambda: _resolved(registry, "mood") == 1, 1, "the upload is seen")
         await other.publish("default", "mood", *adapter(2), actor="t")
         await eventually(lambda: _resolved(registry, "mood") == 2, 1, "the new version is seen")
-        await other.activate("default", "mood", 1)
+        await other.activate("default", "mood", 1, actor="t")
         await eventually(lambda: _resolved(registry, "mood") == 1, 1, "the roll-back is seen")
-        await other.delete("default", "mood")
+        await other.delete("default", "mood", actor="t")
         await eventually(lambda: _resolved(registry, "mood") is None, 1, "the deletion is seen")
         await other.tenants.create("acme", actor="t")
         await other.publish("acme", "mood", *adapter(1), actor="t")

@@ -24,7 +24,7 @@ def test_nothing_is_left_of_what_was_deleted(registry: Registry, runner: asyncio
     async def story() -> None:
         for number in range(3):
             await registry.publish("default", "mood", *adapter(number, size=LARGE), actor="t")
-        await registry.delete("default", "mood")
+        await registry.delete("default", "mood", actor="t")
         assert await registry.collect() == 0, "the grace period has not passed"
         assert _blobs(tmp_path) == 3
         assert await registry.collect(grace=0) == 3
@@ -39,11 +39,11 @@ def test_shared_files_stay_while_one_has_them(registry: Registry, runner: asynci
         manifest, files = adapter(1, size=LARGE)
         await registry.publish("default", "one", manifest, files, actor="t")
         await registry.publish("default", "two", manifest, files, actor="t")
-        await registry.delete("default", "one")
+        await registry.delete("default", "one", actor="t")
         assert await registry.collect(grace=0) == 0
         for name, data in files.items():
             assert await registry.file("default", "two", 1, name) == data
-        await registry.delete("default", "two")
+        await registry.delete("default", "two", actor="t")
         assert await registry.collect(grace=0) == 1
 
     runner.run(story())
@@ -63,7 +63,7 @@ def test_uploads_race_a_collector_without_grace(registry: Registry, runner: asyn
             made = await registry.publish("default", task, manifest, files, actor="t")
             for name, data in files.items():
                 assert await registry.file("default", task, made.version.version, name) == data
-            await registry.delete("default", task)
+            await registry.delete("default", task, actor="t")
 
     async def story() -> None:
         done = asyncio.Event()

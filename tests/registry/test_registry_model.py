@@ -81,20 +81,20 @@ class RegistryMachine(RuleBasedStateMachine):
     def activate(self, tenant: str, task: str, number: int) -> None:
         model = self.model[tenant, task]
         if number in model.versions:
-            assert self.runner.run(self.registry.activate(tenant, task, number)).version == number
+            assert self.runner.run(self.registry.activate(tenant, task, number, actor="t")).version == number
             model.active[model.versions[number].base_fingerprint] = number
         else:
             with pytest.raises(VersionNotFound if model.versions else TaskNotFound):
-                self.runner.run(self.registry.activate(tenant, task, number))
+                self.runner.run(self.registry.activate(tenant, task, number, actor="t"))
 
     @rule(tenant=TENANTS, task=TASKS)
     def delete(self, tenant: str, task: str) -> None:
         model = self.model[tenant, task]
         if model.versions:
-            self.runner.run(self.registry.delete(tenant, task))
+            self.runner.run(self.registry.delete(tenant, task, actor="t"))
         else:
             with pytest.raises(TaskNotFound):
-                self.runner.run(self.registry.delete(tenant, task))
+                self.runner.run(self.registry.delete(tenant, task, actor="t"))
         model.versions.clear()
         model.active.clear()
 

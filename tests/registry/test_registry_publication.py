@@ -45,7 +45,7 @@ def test_a_version_not_activated_waits(registry: Registry, runner: asyncio.Runne
         with pytest.raises(VersionNotFound, match="no active version"):
             await registry.active("default", "mood", BASE)
         assert (await registry.tasks("default", BASE)).data == ()
-        assert (await registry.activate("default", "mood", 1)).active
+        assert (await registry.activate("default", "mood", 1, actor="t")).active
         assert (await registry.active("default", "mood", BASE)).version == 1
 
     runner.run(story())
@@ -65,12 +65,12 @@ def test_bases_have_their_own_pointers(registry: Registry, runner: asyncio.Runne
 def test_numbers_are_never_used_again(registry: Registry, runner: asyncio.Runner) -> None:
     async def story() -> None:
         await registry.publish("default", "mood", *adapter(1), actor="t")
-        await registry.delete("default", "mood")
+        await registry.delete("default", "mood", actor="t")
         for question in (registry.active("default", "mood", BASE), registry.versions("default", "mood")):
             with pytest.raises(TaskNotFound):
                 await question
         with pytest.raises(TaskNotFound):
-            await registry.delete("default", "mood")
+            await registry.delete("default", "mood", actor="t")
         assert (await registry.publish("default", "mood", *adapter(1), actor="t")).version.version == 2
         with pytest.raises(VersionNotFound):
             await registry.version("default", "mood", 1)
@@ -85,7 +85,7 @@ def test_publish_if_absent_never_undoes_what_was_done(registry: Registry, runner
         assert made.version.active
         assert await registry.publish_if_absent("default", "mood", *adapter(1), actor="t") is None
         assert await registry.publish_if_absent("default", "mood", *adapter(2), actor="t") is None
-        await registry.delete("default", "mood")
+        await registry.delete("default", "mood", actor="t")
         assert await registry.publish_if_absent("default", "mood", *adapter(2), actor="t") is None
         with pytest.raises(TaskNotFound):
             await registry.active("default", "mood", BASE)
@@ -116,7 +116,7 @@ def test_tenants_are_apart(registry: Registry, runner: asyncio.Runner) -> None:
         with pytest.raises(TaskNotFound):
             await registry.active("default", "mood", BASE)
         assert (await registry.publish("default", "mood", *adapter(2), actor="t")).version.version == 1
-        await registry.delete("acme", "mood")
+        await registry.delete("acme", "mood", actor="t")
         assert (await registry.active("default", "mood", BASE)).version == 1
 
     runner.run(story())
@@ -131,10 +131,10 @@ def test_names_that_would_leave_their_place_are_refused(registry: Registry, runn
 def test_unknown_versions_say_so(registry: Registry, runner: asyncio.Runner) -> None:
     async def story() -> None:
         with pytest.raises(TaskNotFound):
-            await registry.activate("default", "mood", 1)
+            await registry.activate("default", "mood", 1, actor="t")
         await registry.publish("default", "mood", *adapter(1), actor="t")
         with pytest.raises(VersionNotFound, match="no version 7"):
-            await registry.activate("default", "mood", 7)
+            await registry.activate("default", "mood", 7, actor="t")
 
     runner.run(story())
 

@@ -71,7 +71,7 @@ def create_key(
         fail(f"there is no role {role}: it is one of user, publisher, admin")
 
     async def create(registry: Registry) -> tuple[str, str]:
-        return await registry.keys.create_key(tenant, role)  # type: ignore[arg-type]
+        return await registry.keys.create_key(tenant, role, actor="cli")  # type: ignore[arg-type]
 
     key_id, secret = _on_registry(redis, data, create)
     if json_:
@@ -110,5 +110,5 @@ def revoke_key(
     data: Data = DEFAULT_DATA,
 ) -> None:
     """Revoke a key: it is refused within 5 seconds, everywhere."""
-    _on_registry(redis, data, lambda registry: registry.keys.revoke_key(key_id))
+    _on_registry(redis, data, lambda registry: registry.keys.revoke_key(key_id, actor="cli"))
     typer.echo(f"key {key_id} is revoked")

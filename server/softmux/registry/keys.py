@@ -17,7 +17,7 @@ from softmux.errors import InvalidRequest, NotFound, RegistryDown
 from softmux.registry import scripts
 from softmux.registry.connection import Connection
 from softmux.registry.follower import Change
-from softmux.registry.keyspace import CHANGES, KEYS, SEQ, TENANTS
+from softmux.registry.keyspace import AUDIT, CHANGES, KEYS, SEQ, TENANTS
 from softmux.registry.tenants import no_tenant
 from softmux.types import DEFAULT_TENANT
 
@@ -99,7 +99,7 @@ class KeyRing:
         """Whether a key was ever made, revoked ones included: revoking the last one must not open the server."""
         return self._any
 
-    async def create_key(self, tenant: str, role: Role) -> tuple[str, str]:
+    async def create_key(self, tenant: str, role: Role, *, actor: str) -> tuple[str, str]:
         """The new key's id, and the key itself, which can't be had again. Raises `NotFound` for an unknown tenant."""
         if role not in ROLES:
             raise InvalidRequest(f"there is no role {role!r}: it is one of {', '.join(ROLES)}", param="role")
@@ -113,11 +113,13 @@ class KeyRing:
                 hash=_hash(secret),
                 prefix=secret[: len(f"sk-softmux-{key_id}-") + 4],
                 created_at=time.time(),
-            )
+            ),
+            actor,
+            "key.create",
         )
         return key_id, secret
 
-    async def revoke_key(self, key_id: str) -> KeyRecord:
+    async def revoke_key(self, key_id: str, *, actor: str) -> KeyRecord:
         """Revokes it here at once, elsewhere as soon as the change is seen. Raises `NotFound`."""
         data = await self._connection.call(lambda client: client.hget(KEYS, key_id))
         if data is None:
@@ -125,7 +127,7 @@ class KeyRing:
         record = _record.decode(data)
         if record.revoked_at is None:
             record = msgspec.structs.replace(record, revoked_at=time.time())
-            await self._put(record)
+            await self._put(record, actor, "key.revoke")
         return record
 
     async def list_keys(self, tenant: str | None = None) -> list[KeyRecord]:
@@ -157,7 +159,9 @@ class KeyRing:
                 hash=_hash(secret),
                 prefix="",
                 created_at=time.time(),
-            )
+            ),
+            "start",
+            "key.create",
         )
 
     async def reload(self) -> None:
@@ -178,9 +182,12 @@ class KeyRing:
         data = await self._connection.call(lambda client: client.hvals(KEYS))
         return [_record.decode(item) for item in data]
 
-    async def _put(self, record: KeyRecord) -> None:
+    async def _put(self, record: KeyRecord, actor: str, action: str) -> None:
+        detail = msgspec.json.encode({"key": record.id, "role": record.role})
         reply = await self._connection.script(
-            scripts.PUT_KEY, [SEQ, CHANGES, TENANTS, KEYS], [record.tenant, record.id, msgspec.json.encode(record)]
+            scripts.PUT_KEY,
+            [SEQ, CHANGES, AUDIT, TENANTS, KEYS],
+            [record.tenant, record.id, msgspec.json.encode(record), actor, action, detail],
         )
         if reply[0] == b"no_tenant":
             raise no_tenant(record.tenant)

@@ -14,6 +14,7 @@ softmux:t:<tenant>:versions:<task>  hash    version number -> StoredVersion (JSO
 softmux:t:<tenant>:active:<task>    hash    base fingerprint -> version number: the pointer that moves
 softmux:t:<tenant>:digests:<task>   hash    version digest -> version number
 softmux:t:<tenant>:manifests        hash    version digest -> Manifest (JSON)
+softmux:t:<tenant>:shares           hash    task -> Share (JSON): who else may use it
 softmux:t:<tenant>:refs             hash    version digest -> how many versions have it
 softmux:t:<tenant>:garbage          zset    version digest that no version has -> since when
 softmux:t:<tenant>:files            hash    file's sha256 -> its bytes, where it is small

@@ -16,8 +16,8 @@ from softmux.registry import scripts
 from softmux.registry.blobs import BlobStore
 from softmux.registry.connection import Connection
 from softmux.registry.files import is_inline
-from softmux.registry.keyspace import CHANGES, SEQ, TENANTS, check_name, of_task, of_tenant
-from softmux.registry.records import Published, StoredVersion, VersionRecord, decode_stored
+from softmux.registry.keyspace import AUDIT, CHANGES, SEQ, TENANTS, check_name, of_task, of_tenant
+from softmux.registry.records import Published, Share, StoredVersion, VersionRecord, decode_stored
 from softmux.registry.tenants import no_tenant
 from softmux.types import Manifest
 
@@ -84,12 +84,12 @@ class Publisher:
         record = decode_stored(reply[3]).record(tenant, task, number, active=reply[4] == reply[1])
         return Published(record, bool(reply[2]))
 
-    async def activate(self, tenant: str, task: str, number: int) -> VersionRecord:
+    async def activate(self, tenant: str, task: str, number: int, *, actor: str) -> VersionRecord:
         """Points the version's base at it. Raises `TaskNotFound`, `VersionNotFound`, `RegistryDown`."""
         reply = await self._connection.script(
             scripts.ACTIVATE,
-            [SEQ, CHANGES, of_task(tenant, "versions", task), of_task(tenant, "active", task)],
-            [tenant, task, number],
+            [SEQ, CHANGES, AUDIT, of_task(tenant, "versions", task), of_task(tenant, "active", task)],
+            [tenant, task, number, actor],
         )
         if reply[0] == b"no_task":
             raise no_task(task)
@@ -97,16 +97,28 @@ class Publisher:
             raise no_version(task, number)
         return decode_stored(reply[1]).record(tenant, task, number, active=True)
 
-    async def delete(self, tenant: str, task: str) -> None:
+    async def delete(self, tenant: str, task: str, *, actor: str) -> None:
         """Removes the task. Its numbers stay used, its files a while for requests that run. Raises `TaskNotFound`."""
         keys = [
             SEQ,
             CHANGES,
             of_tenant(tenant, "tasks"),
             *(of_task(tenant, kind, task) for kind in ("versions", "active", "digests")),
-            *(of_tenant(tenant, kind) for kind in ("refs", "garbage", "tombstones")),
+            *(of_tenant(tenant, kind) for kind in ("refs", "garbage", "tombstones", "shares")),
+            AUDIT,
         ]
-        reply = await self._connection.script(scripts.DELETE, keys, [tenant, task, uuid.uuid4().hex, time.time()])
+        args = [tenant, task, uuid.uuid4().hex, time.time(), actor]
+        reply = await self._connection.script(scripts.DELETE, keys, args)
+        if reply[0] == b"no_task":
+            raise no_task(task)
+
+    async def share(self, tenant: str, task: str, share: Share | None, *, actor: str) -> None:
+        """Lets others use the task as `share` says, and nobody beyond that; None: nobody. Raises `TaskNotFound`."""
+        reply = await self._connection.script(
+            scripts.SHARE,
+            [SEQ, CHANGES, AUDIT, of_task(tenant, "versions", task), of_tenant(tenant, "shares")],
+            [tenant, task, b"" if share is None else msgspec.json.encode(share), actor],
+        )
         if reply[0] == b"no_task":
             raise no_task(task)
 
@@ -144,6 +156,7 @@ class Publisher:
             of_tenant(tenant, "counters"),
             *(of_task(tenant, kind, task) for kind in ("versions", "active", "digests")),
             *(of_tenant(tenant, kind) for kind in ("manifests", "refs", "garbage", "files", "filerefs", "loose")),
+            AUDIT,
         ]
         args: list[str | bytes | int] = [
             tenant,
@@ -155,6 +168,7 @@ class Publisher:
             stored.publication,
             int(activate),
             int(only_new),
+            stored.actor,
         ]
         for entry in manifest.files:
             inline = is_inline(entry)

@@ -54,26 +54,42 @@ class StoredVersion(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class Share(msgspec.Struct, frozen=True, kw_only=True):
+    """Who beside its owner may use a task: the tenants named, or `everyone`. They generate and classify with it and
+    read its description; its files too with `files`; they change nothing."""
+
+    tenants: tuple[str, ...] = ()
+    everyone: bool = False
+    files: bool = False
+
+    def reaches(self, tenant: str) -> bool:
+        return self.everyone or tenant in self.tenants
+
+
 class TaskView(msgspec.Struct, frozen=True):
-    """A task whole: its versions by number, and the active one's number by base fingerprint."""
+    """A task whole: its versions by number, the active one's number by base fingerprint, and who else may use it."""
 
     versions: dict[int, VersionRecord]
     active: dict[str, int]
+    share: Share | None = None
 
 
 _stored = msgspec.json.Decoder(StoredVersion)
+_share = msgspec.json.Decoder(Share)
 
 
 def decode_stored(data: bytes) -> StoredVersion:
     return _stored.decode(data)
 
 
-def decode_task(tenant: str, task: str, versions: dict[bytes, bytes], active: dict[bytes, bytes]) -> TaskView:
-    """The view of the two hashes that Redis keeps of a task."""
+def decode_task(
+    tenant: str, task: str, versions: dict[bytes, bytes], active: dict[bytes, bytes], share: bytes | None
+) -> TaskView:
+    """The view of what Redis keeps of a task."""
     pointers = {base.decode(): int(number) for base, number in active.items()}
     records = {}
     for field, data in versions.items():
         stored, number = _stored.decode(data), int(field)
         is_active = pointers.get(stored.manifest.base_fingerprint) == number
         records[number] = stored.record(tenant, task, number, active=is_active)
-    return TaskView(records, pointers)
+    return TaskView(records, pointers, None if share is None else _share.decode(share))

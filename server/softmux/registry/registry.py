@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from softmux.errors import RegistryDown
+from softmux.registry.audit import AuditLog
 from softmux.registry.blobs import BlobStore, default_blob_url
 from softmux.registry.catalog import Catalog
 from softmux.registry.collector import GRACE_SECONDS, Collector
@@ -21,7 +22,7 @@ from softmux.registry.follower import Follower
 from softmux.registry.keys import KeyRing
 from softmux.registry.keyspace import ID, TENANTS
 from softmux.registry.publication import Publisher
-from softmux.registry.records import Published, TaskPage, VersionRecord
+from softmux.registry.records import Published, Share, TaskPage, VersionRecord
 from softmux.registry.tenants import TenantRecord, Tenants
 from softmux.registry.versions import VersionReader
 from softmux.types import DEFAULT_TENANT, Manifest
@@ -48,6 +49,7 @@ class Registry:
         self._collector = Collector(connection, blobs)
         self.tenants = Tenants(connection)
         self.keys = KeyRing(connection)
+        self.audit = AuditLog(connection)
         self.catalog = Catalog(connection, self._versions)
         self._follower: Follower | None = None
         self._collecting: asyncio.Task[None] | None = None
@@ -134,16 +136,25 @@ class Registry:
             await self._refresh(tenant, task)
         return published
 
-    async def activate(self, tenant: str, task: str, number: int) -> VersionRecord:
+    async def activate(self, tenant: str, task: str, number: int, *, actor: str) -> VersionRecord:
         """See `Publisher.activate`."""
-        record = await self._publisher.activate(tenant, task, number)
+        record = await self._publisher.activate(tenant, task, number, actor=actor)
         await self._refresh(tenant, task)
         return record
 
-    async def delete(self, tenant: str, task: str) -> None:
+    async def delete(self, tenant: str, task: str, *, actor: str) -> None:
         """See `Publisher.delete`."""
-        await self._publisher.delete(tenant, task)
+        await self._publisher.delete(tenant, task, actor=actor)
         await self._refresh(tenant, task)
+
+    async def share(self, tenant: str, task: str, share: Share | None, *, actor: str) -> None:
+        """See `Publisher.share`."""
+        await self._publisher.share(tenant, task, share, actor=actor)
+        await self._refresh(tenant, task)
+
+    async def shared_with(self, tenant: str, task: str) -> Share | None:
+        """Who else may use the task. Raises `TaskNotFound`."""
+        return (await self._versions.task(tenant, task)).share
 
     async def active(self, tenant: str, task: str, base: str) -> VersionRecord:
         return await self._versions.active(tenant, task, base)

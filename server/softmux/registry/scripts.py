@@ -19,13 +19,14 @@ end
 
 PUBLISH = (
     _CHANGED
+    + _AUDITED
     + """
--- KEYS: seq changes tenants tasks counters versions active digests manifests refs garbage files filerefs loose
--- ARGV: tenant task base digest stored manifest publication activate only_new, then (sha256, inline, bytes) per file
+-- KEYS: seq changes tenants tasks counters versions active digests manifests refs garbage files filerefs loose audit
+-- ARGV: tenant task base digest stored manifest publication activate only_new actor, then (sha256, inline, bytes) each
 -- Answers {state, version, created, stored, active version}.
 local seq, changes, tenants, tasks, counters, versions, active, digests = unpack(KEYS, 1, 8)
-local manifests, refs, garbage, files, filerefs, loose = unpack(KEYS, 9, 14)
-local tenant, task, base, digest, stored, manifest, publication, activate, only_new = unpack(ARGV, 1, 9)
+local manifests, refs, garbage, files, filerefs, loose, audit = unpack(KEYS, 9, 15)
+local tenant, task, base, digest, stored, manifest, publication, activate, only_new, actor = unpack(ARGV, 1, 10)
 
 if redis.call('HEXISTS', tenants, tenant) == 0 then return {'no_tenant'} end
 local number = redis.call('HGET', digests, digest)
@@ -37,7 +38,7 @@ end
 if only_new == '1' and created == 0 and redis.call('HEXISTS', counters, task) == 1 then return {'present'} end
 
 if not number then
-  for i = 10, #ARGV, 3 do
+  for i = 11, #ARGV, 3 do
     local sha = ARGV[i]
     if ARGV[i + 1] == '0' and redis.call('HEXISTS', filerefs, sha) == 0 and not redis.call('ZSCORE', loose, sha) then
       return {'lease_lost'}
@@ -51,19 +52,22 @@ if not number then
   redis.call('HINCRBY', refs, digest, 1)
   redis.call('ZREM', garbage, digest)
   if redis.call('HSETNX', manifests, digest, manifest) == 1 then
-    for i = 10, #ARGV, 3 do
+    for i = 11, #ARGV, 3 do
       local sha = ARGV[i]
       redis.call('HINCRBY', filerefs, sha, 1)
       redis.call('ZREM', loose, sha)
     end
   end
   if activate == '1' then redis.call('HSET', active, base, number) end
+  audited(audit, actor, 'task.publish', tenant, task, number, digest,
+          '{"activated":' .. (activate == '1' and 'true' or 'false') .. '}')
   changed(seq, changes, 'task', tenant, task)
 elseif activate == '1' and created == 0 and redis.call('HGET', active, base) ~= number then
   redis.call('HSET', active, base, number)
+  audited(audit, actor, 'task.activate', tenant, task, number, digest, '')
   changed(seq, changes, 'task', tenant, task)
 end
-for i = 10, #ARGV, 3 do  -- also where the version was there already: a file damaged in Redis is healed
+for i = 11, #ARGV, 3 do  -- also where the version was there already: a file damaged in Redis is healed
   if ARGV[i + 1] == '1' and redis.call('HGET', files, ARGV[i]) ~= ARGV[i + 2] then
     redis.call('HSET', files, ARGV[i], ARGV[i + 2])
   end
@@ -74,18 +78,21 @@ return {'ok', number, created, stored, redis.call('HGET', active, base) or ''}
 
 ACTIVATE = (
     _CHANGED
+    + _AUDITED
     + """
--- KEYS: seq changes versions active; ARGV: tenant task version. Answers {state, stored}.
-local seq, changes, versions, active = unpack(KEYS)
-local tenant, task, number = unpack(ARGV)
+-- KEYS: seq changes audit versions active; ARGV: tenant task version actor. Answers {state, stored}.
+local seq, changes, audit, versions, active = unpack(KEYS)
+local tenant, task, number, actor = unpack(ARGV)
 local stored = redis.call('HGET', versions, number)
 if not stored then
   if redis.call('EXISTS', versions) == 1 then return {'no_version'} end
   return {'no_task'}
 end
-local base = cjson.decode(stored).manifest.base_fingerprint
+local manifest = cjson.decode(stored).manifest
+local base = manifest.base_fingerprint
 if redis.call('HGET', active, base) ~= number then
   redis.call('HSET', active, base, number)
+  audited(audit, actor, 'task.activate', tenant, task, number, manifest.digest, '')
   changed(seq, changes, 'task', tenant, task)
 end
 return {'ok', stored}
@@ -94,11 +101,12 @@ return {'ok', stored}
 
 DELETE = (
     _CHANGED
+    + _AUDITED
     + """
--- KEYS: seq changes tasks versions active digests refs garbage tombstones; ARGV: tenant task deletion now.
--- Answers {state}. The counter stays: no number names two things.
-local seq, changes, tasks, versions, active, digests, refs, garbage, tombstones = unpack(KEYS)
-local tenant, task, deletion, now = unpack(ARGV)
+-- KEYS: seq changes tasks versions active digests refs garbage tombstones shares audit
+-- ARGV: tenant task deletion now actor. Answers {state}. The counter stays: no number names two things.
+local seq, changes, tasks, versions, active, digests, refs, garbage, tombstones, shares, audit = unpack(KEYS)
+local tenant, task, deletion, now, actor = unpack(ARGV)
 if redis.call('EXISTS', versions) == 0 then
   if redis.call('HGET', tombstones, task) == deletion then return {'ok'} end  -- our own, its reply was lost
   return {'no_task'}
@@ -111,6 +119,8 @@ for _, digest in ipairs(redis.call('HKEYS', digests)) do
 end
 redis.call('DEL', versions, active, digests)
 redis.call('ZREM', tasks, task)
+redis.call('HDEL', shares, task)
+audited(audit, actor, 'task.delete', tenant, task, '', '', '')
 redis.call('HSET', tombstones, task, deletion)
 changed(seq, changes, 'task', tenant, task)
 return {'ok'}
@@ -168,15 +178,38 @@ end
 return doomed
 """
 
+SHARE = (
+    _CHANGED
+    + _AUDITED
+    + """
+-- KEYS: seq changes audit versions shares; ARGV: tenant task share actor. An empty share ends it. Answers {state}.
+local seq, changes, audit, versions, shares = unpack(KEYS)
+local tenant, task, share, actor = unpack(ARGV)
+if redis.call('EXISTS', versions) == 0 then return {'no_task'} end
+if (redis.call('HGET', shares, task) or '') == share then return {'ok'} end
+if share == '' then
+  redis.call('HDEL', shares, task)
+  audited(audit, actor, 'task.unshare', tenant, task, '', '', '')
+else
+  redis.call('HSET', shares, task, share)
+  audited(audit, actor, 'task.share', tenant, task, '', '', share)
+end
+changed(seq, changes, 'task', tenant, task)
+return {'ok'}
+"""
+)
+
 PUT_KEY = (
     _CHANGED
+    + _AUDITED
     + """
--- KEYS: seq changes tenants keys; ARGV: tenant id record. Answers {state}.
-local seq, changes, tenants, keys = unpack(KEYS)
-local tenant, id, record = unpack(ARGV)
+-- KEYS: seq changes audit tenants keys; ARGV: tenant id record actor action detail. Answers {state}.
+local seq, changes, audit, tenants, keys = unpack(KEYS)
+local tenant, id, record, actor, action, detail = unpack(ARGV)
 if redis.call('HEXISTS', tenants, tenant) == 0 then return {'no_tenant'} end
 if redis.call('HGET', keys, id) ~= record then
   redis.call('HSET', keys, id, record)
+  audited(audit, actor, action, tenant, '', '', '', detail)
   changed(seq, changes, 'keys', tenant, '')
 end
 return {'ok'}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import redis.asyncio
 
@@ -27,17 +28,18 @@ class VersionReader:
     async def views(self, tenant: str, tasks: Sequence[str]) -> list[TaskView]:
         """Each task's view, read atomically; an empty one where there is no such task."""
 
-        async def read(client: redis.asyncio.Redis) -> list[dict[bytes, bytes]]:
+        async def read(client: redis.asyncio.Redis) -> list[Any]:
             async with client.pipeline(transaction=True) as pipe:
                 for task in tasks:
                     pipe.hgetall(of_task(tenant, "versions", task))
                     pipe.hgetall(of_task(tenant, "active", task))
-                replies: list[dict[bytes, bytes]] = await pipe.execute()
+                    pipe.hget(of_tenant(tenant, "shares"), task)
+                replies: list[Any] = await pipe.execute()
             return replies
 
         replies = await self._connection.call(read)
-        pairs = zip(tasks, replies[::2], replies[1::2], strict=True)
-        return [decode_task(tenant, task, versions, active) for task, versions, active in pairs]
+        kept = zip(tasks, replies[::3], replies[1::3], replies[2::3], strict=True)
+        return [decode_task(tenant, task, versions, active, share) for task, versions, active, share in kept]
 
     async def task(self, tenant: str, task: str) -> TaskView:
         """Raises `TaskNotFound`."""

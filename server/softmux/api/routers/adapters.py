@@ -131,11 +131,11 @@ async def versions(request: Request, task: str) -> dict[str, Any]:
 @router.post("/{task}/activate", openapi_extra=described(ActivateBody), summary="Make a version the active one")
 async def activate(request: Request, task: str) -> dict[str, Any]:
     services = services_of(request)
-    tenant = require(request, "publisher").tenant
+    caller = require(request, "publisher")
     began = time.monotonic()
     body = await read_json(request, ActivateBody, _MAX_SMALL_BODY)
-    record = await services.registry.activate(tenant, task, body.version)
-    await services.siblings.see(tenant, task)
+    record = await services.registry.activate(caller.tenant, task, body.version, actor=caller.actor)
+    await services.siblings.see(caller.tenant, task)
     services.metrics.swapped(time.monotonic() - began)
     return version_json(record)
 
@@ -150,9 +150,9 @@ async def file(request: Request, task: str, number: str, name: str) -> Response:
 @router.delete("/{task}", status_code=204, summary="Delete a task with all its versions")
 async def delete(request: Request, task: str) -> Response:
     services = services_of(request)
-    tenant = require(request, "publisher").tenant
-    await services.registry.delete(tenant, task)
-    await services.siblings.see(tenant, task)
+    caller = require(request, "publisher")
+    await services.registry.delete(caller.tenant, task, actor=caller.actor)
+    await services.siblings.see(caller.tenant, task)
     return Response(status_code=204)
 
 

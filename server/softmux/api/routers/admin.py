@@ -62,18 +62,18 @@ async def keys(request: Request) -> dict[str, Any]:
 
 @router.post("/keys", openapi_extra=described(KeyBody), status_code=201, summary="Create a key; it is shown this once")
 async def create_key(request: Request) -> dict[str, Any]:
-    require(request, "admin")
+    caller = require(request, "admin")
     body = await read_json(request, KeyBody, _MAX_BODY)
     services = services_of(request)
-    key_id, secret = await services.registry.keys.create_key(body.tenant, body.role)
+    key_id, secret = await services.registry.keys.create_key(body.tenant, body.role, actor=caller.actor)
     await services.siblings.see(body.tenant, None)
     return {"id": key_id, "key": secret, "tenant": body.tenant, "role": body.role}
 
 
 @router.delete("/keys/{key_id}", status_code=204, summary="Revoke a key")
 async def revoke_key(request: Request, key_id: str) -> Response:
-    tenant = require(request, "admin").tenant
+    caller = require(request, "admin")
     services = services_of(request)
-    await services.registry.keys.revoke_key(key_id)
-    await services.siblings.see(tenant, None)
+    revoked = await services.registry.keys.revoke_key(key_id, actor=caller.actor)
+    await services.siblings.see(revoked.tenant, None)
     return Response(status_code=204)

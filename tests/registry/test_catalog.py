@@ -107,18 +107,6 @@ def test_messages_lost_cost_a_moment(registry: Registry, other: Registry, runner
     runner.run(story())
 
 
-def test_another_registry_behind_the_address_is_read_anew(
-    registry: Registry, other: Registry, runner: asyncio.Runner
-) -> None:
-    async def story() -> None:
-        await registry.publish("default", "mood", *adapter(1), actor="t")
-        with redis.Redis.from_url(registry.url) as client:
-            client.flushall()
-        await eventually(lambda: len(registry.catalog) == 0, 2, "the emptied registry is seen")
-
-    runner.run(story())
-
-
 def test_resolve_goes_on_while_redis_is_killed_and_follows_afterwards(
     registry: Registry, other: Registry, runner: asyncio.Runner
 ) -> None:

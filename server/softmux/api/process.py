@@ -36,6 +36,7 @@ from softmux.api.control import (
 )
 from softmux.api.http import HttpServer
 from softmux.api.loop import run_on_loop
+from softmux.api.networks import is_loopback
 from softmux.api.observe import InFlight
 from softmux.api.services import Services
 from softmux.api.siblings import Siblings
@@ -178,9 +179,11 @@ class ApiProcess:
 
 async def _run(config: ApiConfig, settings: Settings) -> None:
     line = await Line.over(socket.socket(fileno=config.control))
-    registry = await Registry.open(config.registry_url, settings.data, config.blob_url)
+    registry = await Registry.open(config.registry_url, settings.data, config.blob_url, begin=False)
     try:
         await registry.follow(collect=False)
+        if not registry.keys.has_keys() and not is_loopback(settings.host):
+            raise RegistryDown("the registry has lost its keys: make one (`softmux key create`), or restore a backup")
         await ApiProcess(config, settings, registry, line).run()
     finally:
         await registry.close()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import os
 import resource
 import shutil
@@ -23,7 +22,7 @@ import structlog
 from softmux.api.admission import publish_folders
 from softmux.api.control import ApiConfig
 from softmux.api.loop import run_on_loop
-from softmux.api.networks import parse_networks
+from softmux.api.networks import is_loopback, parse_networks
 from softmux.api.processes import ApiProcesses
 from softmux.api.tokenizer_export import ExportedTokenizer, export_aside
 from softmux.registry.registry import Registry
@@ -97,7 +96,7 @@ class Server:
         if secret is not None and secret.strip():
             await registry.keys.ensure_admin_key(secret.strip())
         await registry.follow()
-        if not registry.keys.has_keys() and not _is_loopback(settings.host):
+        if not registry.keys.has_keys() and not is_loopback(settings.host):
             raise RefusedToStart(
                 f"without keys the server listens on the loopback address only, and {settings.host} is another one: "
                 "set SOFTMUX_ADMIN_KEY, or create a key first (`softmux key create --tenant default --role admin`)"
@@ -235,15 +234,6 @@ def _listen(settings: Settings) -> Iterator[socket.socket]:
         listening.listen(_BACKLOG)
         listening.setblocking(False)
         yield listening
-
-
-def _is_loopback(host: str) -> bool:
-    """Whether every address that `host` stands for is a loopback one."""
-    try:
-        found = {info[4][0] for info in socket.getaddrinfo(host, None)}
-    except OSError:
-        return False
-    return bool(found) and all(ipaddress.ip_address(str(address).partition("%")[0]).is_loopback for address in found)
 
 
 def _open_more_files() -> None:

@@ -8,7 +8,6 @@ referenced or touched, an upload touches its blobs before it looks whether they 
 from __future__ import annotations
 
 import asyncio
-import time
 
 from softmux.registry import scripts
 from softmux.registry.blobs import BlobStore
@@ -32,8 +31,7 @@ class Collector:
     async def _collect(self, tenant: str, grace: float) -> int:
         kinds = ("garbage", "manifests", "files", "filerefs", "loose", "deleting")
         keys = [of_tenant(tenant, kind) for kind in kinds]
-        args = [time.time(), grace, BLOB_DELETION_SECONDS]
-        doomed: list[bytes] = await self._connection.script(scripts.COLLECT, keys, args)
+        doomed: list[bytes] = await self._connection.script(scripts.COLLECT, keys, [grace, BLOB_DELETION_SECONDS])
         for sha256 in doomed:
             await asyncio.to_thread(self._blobs.delete, tenant, sha256.decode())
             await self._connection.call(

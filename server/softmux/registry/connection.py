@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -23,8 +24,9 @@ from redis.retry import Retry
 
 from softmux.errors import RegistryDown
 
-BUDGET = 1.0
-"""Seconds an operation may take, retries included, before the registry counts as down."""
+BUDGET = 0.9
+"""Seconds an operation may take, retries included, before the registry counts as down: a write is so refused within
+a second."""
 
 
 def shown(url: str) -> str:
@@ -34,16 +36,65 @@ def shown(url: str) -> str:
     return f"{parts.scheme}://{host}{parts.path}"
 
 
+_ANSWERS: dict[str, tuple[str, str]] = {
+    "OOM": ("has no memory left", "raise its maxmemory, or delete tasks (softmux never lets Redis evict)"),
+    "MISCONF": ("can't write to its disk", "free space there, and see Redis' own log"),
+    "READONLY": ("is a read-only replica", "point softmux at the primary, or promote this one"),
+    "MASTERDOWN": ("is a replica without its primary", "bring the primary back, or promote this one"),
+    "NOREPLICAS": ("has too few replicas to take writes", "bring its replicas back"),
+    "CLUSTERDOWN": ("is a Redis Cluster that is down", "give softmux one primary: it keeps a registry on one server"),
+    "MOVED": ("is a Redis Cluster", "give softmux one primary: it keeps a registry on one server"),
+    "CROSSSLOT": ("is a Redis Cluster", "give softmux one primary: it keeps a registry on one server"),
+    "LOADING": ("is still loading its data", "wait until it has; a large registry takes a while"),
+    "BUSY": ("is kept busy by someone's script", "see `SLOWLOG GET`; `SCRIPT KILL` ends one that has written nothing"),
+    "NOAUTH": ("asks for a password", "put it into the URL: redis://:PASSWORD@…"),
+    "WRONGPASS": ("refuses the user or the password", "correct them in the URL"),
+    "NOPERM": ("does not let this user do that", "let the user read, write and run scripts on softmux:*"),
+    "max number of clients": ("has too many clients", "raise its maxclients"),
+}
+"""What Redis answers, and in words: what is the matter, what to do."""
+_OF_THE_SERVER = ("READONLY", "MASTERDOWN")
+"""After a failover, another server behind the same address does not say so."""
+_MAY_PASS = (*_OF_THE_SERVER, "CLUSTERDOWN", "NOREPLICAS", "BUSY", "max number of clients")
+"""Such an answer may be another one within the budget."""
+
+
+def _code(error: Exception) -> str:
+    """Which of `_ANSWERS` it is; empty for none. redis-py keeps the code of errors it knows beside the text."""
+    code = getattr(error, "status_code", None)
+    if code in _ANSWERS:
+        return str(code)
+    return next((code for code in _ANSWERS if re.search(rf"\b{code}\b", str(error))), "")
+
+
 def _down(url: str, error: Exception) -> RegistryDown:
-    reason = str(error) or type(error).__name__
+    code = _code(error)
+    if code:
+        what, advice = _ANSWERS[code]
+    else:
+        what = f"does not answer ({str(error) or type(error).__name__})"
+        advice = "check that Redis runs and is reachable"
     return RegistryDown(
-        f"the registry at {shown(url)} does not answer ({reason}): check that Redis runs and is reachable; "
+        f"the registry at {shown(url)} {what}: {advice}; "
         "requests for tasks already known go on, changes have to be sent again"
     )
 
 
+class RegistryWiped(RegistryDown):
+    """A Redis answers, and has no registry."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(
+            f"there is no registry at {shown(url)}: it was wiped, or Redis came back without its data. Put a backup "
+            "back (`softmux registry restore`); or begin anew by starting a server, after which servers that run "
+            "forget what they still serve"
+        )
+
+
 def _final(error: Exception) -> bool:
     """Whether trying again within the budget is pointless."""
+    if _code(error) in _MAY_PASS:
+        return False
     return isinstance(error, (AuthenticationError, AuthorizationError, ResponseError))
 
 
@@ -56,7 +107,10 @@ class Connection:
 
     def __init__(self, url: str, *, budget: float = BUDGET, read_timeout: float = BUDGET) -> None:
         self.url = url
+        self.wiped = False
+        """Where set, every call is refused: what answers now must not be taken for the registry."""
         self._budget = budget
+        self._limit = max(budget, read_timeout)
         retry = AsyncRetry(NoBackoff(), 0)
         # protocol 2: one shape of replies, whatever the server speaks beyond it.
         self._client = redis.asyncio.Redis.from_url(
@@ -69,15 +123,21 @@ class Connection:
 
     async def call(self, operation: Callable[[Any], Awaitable[Any]]) -> Any:
         """`operation`'s result; it may be run again after a lost connection. Raises `RegistryDown`."""
-        deadline = time.monotonic() + self._budget
+        if self.wiped:
+            raise RegistryWiped(self.url)
+        started = time.monotonic()
         attempt = 0
         while True:
             try:
-                return await operation(self._client)
+                # Each read has its time-out; this one bounds a server that answers every one of them late.
+                async with asyncio.timeout(self._limit - (time.monotonic() - started)):
+                    return await operation(self._client)
             except (RedisError, OSError) as error:
                 attempt += 1
                 pause = _pause(attempt)
-                if _final(error) or time.monotonic() + pause > deadline:
+                if _code(error) in _OF_THE_SERVER:  # behind the address another server may answer by now
+                    await self._client.connection_pool.disconnect(inuse_connections=False)
+                if _final(error) or time.monotonic() + pause > started + self._budget:
                     raise _down(self.url, error) from error
             await asyncio.sleep(pause)
 
@@ -113,6 +173,8 @@ class SyncConnection:
             except (RedisError, OSError) as error:
                 attempt += 1
                 pause = _pause(attempt)
+                if _code(error) in _OF_THE_SERVER:
+                    self._client.connection_pool.disconnect(inuse_connections=False)
                 if _final(error) or time.monotonic() + pause > deadline:
                     raise _down(self.url, error) from error
             time.sleep(pause)

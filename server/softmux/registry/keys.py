@@ -96,7 +96,8 @@ class KeyRing:
         return Identity(record.tenant, record.role, record.id)
 
     def has_keys(self) -> bool:
-        """Whether a key was ever made, revoked ones included: revoking the last one must not open the server."""
+        """Whether a key was ever seen, revoked ones included: neither the last one's end nor another registry in the
+        place of this one opens the server."""
         return self._any
 
     async def create_key(self, tenant: str, role: Role, *, actor: str) -> tuple[str, str]:
@@ -168,7 +169,7 @@ class KeyRing:
         async with self._reading:
             records = await self._read()
             self._by_hash = {record.hash: record for record in records if record.revoked_at is None}
-            self._any = bool(records)
+            self._any = self._any or bool(records)
             self.confirm()
 
     async def apply(self, changes: Sequence[Change]) -> None:

@@ -2,7 +2,7 @@
 
 softmux:id                          string  random name of this registry, made once; another one means another registry
 softmux:seq                         string  counts changes, one up with each
-softmux:changes                     stream  one entry a change, `<seq>-0`: kind (task | tenant | keys), tenant, task
+softmux:changes                     stream  one entry a change, `<seq>-0`: kind (task | tenant | keys), tenant, task, at
 softmux:audit                       stream  one entry a change that somebody made, who and what; never trimmed
 softmux:tenants                     hash    tenant -> TenantRecord (JSON; older ones just the time they were made)
 softmux:keys                        hash    key id -> KeyRecord (JSON; a key is looked up before its tenant is known)

@@ -107,7 +107,7 @@ class Publisher:
             *(of_tenant(tenant, kind) for kind in ("refs", "garbage", "tombstones", "shares")),
             AUDIT,
         ]
-        args = [tenant, task, uuid.uuid4().hex, time.time(), actor]
+        args = [tenant, task, uuid.uuid4().hex, actor]
         reply = await self._connection.script(scripts.DELETE, keys, args)
         if reply[0] == b"no_task":
             raise no_task(task)
@@ -128,7 +128,7 @@ class Publisher:
         keys = [of_tenant(tenant, kind) for kind in ("loose", "filerefs", "deleting")]
         deadline = time.monotonic() + BLOB_DELETION_SECONDS
         while True:
-            lease = await self._connection.script(scripts.LEASE, keys, [time.time(), BLOB_DELETION_SECONDS, *large])
+            lease = await self._connection.script(scripts.LEASE, keys, [BLOB_DELETION_SECONDS, *large])
             if lease[0] == b"ok":
                 break
             if time.monotonic() > deadline:

@@ -16,7 +16,7 @@ from softmux.registry.audit import AuditLog
 from softmux.registry.blobs import BlobStore, default_blob_url
 from softmux.registry.catalog import Catalog
 from softmux.registry.collector import GRACE_SECONDS, Collector
-from softmux.registry.connection import Connection
+from softmux.registry.connection import Connection, RegistryWiped
 from softmux.registry.embedded import EmbeddedRedis
 from softmux.registry.follower import Follower
 from softmux.registry.keys import KeyRing
@@ -51,12 +51,19 @@ class Registry:
         self.keys = KeyRing(connection)
         self.audit = AuditLog(connection)
         self.catalog = Catalog(connection, self._versions)
+        self.away: RegistryDown | None = None
+        """Why the registry is out of reach, as the follower last found; None while it answers."""
         self._follower: Follower | None = None
         self._collecting: asyncio.Task[None] | None = None
 
     @classmethod
-    async def open(cls, redis_url: str | None, data: Path, blob_url: str | None = None) -> Registry:
-        """Connects to `redis_url`, or joins or starts the embedded server under `data`. Raises `RegistryDown`."""
+    async def open(
+        cls, redis_url: str | None, data: Path, blob_url: str | None = None, *, begin: bool = True
+    ) -> Registry:
+        """Connects to `redis_url`, or joins or starts the embedded server under `data`. Raises `RegistryDown`.
+
+        Where there is no registry yet, one is begun; with `begin` False it is missed (`RegistryWiped`).
+        """
         embedded = None
         if redis_url is None:
             embedded = EmbeddedRedis(data)
@@ -65,7 +72,7 @@ class Registry:
         registry: Registry | None = None
         try:
             registry = cls(Connection(redis_url), BlobStore(blob_url or default_blob_url(data)), embedded)
-            await registry._prepare()
+            await registry._prepare(begin)
         except BaseException:
             if registry is not None:
                 await registry.close()
@@ -79,7 +86,7 @@ class Registry:
 
         `collect`: this is the process of its server that collects what is no longer used.
         """
-        follower = Follower(self.url, (self.catalog, self.tenants, self.keys))
+        follower = Follower(self.url, (self.catalog, self.tenants, self.keys), told=self._told)
         try:
             await follower.start()
         except BaseException:
@@ -177,7 +184,16 @@ class Registry:
         """See `Collector.collect`; a registry that follows does this by itself."""
         return await self._collector.collect(grace)
 
-    async def _prepare(self) -> None:
+    def _told(self, away: RegistryDown | None) -> None:
+        """By the follower. What is merely away may be back at any call; a wiped one must not be written to."""
+        self.away = away
+        self._connection.wiped = isinstance(away, RegistryWiped)
+
+    async def _prepare(self, begin: bool) -> None:
+        if not begin:
+            if not await self._connection.call(lambda client: client.exists(ID)):
+                raise RegistryWiped(self.url)
+            return
         await self._connection.call(lambda client: client.setnx(ID, uuid.uuid4().hex))
         default = msgspec.json.encode(TenantRecord(name=DEFAULT_TENANT, created_at=time.time()))
         await self._connection.call(lambda client: client.hsetnx(TENANTS, DEFAULT_TENANT, default))

@@ -1,12 +1,25 @@
-"""The registry's writes: one Lua script each, so that each happens wholly or not at all, in memory and in the log."""
+"""The registry's writes: one Lua script each, so that each happens wholly or not at all, in memory and in the log.
+
+Time is Redis' own (`TIME`): leases and grace periods hold whatever the clocks of the servers say. Scripts that make
+room, take back or turn back are allowed where Redis' memory is full; those that store files are refused there, whole.
+"""
 
 from __future__ import annotations
 
+_ALLOWED_WHEN_FULL = "#!lua flags=allow-oom"
+
+_NOW = """
+local function clock()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) + tonumber(time[2]) / 1e6
+end
+"""
+
 _CHANGED = """
 local function changed(seq, changes, kind, tenant, task)
-  local n = redis.call('INCR', seq)
-  redis.call('XADD', changes, 'MAXLEN', '~', '4096', string.format('%d-0', n),
-             'kind', kind, 'tenant', tenant, 'task', task)
+  local n, time = redis.call('INCR', seq), redis.call('TIME')
+  redis.call('XADD', changes, 'MAXLEN', '~', '4096', string.format('%d-0', n), 'kind', kind,
+             'tenant', tenant, 'task', task, 'at', string.format('%s.%06d', time[1], time[2]))
 end
 """
 
@@ -77,7 +90,8 @@ return {'ok', number, created, stored, redis.call('HGET', active, base) or ''}
 )
 
 ACTIVATE = (
-    _CHANGED
+    _ALLOWED_WHEN_FULL
+    + _CHANGED
     + _AUDITED
     + """
 -- KEYS: seq changes audit versions active; ARGV: tenant task version actor. Answers {state, stored}.
@@ -100,13 +114,15 @@ return {'ok', stored}
 )
 
 DELETE = (
-    _CHANGED
+    _ALLOWED_WHEN_FULL
+    + _NOW
+    + _CHANGED
     + _AUDITED
     + """
 -- KEYS: seq changes tasks versions active digests refs garbage tombstones shares audit
--- ARGV: tenant task deletion now actor. Answers {state}. The counter stays: no number names two things.
+-- ARGV: tenant task deletion actor. Answers {state}. The counter stays: no number names two things.
 local seq, changes, tasks, versions, active, digests, refs, garbage, tombstones, shares, audit = unpack(KEYS)
-local tenant, task, deletion, now, actor = unpack(ARGV)
+local tenant, task, deletion, actor = unpack(ARGV)
 if redis.call('EXISTS', versions) == 0 then
   if redis.call('HGET', tombstones, task) == deletion then return {'ok'} end  -- our own, its reply was lost
   return {'no_task'}
@@ -114,7 +130,7 @@ end
 for _, digest in ipairs(redis.call('HKEYS', digests)) do
   if redis.call('HINCRBY', refs, digest, -1) <= 0 then
     redis.call('HDEL', refs, digest)
-    redis.call('ZADD', garbage, now, digest)
+    redis.call('ZADD', garbage, clock(), digest)
   end
 end
 redis.call('DEL', versions, active, digests)
@@ -127,27 +143,37 @@ return {'ok'}
 """
 )
 
-LEASE = """
+LEASE = (
+    _NOW
+    + """
 -- Before an upload looks whether its blobs are there: from now on, for a grace period, they won't be collected.
--- KEYS: loose filerefs deleting; ARGV: now patience sha256... Answers {state}.
+-- KEYS: loose filerefs deleting; ARGV: patience sha256... Answers {state}.
 local loose, filerefs, deleting = unpack(KEYS)
-local now, patience = tonumber(ARGV[1]), tonumber(ARGV[2])
-for i = 3, #ARGV do
-  local since = redis.call('HGET', deleting, ARGV[i])
-  if since and now - tonumber(since) < patience then return {'busy'} end
+local now, patience = clock(), tonumber(ARGV[1])
+for i = 2, #ARGV do
+  local since = tonumber(redis.call('HGET', deleting, ARGV[i]) or '')
+  if since and since > now then  -- the clock was put back: the collector's time begins anew
+    redis.call('HSET', deleting, ARGV[i], now)
+    since = now
+  end
+  if since and now - since < patience then return {'busy'} end
 end
-for i = 3, #ARGV do
+for i = 2, #ARGV do
   redis.call('HDEL', deleting, ARGV[i])
   if redis.call('HEXISTS', filerefs, ARGV[i]) == 0 then redis.call('ZADD', loose, now, ARGV[i]) end
 end
 return {'ok'}
 """
+)
 
-COLLECT = """
+COLLECT = (
+    _ALLOWED_WHEN_FULL
+    + _NOW
+    + """
 -- Drops what nothing has referenced for the grace period. Answers the blobs to delete now from the store.
--- KEYS: garbage manifests files filerefs loose deleting; ARGV: now, grace, patience (seconds).
+-- KEYS: garbage manifests files filerefs loose deleting; ARGV: grace, patience (seconds).
 local garbage, manifests, files, filerefs, loose, deleting = unpack(KEYS)
-local now, grace, patience = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local now, grace, patience = clock(), tonumber(ARGV[1]), tonumber(ARGV[2])
 for _, digest in ipairs(redis.call('ZRANGEBYSCORE', garbage, '-inf', now - grace, 'LIMIT', 0, 100)) do
   local manifest = redis.call('HGET', manifests, digest)
   if manifest then
@@ -165,18 +191,18 @@ end
 local doomed = {}
 for _, sha in ipairs(redis.call('ZRANGEBYSCORE', loose, '-inf', now - grace, 'LIMIT', 0, 100)) do
   redis.call('ZREM', loose, sha)
-  redis.call('HSET', deleting, sha, ARGV[1])
+  redis.call('HSET', deleting, sha, now)
   table.insert(doomed, sha)
 end
 local waiting = redis.call('HGETALL', deleting)
-for i = 1, #waiting, 2 do  -- left by a collector that died
-  if now - tonumber(waiting[i + 1]) >= patience then
-    redis.call('HSET', deleting, waiting[i], ARGV[1])
-    table.insert(doomed, waiting[i])
-  end
+for i = 1, #waiting, 2 do
+  local since = tonumber(waiting[i + 1])
+  if now - since >= patience or since > now then redis.call('HSET', deleting, waiting[i], now) end
+  if now - since >= patience then table.insert(doomed, waiting[i]) end  -- left by a collector that died
 end
 return doomed
 """
+)
 
 SHARE = (
     _CHANGED
@@ -200,7 +226,8 @@ return {'ok'}
 )
 
 PUT_KEY = (
-    _CHANGED
+    _ALLOWED_WHEN_FULL
+    + _CHANGED
     + _AUDITED
     + """
 -- KEYS: seq changes audit tenants keys; ARGV: tenant id record actor action detail. Answers {state}.

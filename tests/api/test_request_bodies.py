@@ -57,9 +57,9 @@ def test_the_field_is_named_whatever_it_is_called(body: bytes, param: str) -> No
 def test_a_body_of_many_errors_is_refused_at_once(item: Any, around: str, param: str | None) -> None:
     count = 200_000
     inside = ",".join(f'"x{i}": 0' for i in range(count)) if item is None else ",".join([item] * count)
-    began = time.monotonic()
+    began = time.thread_time()
     error = refused((around % inside).encode())
-    assert time.monotonic() - began < 1
+    assert time.thread_time() - began < 2, "seconds of work: the server would stand still"
     assert (error.status, error.code, error.param) == (422, "invalid_request", param)
 
 
@@ -85,7 +85,22 @@ def test_a_body_that_stops_coming_or_is_cut_off_is_given_up(monkeypatch: pytest.
         else:
             await body_module.read_bytes(request_of(receive, b"application/json"), 1000)
 
-    with pytest.raises(DeadlineExceeded, match="Nothing more of the body"):
+    with pytest.raises(DeadlineExceeded, match="came too slowly"):
         asyncio.run(asyncio.wait_for(read(None), 5))
     with pytest.raises(BadRequest, match="connection ended"):
         asyncio.run(asyncio.wait_for(read({"type": "http.disconnect"}), 5))
+
+
+def test_a_body_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each piece comes in time, and all of them would take for ever."""
+    monkeypatch.setattr(body_module, "_SILENT_SECONDS", 0.2)
+
+    async def read() -> None:
+        async def receive() -> Message:
+            await asyncio.sleep(0.02)
+            return {"type": "http.request", "body": b"x", "more_body": True}
+
+        await body_module.read_bytes(request_of(receive, b"application/json"), 1 << 20)
+
+    with pytest.raises(DeadlineExceeded, match="came too slowly"):
+        asyncio.run(asyncio.wait_for(read(), 20))

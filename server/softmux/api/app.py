@@ -9,6 +9,7 @@ from softmux.api import errors
 from softmux.api.auth import Gate
 from softmux.api.direct import Direct
 from softmux.api.observe import InFlight, Observe
+from softmux.api.replies import ERRORS
 from softmux.api.routers import adapters, admin, classify, generate, health, metrics, model
 from softmux.api.services import Services
 
@@ -26,7 +27,7 @@ def create_app(services: Services, in_flight: InFlight | None = None) -> FastAPI
     )
     app.state.services = services
     for router in ROUTERS:
-        app.include_router(router)
+        app.include_router(router, responses=ERRORS)
     errors.install(app)
     app.add_middleware(Direct)
     app.add_middleware(Gate, keys=services.registry.keys, metrics_networks=services.settings.metrics_networks)

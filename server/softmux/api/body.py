@@ -16,6 +16,8 @@ Model = TypeVar("Model", bound=BaseModel)
 
 _SILENT_SECONDS = 30.0
 """How long a client may send nothing of a body it has begun."""
+_LEAST_RATE = 4096.0
+"""Bytes a second that a body must come by on the whole, beyond its first seconds: places to read uploads are few."""
 
 
 def described(model: type[BaseModel]) -> dict[str, Any]:
@@ -64,9 +66,11 @@ async def body_chunks(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
         raise _too_large(max_bytes)
     size = 0
     stream = request.stream()
+    clock = asyncio.get_running_loop().time
+    patience = clock() + _SILENT_SECONDS
     try:
         while True:
-            async with asyncio.timeout(_SILENT_SECONDS):
+            async with asyncio.timeout_at(min(clock() + _SILENT_SECONDS, patience + size / _LEAST_RATE)):
                 chunk = await anext(stream, None)
             if chunk is None:
                 return
@@ -76,7 +80,8 @@ async def body_chunks(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
             yield chunk
     except TimeoutError:
         raise DeadlineExceeded(
-            f"Nothing more of the body has come for {_SILENT_SECONDS:.0f} s; send it again, without a pause."
+            f"The body came too slowly: nothing for {_SILENT_SECONDS:.0f} s, or less than {_LEAST_RATE:,.0f} bytes a "
+            "second; send it again, without a pause."
         ) from None
     except ClientDisconnect:
         raise BadRequest("The connection ended before the body did.") from None

@@ -12,6 +12,8 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
+from softmux.api.protocol import BoundedProtocol
+
 _CLOSE_SECONDS = 5
 _CLOSE = (b"connection", b"close")
 
@@ -25,6 +27,7 @@ class HttpServer(uvicorn.Server):
                 app,
                 log_config=None,
                 access_log=False,
+                http=BoundedProtocol,
                 lifespan="off",
                 server_header=False,
                 timeout_graceful_shutdown=_CLOSE_SECONDS,

@@ -14,6 +14,7 @@ from softmux.api.auth import principal_of
 from softmux.api.body import described, read_json
 from softmux.api.classification import Classification
 from softmux.api.presence import watching
+from softmux.api.replies import ClassificationReply, answers
 from softmux.api.schemas import ClassifyBody
 from softmux.api.services import services_of
 from softmux.errors import Overloaded, SoftmuxError
@@ -26,7 +27,12 @@ router = APIRouter(tags=["classify"])
 LONGEST_TASK = 100
 
 
-@router.post("/v1/classify", openapi_extra=described(ClassifyBody), summary="Label texts, or their tokens, by a task")
+@router.post(
+    "/v1/classify",
+    openapi_extra=described(ClassifyBody),
+    responses=answers(ClassificationReply),
+    summary="Label texts, or their tokens, by a task",
+)
 async def classify(request: Request, task: Annotated[str | None, Query(max_length=LONGEST_TASK)] = None) -> Response:
     services = services_of(request)
     began = time.monotonic()

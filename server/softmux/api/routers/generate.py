@@ -18,6 +18,7 @@ from softmux.api.body import described, read_json
 from softmux.api.choice import Choice, Piece, choice_json, joined
 from softmux.api.generation import Generation, Prompt
 from softmux.api.presence import ClientGone, watching
+from softmux.api.replies import GenerationReply, events
 from softmux.api.schemas import GenerateBody
 from softmux.api.services import Resolved, Services, services_of
 from softmux.api.tokenizer import LONG_TEXT
@@ -32,7 +33,12 @@ PATH = "/v1/generate"
 LONGEST_TASK = 100
 
 
-@router.post(PATH, openapi_extra=described(GenerateBody), summary="Generate text, for a task or with the bare model")
+@router.post(
+    PATH,
+    openapi_extra=described(GenerateBody),
+    responses=events(GenerationReply),
+    summary="Generate text, for a task or with the bare model",
+)
 async def generate(request: Request, task: Annotated[str | None, Query(max_length=LONGEST_TASK)] = None) -> Response:
     services = services_of(request)
     began = time.monotonic()

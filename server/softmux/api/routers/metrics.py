@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from fastapi import APIRouter, Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from softmux.api.auth import require
 from softmux.api.services import services_of
@@ -14,7 +14,7 @@ from softmux.telemetry.exposition import CONTENT_TYPE
 router = APIRouter(tags=["metrics"])
 
 
-@router.get("/metrics", summary="Metrics in Prometheus' text format")
+@router.get("/metrics", response_class=PlainTextResponse, summary="Metrics in Prometheus' text format")
 async def metrics(request: Request) -> Response:
     require(request, "admin")
     services = services_of(request)

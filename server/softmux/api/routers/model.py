@@ -6,12 +6,13 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from softmux.api.replies import ModelReply, answers
 from softmux.api.services import services_of
 
 router = APIRouter(tags=["model"])
 
 
-@router.get("/v1/model", summary="The base model")
+@router.get("/v1/model", responses=answers(ModelReply), response_model=None, summary="The base model")
 async def model(request: Request) -> dict[str, Any]:
     spec = services_of(request).worker.spec
     return {

@@ -1,0 +1,184 @@
+"""What routes answer, for `/openapi.json`. Replies are made where they are answered; nothing is checked at run time."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from softmux.types import FinishReason
+
+_MEANINGS = {
+    400: "No JSON or no multipart, a task of the other kind, or more tokens than the context holds.",
+    401: "No key, or one that is unknown or revoked.",
+    403: "The key's role may not do this.",
+    404: "There is no such thing, or it is another tenant's.",
+    405: "The route takes another method.",
+    408: "Not finished in the time it was given.",
+    409: "Made for another base model or tokenizer.",
+    413: "Larger than this server takes.",
+    415: "Sent as another media type than the route takes.",
+    422: "It does not fit; `param` names the field, or the file and field.",
+    429: "A limit of the tenant's is reached; `Retry-After` says when to come back.",
+    500: "The server failed; its log says where.",
+    503: "Overloaded, or the engine or the registry is away; `Retry-After` says when to come back.",
+}
+
+
+class Error(BaseModel):
+    message: str = Field(description="What is wrong, and what to do about it.")
+    type: str = Field(description="OpenAI's word for the kind of status.")
+    param: str | None
+    code: str
+
+
+class ErrorReply(BaseModel):
+    error: Error
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorReply, "description": meaning} for status, meaning in _MEANINGS.items()
+}
+"""What any route may answer instead: for `include_router(responses=…)`."""
+
+
+class Adapter(BaseModel):
+    task: str
+    version: int
+    digest: str = Field(description="Names the exact weights that made this reply.")
+    method: str
+
+
+class Logprobs(BaseModel):
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class Choice(BaseModel):
+    index: int
+    text: str
+    finish_reason: FinishReason | None
+    token_ids: list[int] = Field(default=[], description="Only where `return_token_ids` asks for them.")
+    logprobs: Logprobs | None
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    virtual_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class GenerationReply(BaseModel):
+    id: str
+    object: Literal["generation"]
+    created: int
+    model: str
+    adapter: Adapter | None
+    choices: list[Choice]
+    usage: Usage
+
+
+class SequenceLabel(BaseModel):
+    label: str
+    score: float
+    labels: list[str] = Field(default=[], description="Of a task with several labels at once: the likely ones.")
+    scores: dict[str, float]
+
+
+class TokenLabel(BaseModel):
+    text: str
+    start: int = Field(description="Offset of the first character.")
+    end: int = Field(description="Offset behind the last character.")
+    label: str
+    score: float
+
+
+class TokenLabels(BaseModel):
+    tokens: list[TokenLabel]
+
+
+class ClassificationUsage(BaseModel):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class ClassificationReply(BaseModel):
+    object: Literal["classification"]
+    model: str
+    adapter: Adapter
+    results: list[SequenceLabel | TokenLabels]
+    usage: ClassificationUsage
+
+
+class ModelReply(BaseModel):
+    id: str
+    object: Literal["model"]
+    architecture: str
+    dtype: str
+    quantization: str | None
+    kv_cache_dtype: str | None
+    device: str
+    hidden_size: int
+    layers: int
+    vocab_size: int
+    context_length: int
+    parameters: int
+    base_fingerprint: str
+    tokenizer_fingerprint: str
+
+
+class File(BaseModel):
+    name: str
+    bytes: int
+    sha256: str
+
+
+class VersionReply(BaseModel):
+    task: str
+    version: int
+    digest: str
+    method: str
+    virtual_tokens: int
+    parameters: int
+    bytes: int
+    base_fingerprint: str
+    created_at: int
+    active: bool
+    warnings: list[str]
+    checks: list[str] = Field(default=[], description="Of an upload alone: what was tried, in sentences.")
+    files: list[File]
+    template: str | None
+    labels: list[str] | dict[str, str] | None
+    trained_lengths: tuple[int, int] | None
+    combines: bool
+    notes: str | None
+    tokenizer_fingerprint: str | None
+    base_model_name_or_path: str | None
+    tokenizer_name_or_path: str | None
+    revision: str | None
+
+
+class VersionsReply(BaseModel):
+    data: list[VersionReply]
+
+
+class VersionPage(VersionsReply):
+    next_cursor: str | None
+
+
+def answers(model: type[BaseModel], status: int = 200, *, also: int | None = None) -> dict[int | str, dict[str, Any]]:
+    """A route's `responses`: `model` under `status`, and under `also`."""
+    described = {"model": model, "description": "Done."}
+    return {code: described for code in (status, also) if code is not None}
+
+
+def events(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """As `answers`, of a route that streams where it is asked to."""
+    data = {"type": "string", "description": "JSON: the reply's shape, with what is new; `[DONE]` at last."}
+    event = {"type": "object", "properties": {"data": data}, "required": ["data"]}
+    streamed = {"text/event-stream": {"schema": event}}
+    return {200: {"model": model, "description": "Done, or its events where `stream` is set.", "content": streamed}}

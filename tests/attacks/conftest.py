@@ -1,0 +1,3 @@
+from support.served_fixtures import adapters, base, server
+
+__all__ = ["adapters", "base", "server"]

@@ -66,8 +66,8 @@ def run_in_parts(runner: ModelRunner, batch: Batch) -> Launched:
 
 def parts(batch: Batch, most: int) -> list[Batch]:
     """The batch's work in its own order, in steps of at most `most` tokens (1 at least): what a row shares with one
-    before it in the batch is there when it runs. A row's part that is read stays whole, however long it is. Tokens that
-    the step before was choosing are known by now, and told as such."""
+    before it in the batch is there when it runs. What runs whole (`Sequence.whole`) stays so, however long it is.
+    Tokens that the step before was choosing are known by now, and told as such."""
     table, decodes = batch.table, batch.decodes.copy()
     chosen = table.tokens[decodes[1], decodes[2]]  # of a row that ended meanwhile, whatever is there: it is not heard
     decodes[0] = np.where(decodes[0] < 0, np.maximum(chosen, 0), decodes[0])
@@ -75,14 +75,15 @@ def parts(batch: Batch, most: int) -> list[Batch]:
     room = 0
     for chunk in batch.chunks:
         at = 0
-        whole = chunk.samples and chunk.sequence.reading is not None
         while at < chunk.count:
-            if room == 0 or (whole and room < min(chunk.count, most)):
+            start, end = chunk.start + at, chunk.sequence.whole[1]
+            whole = end - start if start < end <= chunk.start + chunk.count else 0
+            if room == 0 or (whole and room < min(whole, most)):
                 made.append(Batch(table))
                 room = most
-            count = chunk.count if whole else min(room, chunk.count - at)
+            count = max(whole, min(room, chunk.count - at))
             last = at + count == chunk.count
-            made[-1].chunks.append(Chunk(chunk.sequence, chunk.row, chunk.start + at, count, chunk.samples and last))
+            made[-1].chunks.append(Chunk(chunk.sequence, chunk.row, start, count, chunk.samples and last))
             at += count
             room = max(0, room - count)
     if not made:

@@ -60,6 +60,8 @@ class RowTable:
         """The adapter's number while any row runs on it, −1 for the bare model."""
         self.deltas = self._column(-1)
         """The slot of what the row's adapter changes of the base, −1 where that is nothing."""
+        self.sources: Ints = np.zeros((max_rows, 2), np.int64)
+        """`Sequence.source`: first and end; both 0 where there is none."""
         self.prompts = self._column()
         self.known = self._column()
         """Length of what is known: the prompt, and what was generated."""
@@ -116,6 +118,7 @@ class RowTable:
         self.clients[row] = self._clients.hold(sequence.client)
         self.adapters[row] = self._adapters.hold(sequence.root) if sequence.adapter is not None else -1
         self.deltas[row] = delta
+        self.sources[row] = sequence.source or (0, 0)
         self.prompts[row] = sequence.prompt_length
         self.known[row] = len(tokens)
         self.computed[row] = self.pending[row] = self.flights[row] = 0

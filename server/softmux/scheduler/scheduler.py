@@ -191,15 +191,15 @@ class Scheduler:
         return count
 
     def _portion(self, sequence: Sequence, start: int, batch: Batch, budget: int) -> int:
-        """How many of its tokens from `start` on a sequence brings to this step. 0: what is read of it comes whole, and
-        others have the room; as a step's first chunk it may be more than the decoding rows leave of the budget."""
-        left = sequence.length - start
-        count = max(1, min(left, budget, self.cache.room))
-        if sequence.reading is None or count == left:
+        """How many of its tokens from `start` on a sequence brings to this step. 0: they come whole, and others have
+        the room; as a step's first chunk they may be more than the decoding rows leave of the budget."""
+        count = max(1, min(sequence.length - start, budget, self.cache.room))
+        begin, end = sequence.whole
+        if start >= end or start + count >= end:
             return count
-        if start < sequence.reading.whole_from:
-            return min(count, sequence.reading.whole_from - start)
-        return 0 if batch.chunks else left
+        if start < begin:
+            return min(count, begin - start)
+        return 0 if batch.chunks else end - start
 
     def _keep_prefix(self, adapter: RootKey, slots: list[int], batch: Batch) -> None:
         if not self._shelf.compiled(adapter) and adapter not in self._unsaved:

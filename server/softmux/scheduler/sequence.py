@@ -33,6 +33,9 @@ class Sequence:
     deadline: float | None = None
     reading: Reading | None = None
     """What is read of it, where it chooses no tokens."""
+    source: tuple[int, int] | None = None
+    """On an encoder-decoder: the positions `first … end`, the latter not included, that are its encoder's input. Before
+    them lies a trained prefix of the decoder's, behind them what the decoder begins with and generates."""
 
     prompt_length: int = field(init=False)
     lead: int = field(init=False)
@@ -59,13 +62,21 @@ class Sequence:
     @property
     def alone(self) -> bool:
         """Whether the cache may hold nothing of it but a trained prefix."""
-        return self.reading is not None and self.reading.alone
+        return self.source is not None or (self.reading is not None and self.reading.alone)
+
+    @property
+    def whole(self) -> tuple[int, int]:
+        """From where to where its tokens run in one step, and are computed whatever the cache has: an encoder's input
+        with the first token of its decoder behind it, or what is read of it; `(0, 0)` where that is nothing."""
+        if self.source is not None:
+            return self.source[0], self.source[1] + 1
+        return (self.reading.whole_from, self.prompt_length) if self.reading is not None else (0, 0)
 
     @property
     def reusable(self) -> int:
         """How many of its tokens need not be computed if the cache has them: the others' hidden states are needed."""
-        last = self.length - 1
-        return last if self.reading is None else min(last, self.reading.whole_from)
+        begin, end = self.whole
+        return min(self.length - 1, begin) if end else self.length - 1
 
     @property
     def length(self) -> int:

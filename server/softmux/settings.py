@@ -28,8 +28,10 @@ class Settings(BaseSettings):
     attention_backend: Literal["auto", "triton", "torch", "flashinfer"] = Field(
         default="auto", description="How attention is computed: auto is Triton on CUDA, torch elsewhere."
     )
-    quantization: Literal["auto", "fp8"] = Field(
-        default="auto", description="Weights: auto leaves them as they are, fp8 halves what linear layers take."
+    quantization: Literal["auto", "fp8", "int8", "nf4"] = Field(
+        default="auto",
+        description="Linear layers: auto leaves them as they are, fp8 halves their bytes; int8 and nf4 for what was "
+        "trained on such a base.",
     )
     kv_cache_dtype: Literal["auto", "fp8"] = Field(
         default="auto", description="Keys and values: auto keeps them in `dtype`, fp8 in half of bfloat16's bytes."

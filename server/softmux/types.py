@@ -75,7 +75,10 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     embedding_norm: float
     """Mean L2 norm of the embedding rows, by which an adapter's unusual norms are told."""
     quantization: str | None = None
-    """`fp8` where linear layers' weights are quantised; no part of `base_fingerprint`, which names a checkpoint."""
+    """The format of linear layers' weights where they are quantised. `int8` and `nf4`, on which adapters are trained,
+    are part of `base_fingerprint`; `fp8` is not."""
+    weight_bytes: int = 0
+    """What the base's weights take, scales included."""
     kv_cache_dtype: str | None = None
     """`fp8` where keys and values are kept in fewer bits than `dtype`."""
     model_type: str = ""

@@ -246,3 +246,16 @@ def test_one_task_of_a_multitask_prompt_becomes_a_folder(base: tuple[Any, Path],
         refused = run(*arguments)
         assert refused.exit_code == 1
         assert said in refused.output
+
+
+def test_an_adapter_of_a_4_bit_base_fits_a_server_of_that_base_alone(base: tuple[Any, Path], tmp_path: Path) -> None:
+    from softmux.inspection.base import describe
+
+    model, folder = base
+    make_adapter(model, "prompt_tuning", tmp_path)
+    fingerprint = describe(str(folder), fingerprints=True, quantization="nf4").base_fingerprint
+    (tmp_path / "softmux.json").write_text(json.dumps({"base_fingerprint": fingerprint}))
+    asked = ("inspect", str(tmp_path), "--model", str(folder), "--nearest", "0")
+    assert told(*asked)["fits"] is False
+    assert told(*asked, "--quantization", "fp8")["fits"] is False
+    assert told(*asked, "--quantization", "nf4")["fits"] is True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,12 +16,16 @@ if TYPE_CHECKING:
     from softmux.inspection.folder import Report
 
 Folder = Annotated[Path, typer.Argument(help="A folder as PEFT's save_pretrained writes it.")]
+Quantization = Literal["fp8", "int8", "nf4"]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
 
 def inspect(
     folder: Folder,
     model: Annotated[str | None, typer.Option(help="The base to hold it against: a folder, or a hub id.")] = None,
+    quantization: Annotated[
+        Quantization | None, typer.Option(help="Of the server that is to take it; int8 and nf4 are bases of their own.")
+    ] = None,
     nearest: Annotated[int, typer.Option(min=0, max=50, help="Tokens to show beside each learned vector.")] = 3,
     json_: Json = False,
 ) -> None:
@@ -34,7 +38,7 @@ def inspect(
     if model is not None:
         from softmux.inspection.base import describe
 
-        spec = describe(model, fingerprints=True)
+        spec = describe(model, fingerprints=True, quantization=quantization)
     report = look(files, str(folder), spec)
     if spec is not None and model is not None and nearest and Path(model).is_dir():
         _add_nearest(report, Path(model), spec, nearest)

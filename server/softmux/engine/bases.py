@@ -13,6 +13,7 @@ from transformers.models.auto.modeling_auto import (
 
 from softmux.engine.encoder import PackedEncoder
 from softmux.engine.packed import PackedModel
+from softmux.engine.quantised_loading import own_method
 from softmux.errors import SelfTestFailed
 from softmux.types import Family
 
@@ -38,4 +39,8 @@ def load_base(model: str, *, device: torch.device, dtype: torch.dtype, quantizat
     kind = PackedEncoder if family_of(config) == "encoder" else PackedModel
     if kind is PackedEncoder and quantization != "auto":
         raise SelfTestFailed(f"--quantization {quantization} is for decoders, and {model} is an encoder; leave it out")
+    if kind is PackedEncoder and own_method(config):
+        raise SelfTestFailed(
+            f"{model} is an encoder with quantised weights; softmux serves encoders in full: save it so"
+        )
     return kind.load(model, device=device, dtype=dtype, quantization=quantization)

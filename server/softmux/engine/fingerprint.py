@@ -19,7 +19,14 @@ _VOLATILE = {
     "_attn_implementation",
     "_attn_implementation_internal",
     "attn_implementation",
+    "quantization_config",
 }
+_QUANTISED = {
+    "int8": "int8, symmetric, a scale for each output",
+    "nf4": "nf4, blocks of 64, their scales in blocks of 256",
+}
+"""What the server makes of a full checkpoint's linear layers, where adapters are trained on just that. fp8 is none of
+these: it is a way to serve the checkpoint's own adapters."""
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -32,8 +39,10 @@ _TOKENIZER_FILES = (
 )
 
 
-def base_fingerprint(folder: Path, config: dict[str, Any]) -> str:
-    """`sha256:…` over every tensor (name, dtype, shape, bytes), in name order, and the config's lasting fields.
+def base_fingerprint(folder: Path, config: dict[str, Any], quantization: str | None = None) -> str:
+    """`sha256:…` over every tensor (name, dtype, shape, bytes), in name order, the config's lasting fields, and, where
+    the server makes int8 or nf4 of a full checkpoint (`quantization`), that format. A checkpoint that is quantised
+    already is named by its own tensors and its `quantization_config`, as `config.json` has it.
 
     How the tensors are spread over files does not matter; the dtype they are served in is not part of it (the KV
     dtype is a part of every cache key instead). Reads the files once, in pieces; raises OSError or ValueError for a
@@ -51,6 +60,11 @@ def base_fingerprint(folder: Path, config: dict[str, Any]) -> str:
         raise ValueError(f"{folder} holds no .safetensors weights; convert the model with save_pretrained first")
     digest = hashlib.sha256()
     kept = {key: value for key, value in config.items() if key not in _VOLATILE}
+    own = _own_quantisation(folder)
+    if own is not None:
+        kept["quantization_config"] = own
+    elif quantization in _QUANTISED:
+        digest.update(_QUANTISED[quantization].encode())
     digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
     for name in sorted(tensors):
         path, offset, entry = tensors[name]
@@ -66,6 +80,11 @@ def base_fingerprint(folder: Path, config: dict[str, Any]) -> str:
                 digest.update(piece)
                 left -= len(piece)
     return "sha256:" + digest.hexdigest()
+
+
+def _own_quantisation(folder: Path) -> Any:
+    path = folder / "config.json"
+    return json.loads(path.read_bytes()).get("quantization_config") if path.is_file() else None
 
 
 def tokenizer_fingerprint(folder: Path) -> str:

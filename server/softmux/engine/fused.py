@@ -90,6 +90,8 @@ class FusedDecoder:
             return None
         if model.module.lm_head.bias is not None or type(model.embedding) is not nn.Embedding:
             return None
+        if model.quantization not in (None, "fp8"):  # 8- and 4-bit layers multiply by themselves
+            return None
         return cls(model, pool, attention, products)
 
     def _take(self, layer: Any) -> _Layer:

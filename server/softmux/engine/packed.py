@@ -20,6 +20,8 @@ from softmux.engine.fingerprint import base_fingerprint, tokenizer_fingerprint
 from softmux.engine.fp8 import E4M3, E4M3_MAX, Fp8Linear, has_kernels
 from softmux.engine.fp8_loading import load_fp8
 from softmux.engine.kv import as_kept
+from softmux.engine.quantised import QuantisedLinear, format_of, size
+from softmux.engine.quantised_loading import load_quantised, own_method
 from softmux.engine.serves import SERVES
 from softmux.errors import SelfTestFailed
 from softmux.types import LayerKV, ModelSpec
@@ -65,7 +67,8 @@ class PackedModel:
         self.device: torch.device = next(module.parameters()).device
         self.dtype: torch.dtype = next(p.dtype for p in module.parameters() if p.dtype != E4M3)
         self.kv_dtype = self.dtype
-        self._fp8 = [layer for layer in module.modules() if isinstance(layer, Fp8Linear)]
+        self.quantization = format_of(module)
+        self._quantised = [layer for layer in module.modules() if isinstance(layer, Fp8Linear | QuantisedLinear)]
         self.embedding: Any = self.module.get_input_embeddings()
         self._attention = f"softmux_{next(_names)}"
         self._rounded = f"{self._attention}_rounded"
@@ -79,7 +82,7 @@ class PackedModel:
     @classmethod
     def load(cls, model: str, *, device: torch.device, dtype: torch.dtype, quantization: str = "auto") -> PackedModel:
         """From a folder in Hugging Face's layout, or a hub id. Only safetensors are read; no code of the model's.
-        `quantization` fp8: linear layers are quantised as they are read (`load_fp8`); auto: they stay as they are.
+        `quantization` fp8, int8, nf4: linear layers are quantised as they are read (`load_fp8`, `load_quantised`).
 
         A folder's model goes by the folder's name: where it lies is not its clients' business.
 
@@ -99,6 +102,8 @@ class PackedModel:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             if quantization == "fp8":
                 module = load_fp8(folder, config, device=device, dtype=dtype)
+            elif quantization != "auto" or own_method(config):
+                module = load_quantised(folder, config, quantization, device=device, dtype=dtype)
             else:
                 module = cls.loads_as.from_pretrained(
                     folder,
@@ -169,8 +174,8 @@ class PackedModel:
         self._last = output[0][0]
 
     def eager(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """The reference: the same module, its own eager attention, weights in fp8 multiplied plainly, one row from its
-        start → logits of every token."""
+        """The reference: the same module, its own eager attention, quantised weights multiplied plainly, one row from
+        its start → logits of every token."""
         self.module.set_attn_implementation("eager" if self.kv_dtype == self.dtype else self._rounded)
         self._multiply_plainly(True)
         try:
@@ -207,7 +212,7 @@ class PackedModel:
         return eager(module, query, *kept, *rest, **named)
 
     def _multiply_plainly(self, plainly: bool) -> None:
-        for layer in self._fp8:
+        for layer in self._quantised:
             layer.plainly = plainly
 
     def _probe(self) -> tuple[LayerKV, ...]:
@@ -281,6 +286,7 @@ class PackedModel:
         """Reads the weights' files once for the fingerprint."""
         hidden_size, norm = self._embedding_scale()
         given, output, tied = embeddings(self.module)
+        parameters, weight_bytes = size(self.module)
         return ModelSpec(
             model_id=self.model_id,
             architecture=self.architecture,
@@ -288,14 +294,15 @@ class PackedModel:
             hidden_size=hidden_size,
             vocab_size=int(self.text_config.vocab_size),
             context_length=context_length,
-            base_fingerprint=base_fingerprint(self.folder, self.config.to_dict()) if self.folder else "in-memory",
+            base_fingerprint=self._fingerprint(),
             tokenizer_fingerprint=tokenizer_fingerprint(self.folder) if self.folder else "in-memory",
             layers=self.layers,
             eos_token_ids=self.eos_token_ids,
-            parameters=sum(parameter.numel() for parameter in self.module.parameters()),
+            parameters=parameters,
+            weight_bytes=weight_bytes,
             device=str(self.device),
             embedding_norm=norm,
-            quantization="fp8" if self._fp8 else None,
+            quantization=self.quantization,
             kv_cache_dtype="fp8" if self.kv_dtype == E4M3 else None,
             model_type=str(getattr(self.text_config, "model_type", "")),
             serves=SERVES["decoder"],
@@ -304,6 +311,11 @@ class PackedModel:
             output_embedding=output,
             tied_embeddings=tied,
         )
+
+    def _fingerprint(self) -> str:
+        if self.folder is None:
+            return "in-memory"
+        return base_fingerprint(self.folder, self.config.to_dict(), self.quantization)
 
     @torch.inference_mode()
     def _embedding_scale(self) -> tuple[int, float]:

@@ -44,7 +44,8 @@ class Prepacked:
         Raises whatever torch raises where this build has no oneDNN.
         """
         for name, linear in list(self._module.named_modules()):
-            if type(linear) is not nn.Linear or linear.weight.dtype != torch.float32:
+            plain = type(linear) is nn.Linear and type(linear.weight) is nn.Parameter
+            if not plain or linear.weight.dtype != torch.float32:
                 continue
             packed = PrepackedLinear(linear)
             x = torch.randn((3, linear.in_features))

@@ -19,10 +19,11 @@ UNKNOWN = "unknown"
 """A fingerprint that can't be told, as the files that it is made of are not there."""
 
 
-def describe(model: str, *, fingerprints: bool = False) -> ModelSpec:
+def describe(model: str, *, fingerprints: bool = False, quantization: str | None = None) -> ModelSpec:
     """The spec that an engine on `model` (a folder with a config.json, or a hub id) would give, in bfloat16.
 
-    `fingerprints` reads the weights and the tokenizer for them, where they are there. Raises `InvalidRequest`.
+    `fingerprints` reads the weights and the tokenizer for them, where they are there; `quantization`: of a server with
+    that `--quantization`. Raises `InvalidRequest`.
     """
     try:
         config: Any = AutoConfig.from_pretrained(model, trust_remote_code=False)
@@ -46,13 +47,14 @@ def describe(model: str, *, fingerprints: bool = False) -> ModelSpec:
         hidden_size=int(module.get_input_embeddings().weight.shape[1]),
         vocab_size=int(text.vocab_size),
         context_length=int(getattr(text, "max_position_embeddings", None) or 1 << 20),
-        base_fingerprint=base_fingerprint(folder, config.to_dict()) if has_weights else UNKNOWN,
+        base_fingerprint=base_fingerprint(folder, config.to_dict(), quantization) if has_weights else UNKNOWN,
         tokenizer_fingerprint=tokenizer_fingerprint(folder) if fingerprints and folder.is_dir() else UNKNOWN,
         layers=(_layer(text),) * int(text.num_hidden_layers),
         eos_token_ids=(),
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         device="meta",
         embedding_norm=0.0,
+        quantization=quantization,
         model_type=str(text.model_type),
         family=family,
         serves=SERVES[family],

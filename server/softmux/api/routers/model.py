@@ -28,6 +28,7 @@ async def model(request: Request) -> dict[str, Any]:
         "vocab_size": spec.vocab_size,
         "context_length": spec.context_length,
         "parameters": spec.parameters,
+        "weight_bytes": spec.weight_bytes,
         "base_fingerprint": spec.base_fingerprint,
         "tokenizer_fingerprint": spec.tokenizer_fingerprint,
     }

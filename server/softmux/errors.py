@@ -34,6 +34,7 @@ an error into its answer in one place (`softmux.api.errors`), and a worker sends
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 
@@ -115,7 +116,20 @@ class Quarantined(InvalidRequest):
 
 
 class RateLimited(SoftmuxError):
+    """`headers` are the answer's: what the limit is, and what is left of it."""
+
     status, code = 429, "rate_limited"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after: float | None = 1.0,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message, param=param, retry_after=retry_after)
+        self.headers = dict(headers or {})
 
 
 class QuotaExceeded(RateLimited):

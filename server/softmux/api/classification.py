@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from softmux.api import verdicts
+from softmux.api.limits import Charge
 from softmux.api.schemas import ClassifyBody
 from softmux.api.services import Resolved, Services
 from softmux.api.tokenizer import LONG_TEXT
 from softmux.api.windows import Piece, Window, windows
-from softmux.errors import ContextTooLong, InternalError, InvalidRequest, WrongTaskKind
+from softmux.errors import ContextTooLong, InternalError, InvalidRequest, SoftmuxError, WrongTaskKind
 from softmux.formats.layout import check_text, lay_out, virtual_ids
 from softmux.types import Manifest, Output
 from softmux.worker.channel import Channel, SequenceFailed
@@ -51,6 +52,7 @@ class Classification:
     channel: Channel
     ids: list[str]
     prompt_tokens: int
+    charge: Charge
     left: bool = False
 
     @classmethod
@@ -101,10 +103,14 @@ class Classification:
             for given in inputs
             for tokens, scored in _first(given, manifest)
         )
-        channel = services.worker.submit(requests)
-        return cls(
-            services, resolved, manifest, body, inputs, channel, [request.id for request in requests], prompt_tokens
-        )
+        charge = await services.limits.admit(resolved.tenant, prompt_tokens)
+        try:
+            channel = services.worker.submit(requests)
+        except SoftmuxError:
+            charge.settle(0)
+            raise
+        ids = [request.id for request in requests]
+        return cls(services, resolved, manifest, body, inputs, channel, ids, prompt_tokens, charge)
 
     async def results(self) -> list[dict[str, Any]]:
         """A result for each input, in order. Raises the first error of a row."""
@@ -128,6 +134,7 @@ class Classification:
 
     def close(self) -> None:
         self.channel.close()
+        self.charge.settle(self.prompt_tokens)
 
     def _result(self, given: _Input, rows: list[list[float]]) -> dict[str, Any]:
         labels = tuple(self.manifest.labels or ())

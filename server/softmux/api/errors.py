@@ -14,7 +14,15 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from softmux.errors import BadRequest, InternalError, InvalidRequest, MethodNotAllowed, NotFound, SoftmuxError
+from softmux.errors import (
+    BadRequest,
+    InternalError,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    RateLimited,
+    SoftmuxError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +40,7 @@ def error_body(error: SoftmuxError) -> dict[str, Any]:
 
 
 def error_response(error: SoftmuxError) -> Response:
-    headers = {}
+    headers = dict(error.headers) if isinstance(error, RateLimited) else {}
     if error.retry_after is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
     if error.status == 401:

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from softmux.api.choice import Choice, Piece
+from softmux.api.limits import Charge
 from softmux.api.schemas import Sampling
 from softmux.api.services import Resolved, Services
 from softmux.api.tokenizer import LONG_TEXT
-from softmux.errors import ContextTooLong, InternalError, InvalidRequest, WrongTaskKind
+from softmux.errors import ContextTooLong, InternalError, InvalidRequest, SoftmuxError, WrongTaskKind
 from softmux.formats.layout import lay_out
 from softmux.types import Output, SamplingParams
 from softmux.worker.channel import Channel, SequenceFailed
@@ -60,6 +61,8 @@ class Generation:
     label: str
     began: float
     usage: Usage
+    charge: Charge
+    """Of the tenant's limits."""
     left: bool = False
     """The client has gone away."""
     _by_id: dict[str, Choice] = field(default_factory=dict)
@@ -89,6 +92,9 @@ class Generation:
         inputs = await _laid_out(services, resolved, prompts, variables)
         virtual = sum(1 for tokens in inputs for token in tokens if token < 0)
         usage = Usage(prompt_tokens=sum(map(len, inputs)) - virtual, virtual_tokens=virtual)
+        charge = await services.limits.admit(
+            resolved.tenant, usage.prompt_tokens + len(inputs) * body.n * params.max_tokens
+        )
         name = id_prefix + secrets.token_hex(12)
         requests: list[Generate] = []
         choices: dict[str, Choice] = {}
@@ -107,6 +113,11 @@ class Generation:
                 choices[request.id] = Choice(
                     index, tokenizer, body.stops, min_tokens=body.min_tokens, logprobs=body.logprobs is not None
                 )
+        try:
+            channel = services.worker.submit(requests)
+        except SoftmuxError:
+            charge.settle(0)
+            raise
         return cls(
             id=name,
             created=int(time.time()),
@@ -114,11 +125,12 @@ class Generation:
             choices=list(choices.values()),
             looks_for_stops=bool(body.stops),
             samples=body.n,
-            channel=services.worker.submit(requests),
+            channel=channel,
             services=services,
             label=label,
             began=began,
             usage=usage,
+            charge=charge,
             _by_id=choices,
         )
 
@@ -157,6 +169,7 @@ class Generation:
         """Ends what still runs and counts what was used. Call it however the request ended, once."""
         self.channel.close()
         self.settle()
+        self.charge.settle(self.usage.prompt_tokens + self.usage.completion_tokens)
         metrics = self.services.metrics
         metrics.tokens(self.label, self.usage.prompt_tokens, self.usage.completion_tokens)
         for choice in self.choices:

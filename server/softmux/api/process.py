@@ -11,6 +11,7 @@ import contextlib
 import gc
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -35,6 +36,7 @@ from softmux.api.control import (
     State,
 )
 from softmux.api.http import HttpServer
+from softmux.api.limits import Limiter
 from softmux.api.loop import run_on_loop
 from softmux.api.networks import is_loopback
 from softmux.api.observe import InFlight
@@ -42,6 +44,7 @@ from softmux.api.services import Services
 from softmux.api.siblings import Siblings
 from softmux.api.tokenizer import Tokenizer
 from softmux.errors import EngineDown, RegistryDown
+from softmux.registry.budgets import Budgets
 from softmux.registry.registry import Registry
 from softmux.settings import Settings
 from softmux.telemetry.exposition import Metrics
@@ -63,7 +66,13 @@ class ApiProcess:
         self._metrics = Metrics(
             lambda: self._worker.stats, restarts=lambda: self._state.restarts, up=lambda: self._worker.ready
         )
-        self._services = Services(settings, self._worker, registry, self._metrics, Siblings(line))
+        self._limits = Limiter(
+            registry.tenants,
+            Budgets(config.registry_url, secrets.token_hex(8)),
+            self._metrics,
+            least=settings.api_processes or 1,
+        )
+        self._services = Services(settings, self._worker, registry, self._metrics, Siblings(line), self._limits)
         app = create_app(self._services, self._in_flight)
         self._http = HttpServer(app, socket.socket(fileno=config.connections))
         self._said_ready = False
@@ -73,11 +82,13 @@ class ApiProcess:
     async def run(self) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._leave)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        hearing = self._task(self._hear())
+        hearing, limiting = self._task(self._hear()), self._task(self._limits.run())
         try:
             await self._http.answer()
         finally:
             hearing.cancel()
+            limiting.cancel()
+            await self._limits.close()
             self._line.send(Counted(self._metrics.counts()))
             self._worker.close()
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
+from softmux.api.limits import Limiter
 from softmux.api.siblings import Siblings
 from softmux.api.tokenizer import Tokenizer
 from softmux.errors import EngineDown, VersionNotFound
@@ -43,6 +44,7 @@ class Services:
     registry: Registry
     metrics: Metrics
     siblings: Siblings
+    limits: Limiter
     tokenizer: Tokenizer | None = None
     started: bool = False
     draining: bool = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 import msgspec
@@ -32,14 +32,15 @@ class EventStream(Response):
     """An answer of events, each item of `events` one write. The generator sees to it itself that it ends when the
     client is gone, and is closed in any case."""
 
-    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
         self.status_code = 200
         self.background = None
         self._events = events
+        self._start = [*_HEADERS, *((name.encode(), value.encode()) for name, value in headers.items())]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+            await send({"type": "http.response.start", "status": 200, "headers": self._start})
             async for some in self._events:
                 await send({"type": "http.response.body", "body": some, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -6,6 +6,7 @@ softmux:changes                     stream  one entry a change, `<seq>-0`: kind 
 softmux:audit                       stream  one entry a change that somebody made, who and what; never trimmed
 softmux:tenants                     hash    tenant -> TenantRecord (JSON; older ones just the time they were made)
 softmux:keys                        hash    key id -> KeyRecord (JSON; a key is looked up before its tenant is known)
+softmux:processes                   zset    API process -> when it was last heard of, while any tenant has limits
 
 softmux:t:<tenant>:tasks            zset    names of the tasks that have versions, all of score 0 (so: by name)
 softmux:t:<tenant>:counters         hash    task -> last version number given; outlives the task
@@ -21,6 +22,8 @@ softmux:t:<tenant>:files            hash    file's sha256 -> its bytes, where it
 softmux:t:<tenant>:filerefs         hash    file's sha256 -> how many manifests have it
 softmux:t:<tenant>:loose            zset    blob that no manifest has -> when it was last touched (an upload's lease)
 softmux:t:<tenant>:deleting         hash    blob being deleted from the store -> since when
+softmux:t:<tenant>:limits:requests  hash    half second -> requests drawn from the limit then; `limits:tokens` likewise
+softmux:t:<tenant>:limits:in_flight hash    API process -> the tokens in flight that it holds
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ CHANGES = "softmux:changes"
 AUDIT = "softmux:audit"
 TENANTS = "softmux:tenants"
 KEYS = "softmux:keys"
+PROCESSES = "softmux:processes"
 
 INLINE_BYTES = 64 << 10
 """A file of at most this many bytes lies in Redis beside its metadata, a larger one in the blob store."""

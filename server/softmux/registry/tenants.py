@@ -69,6 +69,16 @@ class Tenants:
         """From memory. A tenant not heard of (made, or deleted, this very moment) is one of weight 1 and no limits."""
         return self._records.get(name) or TenantRecord(name=name, created_at=0.0)
 
+    def any_limited(self) -> bool:
+        """Whether any tenant's requests are limited. From memory."""
+        return any(
+            limit is not None
+            for record in self._records.values()
+            for limit in (
+                record.limits.requests_per_minute, record.limits.tokens_per_minute, record.limits.tokens_in_flight
+            )
+        )  # fmt: skip
+
     async def list(self) -> list[TenantRecord]:
         """By name, from Redis."""
         return sorted((await self._read()).values(), key=lambda record: record.name)

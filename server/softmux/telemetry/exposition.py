@@ -103,6 +103,12 @@ class Metrics:
     def upload(self, outcome: str) -> None:
         self._own["adapter_uploads_total"].labels(outcome).inc()
 
+    def limited(self, limit: str) -> None:
+        self._own["limit_refusals_total"].labels(limit).inc()
+
+    def drew(self, outcome: str) -> None:
+        self._own["limit_draws_total"].labels(outcome).inc()
+
     def swapped(self, seconds: float) -> None:
         self._own["adapter_swap_seconds"].observe(seconds)
 

@@ -79,6 +79,20 @@ METRICS: tuple[Metric, ...] = (
         (),
         REQUEST,
     ),
+    Metric(
+        "limit_refusals_total",
+        "counter",
+        "api",
+        "Requests and uploads refused by the tenant's limit they met.",
+        ("limit",),
+    ),
+    Metric(
+        "limit_draws_total",
+        "counter",
+        "api",
+        "Times this server drew from tenants' limits in Redis, or gave back (granted, refused, unanswered).",
+        ("outcome",),
+    ),
     Metric("worker_restarts_total", "counter", "supervisor", "How often the worker was started again."),
     Metric("worker_up", "gauge", "supervisor", "1 while the engine answers."),
     # the engine

@@ -73,4 +73,4 @@ async def classify(request: Request, task: Annotated[str | None, Query(max_lengt
         "results": results,
         "usage": {"prompt_tokens": running.prompt_tokens, "total_tokens": running.prompt_tokens},
     }  # fmt: skip
-    return Response(msgspec.json.encode(reply), media_type="application/json")
+    return Response(msgspec.json.encode(reply), headers=running.charge.headers, media_type="application/json")

@@ -109,7 +109,7 @@ async def _whole(generation: Generation, body: GenerateBody) -> Response:
         for choice in generation.choices
     ]
     reply = {**generation.head("generation"), "choices": choices, "usage": generation.usage.json()}
-    return Response(msgspec.json.encode(reply), media_type="application/json")
+    return Response(msgspec.json.encode(reply), headers=generation.charge.headers, media_type="application/json")
 
 
 async def _streamed(request: Request, generation: Generation, body: GenerateBody) -> Response:
@@ -165,4 +165,4 @@ async def _streamed(request: Request, generation: Generation, body: GenerateBody
             generation.close()
             metrics.request(generation.label, outcome, time.monotonic() - generation.began)
 
-    return sse.EventStream(events())
+    return sse.EventStream(events(), generation.charge.headers)

@@ -10,6 +10,7 @@ gpu        a GPU's steps over the bytes they must move
 residency  throughput and latency as tasks outgrow the GPU's and the host's room
 swap       what a step's copies to the GPU and back cost
 host       what the host does for a step, with a model that takes no time
+endurance  a service over many tasks while versions come and go: memory, every reply held against its digest
 all        mixed, service and tiers
 """
 
@@ -38,6 +39,7 @@ _OWN_OPTIONS = {
     "residency": "softmux.bench.residency",
     "swap": "softmux.bench.swap",
     "host": "softmux.bench.host",
+    "endurance": "softmux.bench.endurance",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,20 +39,24 @@ def resident_bytes() -> int:
     return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def slope(points: Sequence[tuple[float, float]]) -> float:
+    """How much the second number grows with the first: least squares over the last two thirds of `points`. Before that,
+    caches fill and allocators find their size."""
+    kept = points[len(points) // 3 :]
+    middle, level = sum(x for x, _ in kept) / len(kept), sum(y for _, y in kept) / len(kept)
+    spread = sum((x - middle) ** 2 for x, _ in kept)
+    return sum((x - middle) * (y - level) for x, y in kept) / spread if spread else 0.0
+
+
 @dataclass(slots=True)
 class Growth:
-    """Samples of one run. The first third is warm-up: caches fill, allocators find their size."""
+    """Samples of one run. The first third is warm-up."""
 
     samples: list[Sample] = field(default_factory=list)
 
     def slope(self, what: str) -> float:
         """Least squares over what follows the warm-up, per 1,000 steps."""
-        kept = self.samples[len(self.samples) // 3 :]
-        steps = [sample.step / 1000 for sample in kept]
-        values = [float(getattr(sample, what)) for sample in kept]
-        middle, level = sum(steps) / len(steps), sum(values) / len(values)
-        spread = sum((step - middle) ** 2 for step in steps)
-        return sum((s - middle) * (v - level) for s, v in zip(steps, values, strict=True)) / spread if spread else 0.0
+        return slope([(sample.step / 1000, float(getattr(sample, what))) for sample in self.samples])
 
     def told(self) -> str:
         first, last = self.samples[len(self.samples) // 3], self.samples[-1]

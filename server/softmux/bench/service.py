@@ -32,12 +32,13 @@ _START_SECONDS = 300
 class Server:
     """A `softmux serve` process of its own, on a free port of the loopback address, for the length of a `with`."""
 
-    def __init__(self, model: str, adapters: Path, data: Path, threads: int) -> None:
+    def __init__(self, model: str, adapters: Path | None, data: Path, threads: int, *options: str) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
-        command = [sys.executable, "-m", "softmux.cli", "serve", "--model", model, "--adapters", str(adapters)]
+        command = [sys.executable, "-m", "softmux.cli", "serve", "--model", model, *options]
+        command += ["--adapters", str(adapters)] if adapters else []
         command += ["--port", str(port), "--data", str(data), "--device", "cpu", "--dtype", "float32"]
         environment = os.environ | {
             "SOFTMUX_THREADS": str(threads),
@@ -45,6 +46,10 @@ class Server:
             "SOFTMUX_LOG_LEVEL": "warning",
         }
         self._process = subprocess.Popen(command, env=environment)  # noqa: S603
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def __enter__(self) -> Server:
         ends = time.monotonic() + _START_SECONDS

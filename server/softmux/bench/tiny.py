@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,23 @@ METHODS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "template")
 
 
 def tiny_model(device: torch.device) -> PackedModel:
+    return PackedModel(_module().to(device), None, "soak")
+
+
+def save_tiny(folder: Path) -> None:
+    """The same model as a checkpoint, with a tokenizer of one word for each id."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    _module().save_pretrained(folder)
+    words = {f"w{number}": number for number in range(VOCABULARY)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))  # noqa: S106 - no password
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0", bos_token="w1", eos_token="w2")  # noqa: S106
+    fast.save_pretrained(folder)
+
+
+def _module() -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -36,11 +54,11 @@ def tiny_model(device: torch.device) -> PackedModel:
         for parameter in module.parameters():  # far enough from zero that it decides
             if parameter.dim() > 1:
                 parameter.mul_(6.0)
-    return PackedModel(module.to(device), None, "soak")
+    return module
 
 
-def adapter_files(method: str, virtual: int, number: int) -> dict[str, bytes]:
-    """A random adapter for the tiny model, as PEFT lays it down."""
+def adapter_files(method: str, virtual: int, number: int, padding: int = 0) -> dict[str, bytes]:
+    """A random adapter for the tiny model, as PEFT lays it down; its weights' file `padding` bytes longer."""
     prefix = method == "PREFIX_TUNING"
     config: dict[str, Any] = {
         "peft_type": "PROMPT_TUNING" if method == "template" else method,
@@ -54,5 +72,7 @@ def adapter_files(method: str, virtual: int, number: int) -> dict[str, bytes]:
     vectors = np.random.default_rng(number).standard_normal((virtual, width), dtype=np.float32) * 0.2
     return {
         "adapter_config.json": json.dumps(config).encode(),
-        "adapter_model.safetensors": save({"prompt_embeddings": vectors}),
+        "adapter_model.safetensors": save(
+            {"prompt_embeddings": vectors}, {"padding": "x" * padding} if padding else None
+        ),
     }

@@ -152,7 +152,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AdapterRef(msgspec.Struct, frozen=True):
-    """Which weights a request uses: resolved once, held until the request ends."""
+    """Which weights a request uses: resolved once, held until the request ends.
+
+    `tenant` is whose adapter it is, and `task` its name to who asks: `acme/sentiment` where it is shared by `acme`.
+    """
 
     tenant: str
     task: str

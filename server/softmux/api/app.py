@@ -10,10 +10,13 @@ from softmux.api.auth import Gate
 from softmux.api.direct import Direct
 from softmux.api.observe import InFlight, Observe
 from softmux.api.replies import ERRORS
-from softmux.api.routers import adapters, admin, classify, generate, health, metrics, model
+from softmux.api.routers import adapters, admin, classify, generate, health, metrics, model, shared
 from softmux.api.services import Services
 
-ROUTERS = (generate.router, classify.router, adapters.router, model.router, admin.router, health.router, metrics.router)
+ROUTERS = (
+    generate.router, classify.router, adapters.router, shared.router, model.router, admin.router, health.router,
+    metrics.router,
+)  # fmt: skip
 
 
 def create_app(services: Services, in_flight: InFlight | None = None) -> FastAPI:

@@ -27,6 +27,14 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+class ShareBody(Body):
+    """Who beside its tenant may use a task: to generate, classify, and read what it is."""
+
+    tenants: Annotated[list[str], Field(max_length=1000, description="Tenants by name.")] = []
+    everyone: Annotated[bool, Field(description="All tenants of this registry.")] = False
+    files: Annotated[bool, Field(description="They may fetch its files, too.")] = False
+
+
 class TextPart(Body):
     type: Literal["text"]
     text: str

@@ -63,7 +63,8 @@ class Services:
         return self.tokenizer
 
     def resolve(self, tenant: str, name: str | None) -> Resolved:
-        """The version that `name` (`task` or `task@version`) means now. From memory: no call leaves the process.
+        """The version that `name` (`task` or `task@version`; `tenant/task` where another tenant shares it) means now.
+        From memory: no call leaves the process.
 
         Raises `TaskNotFound`, `VersionNotFound`, or `EngineDown` while no model has been loaded yet.
         """
@@ -82,8 +83,9 @@ class Services:
             if len(self._layouts) >= _LAYOUTS_KEPT:
                 self._layouts.clear()
             layout = self._layouts[manifest.digest] = Layout.of(manifest)
+        known_as = record.task if record.tenant == tenant else f"{record.tenant}/{record.task}"
         adapter = AdapterRef(
-            tenant, record.task, record.version, manifest.digest, manifest.method, manifest.virtual_tokens
+            record.tenant, known_as, record.version, manifest.digest, manifest.method, manifest.virtual_tokens
         )
         return Resolved(tenant, adapter, layout, manifest)
 

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from softmux import __version__
-from softmux.cli import access, inspection, local, remote, serving
+from softmux.cli import access, inspection, local, remote, serving, sharing
 from softmux.cli.output import fail
 from softmux.errors import SoftmuxError
 
@@ -46,6 +46,8 @@ app.command("list")(remote.list_)
 app.command("show")(remote.show)
 app.command("activate")(remote.activate)
 app.command("delete")(remote.delete)
+app.command("share")(sharing.share)
+app.command("unshare")(sharing.unshare)
 app.command("generate")(remote.generate)
 app.command("inspect")(inspection.inspect)
 app.command("compare-methods")(inspection.compare_methods)

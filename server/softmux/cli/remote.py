@@ -105,6 +105,9 @@ def push(
 
 def list_(
     prefix: Annotated[str, typer.Option(help="Only tasks whose names begin so.")] = "",
+    shared: Annotated[
+        bool, typer.Option("--shared", help="What other tenants share with you, as tenant/task.")
+    ] = False,
     url: Url = DEFAULT_URL,
     key: Key = None,
     json_: Json = False,
@@ -113,7 +116,7 @@ def list_(
     remote, cursor, found = Remote(url, key), None, []
     while True:
         params = {"limit": "1000", "prefix": prefix, **({"cursor": cursor} if cursor else {})}
-        page = remote.call("GET", "/v1/adapters", params=params).json()
+        page = remote.call("GET", "/v1/shared" if shared else "/v1/adapters", params=params).json()
         found += page["data"]
         cursor = page["next_cursor"]
         if cursor is None:
@@ -132,9 +135,10 @@ def list_(
 
 
 def show(task: Task, url: Url = DEFAULT_URL, key: Key = None, json_: Json = False) -> None:
-    """Show a task: its active version, and all the others."""
+    """Show a task (tenant/task if another tenant shares it): its active version, and all the others."""
     remote = Remote(url, key)
-    versions = remote.call("GET", f"/v1/adapters/{task}/versions").json()["data"]
+    place = "shared" if "/" in task else "adapters"
+    versions = remote.call("GET", f"/v1/{place}/{task}/versions").json()["data"]
     if json_:
         as_json(versions)
         return

@@ -164,8 +164,10 @@ class Engine:
 
     # --- sequences ---------------------------------------------------------------------------------------------------
 
-    def key(self, tenant: str, digest: str | None) -> RootKey:
-        return RootKey(tenant, digest, self.spec.base_fingerprint, self.spec.kv_format)
+    def key(self, tenant: str, digest: str | None, owner: str | None = None) -> RootKey:
+        """The root of what `tenant` asks of an adapter or of the bare model. `owner`: whose it is, if not its own."""
+        other = owner if owner is not None and owner != tenant else ""
+        return RootKey(tenant, digest, self.spec.base_fingerprint, self.spec.kv_format, other)
 
     def add(
         self,

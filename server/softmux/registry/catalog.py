@@ -10,7 +10,7 @@ from softmux.registry.connection import Connection
 from softmux.registry.follower import Change
 from softmux.registry.keyspace import TENANTS
 from softmux.registry.publication import no_task, no_version
-from softmux.registry.records import TaskView, VersionRecord
+from softmux.registry.records import TaskPage, TaskView, VersionRecord
 from softmux.registry.versions import VersionReader, active_of
 
 _PAGE = 200
@@ -23,16 +23,17 @@ class Catalog:
         self._connection = connection
         self._reader = reader
         self._tasks: dict[str, dict[str, TaskView]] = {}
+        self._shares: set[str] = set()
+        """`owner/task` of every task that its owner shares."""
         self._writing = asyncio.Lock()  # so that a later read never loses to an earlier one
 
     def resolve(self, tenant: str, task: str, version: int | None, base_fingerprint: str) -> VersionRecord:
-        """The version a request named, or the base's active one.
+        """The version a request of `tenant` named, or the base's active one. `task` is a task of its own, or
+        `owner/task`, one that is shared with it.
 
         Raises `TaskNotFound`, `VersionNotFound`, and `BaseMismatch` for a named version made for another base.
         """
-        view = self._tasks.get(tenant, {}).get(task)
-        if view is None:
-            raise no_task(task)
+        view = self._view(tenant, task)
         if version is None:
             return active_of(view, task, base_fingerprint)
         record = view.versions.get(version)
@@ -45,6 +46,39 @@ class Catalog:
                 param="task",
             )
         return record
+
+    def shared(self, tenant: str, task: str) -> TaskView:
+        """The task `owner/task`, which another tenant shares with `tenant`. Raises `TaskNotFound` where it doesn't:
+        whether there is such a task is nobody else's to know."""
+        view = self._view(tenant, task)
+        if view.share is None or not view.share.reaches(tenant):
+            raise no_task(task)
+        return view
+
+    def shared_tasks(
+        self, tenant: str, base: str, *, limit: int = 100, cursor: str | None = None, prefix: str = ""
+    ) -> TaskPage:
+        """The active versions for `base` of all that others share with `tenant`, by `owner/task`, after `cursor`."""
+        found: list[VersionRecord] = []
+        for name in sorted(self._shares):
+            owner, _, task = name.partition("/")
+            view = self._tasks[owner][task]
+            reaches = owner != tenant and view.share is not None and view.share.reaches(tenant)
+            if not reaches or base not in view.active or not name.startswith(prefix) or name <= (cursor or ""):
+                continue
+            if len(found) == limit:
+                last = found[-1]
+                return TaskPage(tuple(found), f"{last.tenant}/{last.task}")
+            found.append(view.versions[view.active[base]])
+        return TaskPage(tuple(found), None)
+
+    def _view(self, tenant: str, name: str) -> TaskView:
+        """Raises `TaskNotFound`, the same for what does not exist and for what is not shared with `tenant`."""
+        owner, slash, task = name.partition("/")
+        view = self._tasks.get(owner, {}).get(task) if slash else self._tasks.get(tenant, {}).get(name)
+        if view is None or (slash and owner != tenant and not (view.share and view.share.reaches(tenant))):
+            raise no_task(name)
+        return view
 
     def __len__(self) -> int:
         """How many tasks of all tenants it knows."""
@@ -68,11 +102,13 @@ class Catalog:
                         known[task] = view
                     else:
                         known.pop(task, None)
+                    (self._shares.add if view.share else self._shares.discard)(f"{tenant}/{task}")
 
     async def reload(self) -> None:
         async with self._writing:
             tenants = await self._connection.call(lambda client: client.hkeys(TENANTS))
             self._tasks = {tenant.decode(): await self._load(tenant.decode()) for tenant in tenants}
+            self._shares = {f"{t}/{task}" for t, tasks in self._tasks.items() for task in tasks if tasks[task].share}
 
     def confirm(self) -> None:
         """What it knows stays good however old it is."""

@@ -17,12 +17,17 @@ from typing import NamedTuple
 
 
 class RootKey(NamedTuple):
-    """What shapes the KV below a root. `digest` None is the bare model: salted by its tenant all the same."""
+    """What shapes the KV below a root. `digest` None is the bare model: salted by its tenant all the same.
+
+    `tenant` is who asks, also where the adapter is another tenant's (`owner`; empty where it is its own): those who
+    share an adapter share no cache, so that no answer's time tells one of them what another did.
+    """
 
     tenant: str
     digest: str | None
     base_fingerprint: str
     kv_dtype: str
+    owner: str = ""
 
 
 @dataclass(slots=True, eq=False)

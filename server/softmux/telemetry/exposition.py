@@ -74,10 +74,11 @@ class Metrics:
     # --- observations of the API -------------------------------------------------------------------------------------
 
     def task_label(self, tenant: str, task: str | None) -> str:
-        """The bounded label of a task; tasks of other tenants than the default one carry the tenant's name."""
+        """The bounded label of a task; tasks of other tenants than the default one carry the tenant's name,
+        and tasks shared by another tenant both names."""
         if task is None:
             return BARE
-        return self._labels.label(task if tenant == DEFAULT_TENANT else f"{tenant}/{task}")
+        return self._labels.label(task if tenant == DEFAULT_TENANT and "/" not in task else f"{tenant}/{task}")
 
     def first_token(self, seconds: float) -> None:
         self._first.observe(seconds)

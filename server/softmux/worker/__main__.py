@@ -31,7 +31,7 @@ def main() -> int:
     def source(key: RootKey) -> Mapping[str, bytes]:
         if key.digest is None:
             raise InternalError("the bare model has no adapter to load")
-        _, files = reader.read(key.tenant, key.digest)
+        _, files = reader.read(key.owner or key.tenant, key.digest)
         return files
 
     try:

@@ -34,8 +34,8 @@ class Generate(_Message, frozen=True, kw_only=True):
 
     `tokens` are token ids; `-1 - i` names row i of the adapter's learned vectors (a virtual token). The leading
     virtual tokens of prompt, prefix and P-tuning are part of `tokens` (see `softmux.formats.layout`).
-    `adapter` None is the bare model; `tenant` keys every cache in both cases. `sample` numbers the sample of a prompt,
-    so that one seed gives different samples. `deadline` is seconds from receipt, None for none.
+    `adapter` None is the bare model; `tenant`, who asks, keys every cache in both cases. `sample` numbers the sample
+    of a prompt, so that one seed gives different samples. `deadline` is seconds from receipt, None for none.
     """
 
     id: str

@@ -19,6 +19,7 @@ import zmq
 from softmux.engine.engine import Engine, StepNews
 from softmux.engine.tiers import AdapterSource
 from softmux.errors import BadRequest, DeadlineExceeded, InvalidRequest, SoftmuxError
+from softmux.scheduler.radix import RootKey
 from softmux.scheduler.sequence import Sequence
 from softmux.settings import Settings
 from softmux.types import KV_METHODS, Output
@@ -146,7 +147,7 @@ class Worker:
 
     def _generate(self, client: bytes, message: Generate) -> None:
         now = time.monotonic()
-        root = self.engine.key(message.tenant, message.adapter.digest if message.adapter else None)
+        root = self._root(message)
         try:
             _check_layout(message)
             self.engine.add(
@@ -164,7 +165,7 @@ class Worker:
 
     def _read(self, client: bytes, message: Read) -> None:
         now = time.monotonic()
-        root = self.engine.key(message.tenant, message.adapter.digest if message.adapter else None)
+        root = self._root(message)
         try:
             _check_layout(message)
             self.engine.read(
@@ -180,6 +181,14 @@ class Worker:
             )
         except SoftmuxError as error:
             self._fail(client, message.id, error)
+
+    def _root(self, message: Generate | Read) -> RootKey:
+        adapter = message.adapter
+        return (
+            self.engine.key(message.tenant, None)
+            if adapter is None
+            else self.engine.key(message.tenant, adapter.digest, adapter.tenant)
+        )
 
     # --- out ---------------------------------------------------------------------------------------------------------
 

@@ -12,12 +12,12 @@ from softmux.api.admission import admit
 from softmux.api.auth import principal_of, require
 from softmux.api.body import described, read_json
 from softmux.api.multipart import read_upload
-from softmux.api.schemas import ActivateBody
+from softmux.api.schemas import ActivateBody, ShareBody
 from softmux.api.services import services_of
-from softmux.errors import SoftmuxError, VersionNotFound
+from softmux.errors import InvalidRequest, SoftmuxError, VersionNotFound
 from softmux.formats.folder import ALLOWED_FILES, REQUIRED_FILES
 from softmux.registry.keyspace import check_name
-from softmux.registry.records import VersionRecord
+from softmux.registry.records import Share, VersionRecord
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 
@@ -37,6 +37,7 @@ _UPLOAD = {
     }
 }
 _MAX_SMALL_BODY = 4096
+_MAX_SHARE_BODY = 100_000
 
 
 def version_json(record: VersionRecord) -> dict[str, Any]:
@@ -142,9 +143,8 @@ async def activate(request: Request, task: str) -> dict[str, Any]:
 
 @router.get("/{task}/versions/{number}/files/{name}", summary="A file of a version, byte for byte")
 async def file(request: Request, task: str, number: str, name: str) -> Response:
-    data = await services_of(request).registry.file(principal_of(request).tenant, task, _number(number), name)
-    kind = "application/json" if name.endswith(".json") else "application/octet-stream"
-    return Response(data, media_type=kind)
+    data = await services_of(request).registry.file(principal_of(request).tenant, task, version_number(number), name)
+    return file_response(name, data)
 
 
 @router.delete("/{task}", status_code=204, summary="Delete a task with all its versions")
@@ -156,7 +156,45 @@ async def delete(request: Request, task: str) -> Response:
     return Response(status_code=204)
 
 
-def _number(text: str) -> int:
+@router.get("/{task}/shares", summary="Who else may use a task")
+async def shares(request: Request, task: str) -> dict[str, Any]:
+    share = await services_of(request).registry.shared_with(principal_of(request).tenant, task)
+    return share_json(share or Share())
+
+
+@router.put("/{task}/shares", openapi_extra=described(ShareBody), summary="Share a task with other tenants, to be read")
+async def share(request: Request, task: str) -> dict[str, Any]:
+    services = services_of(request)
+    caller = require(request, "publisher")
+    body = await read_json(request, ShareBody, _MAX_SHARE_BODY)
+    if not (body.tenants or body.everyone):
+        raise InvalidRequest("Name tenants, or everyone; DELETE this to share with nobody.", param="tenants")
+    tenants = sorted({check_name(name, "tenant") for name in body.tenants})
+    wanted = Share(tenants=tuple(tenants), everyone=body.everyone, files=body.files)
+    await services.registry.share(caller.tenant, task, wanted, actor=caller.actor)
+    await services.siblings.see(caller.tenant, task)
+    return share_json(wanted)
+
+
+@router.delete("/{task}/shares", status_code=204, summary="Share a task with nobody any more")
+async def unshare(request: Request, task: str) -> Response:
+    services = services_of(request)
+    caller = require(request, "publisher")
+    await services.registry.share(caller.tenant, task, None, actor=caller.actor)
+    await services.siblings.see(caller.tenant, task)
+    return Response(status_code=204)
+
+
+def file_response(name: str, data: bytes) -> Response:
+    return Response(data, media_type="application/json" if name.endswith(".json") else "application/octet-stream")
+
+
+def share_json(share: Share) -> dict[str, Any]:
+    return {"tenants": list(share.tenants), "everyone": share.everyone, "files": share.files}
+
+
+def version_number(text: str) -> int:
+    """Raises `VersionNotFound`."""
     if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise VersionNotFound(f"“{text[:50]}” is no version's number; list the task's versions.", param="version")
     return int(text)

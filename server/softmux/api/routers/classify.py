@@ -15,6 +15,7 @@ from softmux.api.body import described, read_json
 from softmux.api.classification import Classification
 from softmux.api.presence import watching
 from softmux.api.replies import ClassificationReply, answers
+from softmux.api.routers.generate import LONGEST_TASK
 from softmux.api.schemas import ClassifyBody
 from softmux.api.services import services_of
 from softmux.errors import Overloaded, SoftmuxError
@@ -23,8 +24,6 @@ from softmux.telemetry.labels import OTHER
 
 log = structlog.stdlib.get_logger(__name__)
 router = APIRouter(tags=["classify"])
-
-LONGEST_TASK = 100
 
 
 @router.post(

@@ -203,7 +203,7 @@ class Limiter:
         self, error: type[RateLimited], name: str, message: str, wait: float, headers: Mapping[str, str]
     ) -> RateLimited:
         self._metrics.limited(name)
-        return error(message, retry_after=wait, headers=headers)
+        return error(message, param=name, retry_after=wait, headers=headers)
 
     def _charged(self, allowance: Allowance, spent: Spent) -> Charge:
         return _Charged(self._headers(allowance), self, allowance, spent)

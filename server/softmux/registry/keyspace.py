@@ -17,6 +17,7 @@ softmux:t:<tenant>:digests:<task>   hash    version digest -> version number
 softmux:t:<tenant>:manifests        hash    version digest -> Manifest (JSON)
 softmux:t:<tenant>:shares           hash    task -> Share (JSON): who else may use it
 softmux:t:<tenant>:refs             hash    version digest -> how many versions have it
+softmux:t:<tenant>:sizes            hash    version digest that a version has -> bytes of its files
 softmux:t:<tenant>:garbage          zset    version digest that no version has -> since when
 softmux:t:<tenant>:files            hash    file's sha256 -> its bytes, where it is small
 softmux:t:<tenant>:filerefs         hash    file's sha256 -> how many manifests have it

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from softmux.errors import InternalError, RegistryDown, TaskNotFound, VersionNotFound
+from softmux.errors import InternalError, QuotaExceeded, RegistryDown, TaskNotFound, VersionNotFound
 from softmux.registry import scripts
 from softmux.registry.blobs import BlobStore
 from softmux.registry.connection import Connection
@@ -23,6 +23,9 @@ from softmux.types import Manifest
 
 BLOB_DELETION_SECONDS = 60.0
 """How long a collector may take over one blob; beyond it, it counts as dead and the deletion is done again."""
+
+_FREED_SECONDS = 60.0
+"""A client beyond a quota may ask again after that: what frees it is a deletion, at once."""
 
 
 def no_task(task: str) -> TaskNotFound:
@@ -54,7 +57,8 @@ class Publisher:
 
         Content the task has already makes no new version: that one comes back, as it was made, and is activated all
         the same. `only_new`: None, and nothing done, where the task ever had a version. Raises `RegistryDown`, after
-        which it may or may not be published (sending it again finds out), and `NotFound` for an unknown tenant.
+        which it may or may not be published (sending it again finds out), `NotFound` for an unknown tenant, and
+        `QuotaExceeded` where it would take more than the tenant may have: then nothing has changed.
         """
         check_name(task, "task")
         await asyncio.to_thread(_check_files, manifest, files)
@@ -66,6 +70,8 @@ class Publisher:
             warnings=warnings,
         )
         large = {entry.sha256: files[entry.name] for entry in manifest.files if not is_inline(entry)}
+        if large and not only_new:
+            await self._check_quota(tenant, task, manifest)
         for _ in range(5):
             await self._store_blobs(tenant, large)
             reply = await self._run(tenant, task, stored, files, activate=activate, only_new=only_new)
@@ -78,6 +84,8 @@ class Publisher:
             return None
         if state == "no_tenant":
             raise no_tenant(tenant)
+        if state == "quota":
+            raise _beyond(reply)
         if state != "ok":
             raise RegistryDown("the files could not be kept in the blob store long enough: send the upload again")
         number = int(reply[1])
@@ -106,6 +114,7 @@ class Publisher:
             *(of_task(tenant, kind, task) for kind in ("versions", "active", "digests")),
             *(of_tenant(tenant, kind) for kind in ("refs", "garbage", "tombstones", "shares")),
             AUDIT,
+            of_tenant(tenant, "sizes"),
         ]
         args = [tenant, task, uuid.uuid4().hex, actor]
         reply = await self._connection.script(scripts.DELETE, keys, args)
@@ -121,6 +130,15 @@ class Publisher:
         )
         if reply[0] == b"no_task":
             raise no_task(task)
+
+    async def _check_quota(self, tenant: str, task: str, manifest: Manifest) -> None:
+        """What the publication itself will decide: before large files are stored that nothing may ever name."""
+        keys = [TENANTS, *(of_tenant(tenant, kind) for kind in ("tasks", "refs", "sizes", "manifests"))]
+        reply = await self._connection.script(
+            scripts.CHECK_QUOTA, keys, [tenant, task, manifest.digest, manifest.bytes]
+        )
+        if reply[0] == b"quota":
+            raise _beyond(reply)
 
     async def _store_blobs(self, tenant: str, large: Mapping[str, bytes]) -> None:
         if not large:
@@ -157,6 +175,7 @@ class Publisher:
             *(of_task(tenant, kind, task) for kind in ("versions", "active", "digests")),
             *(of_tenant(tenant, kind) for kind in ("manifests", "refs", "garbage", "files", "filerefs", "loose")),
             AUDIT,
+            of_tenant(tenant, "sizes"),
         ]
         args: list[str | bytes | int] = [
             tenant,
@@ -169,12 +188,25 @@ class Publisher:
             int(activate),
             int(only_new),
             stored.actor,
+            manifest.bytes,
         ]
         for entry in manifest.files:
             inline = is_inline(entry)
             args += [entry.sha256, int(inline), files[entry.name] if inline else b""]
         reply: list[bytes] = await self._connection.script(scripts.PUBLISH, keys, args)
         return reply
+
+
+def _beyond(reply: list[bytes]) -> QuotaExceeded:
+    name, limit, used, added = reply[1].decode(), *map(int, reply[2:5])
+    if name == "adapters":
+        said = f"your limit adapters of {limit} is reached: DELETE /v1/adapters/{{task}} of a task no longer needed"
+    else:
+        said = (
+            f"these {added:,} bytes beside the {used:,} of your other versions are more than your limit stored_bytes "
+            f"of {limit:,}: DELETE /v1/adapters/{{task}} of tasks no longer needed (with all their versions)"
+        )
+    return QuotaExceeded(f"{said}, or ask the administrator for more", param=name, retry_after=_FREED_SECONDS)
 
 
 def _check_files(manifest: Manifest, files: Mapping[str, bytes]) -> None:

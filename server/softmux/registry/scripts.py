@@ -30,16 +30,58 @@ local function audited(audit, actor, action, tenant, task, version, digest, deta
 end
 """
 
+_QUOTA = """
+-- The limit of the tenant that a version would exceed, as {'quota', limit's name, limit, used, added}; nil: none.
+-- What versions take is in `sizes`, by digest; of registries from before it, it is taken from the manifests.
+local function quota(tenants, tenant, tasks, task, digest, bytes, refs, sizes, manifests)
+  local record = cjson.decode(redis.call('HGET', tenants, tenant))
+  local limits = type(record) == 'table' and record.limits or {}
+  local most = tonumber(limits.adapters)
+  if most and not redis.call('ZSCORE', tasks, task) and redis.call('ZCARD', tasks) >= most then
+    return {'quota', 'adapters', limits.adapters, redis.call('ZCARD', tasks), 1}
+  end
+  most = tonumber(limits.stored_bytes)
+  if not most or redis.call('HEXISTS', refs, digest) == 1 then return nil end
+  local used = 0
+  for _, other in ipairs(redis.call('HKEYS', refs)) do
+    local size = redis.call('HGET', sizes, other)
+    if not size then
+      size = 0
+      local manifest = redis.call('HGET', manifests, other)
+      for _, file in ipairs(manifest and cjson.decode(manifest).files or {}) do size = size + file.size end
+      redis.call('HSET', sizes, other, string.format('%d', size))
+    end
+    used = used + tonumber(size)
+  end
+  if used + tonumber(bytes) > most then
+    local shown = {}
+    for at, value in ipairs({most, used, bytes}) do shown[at] = string.format('%d', value) end
+    return {'quota', 'stored_bytes', unpack(shown)}
+  end
+end
+"""
+
+CHECK_QUOTA = (
+    _QUOTA
+    + """
+-- Before anything of an upload is stored. KEYS: tenants tasks refs sizes manifests; ARGV: tenant task digest bytes.
+if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return {'no_tenant'} end
+return quota(KEYS[1], ARGV[1], KEYS[2], ARGV[2], ARGV[3], ARGV[4], KEYS[3], KEYS[4], KEYS[5]) or {'ok'}
+"""
+)
+
 PUBLISH = (
     _CHANGED
     + _AUDITED
+    + _QUOTA
     + """
 -- KEYS: seq changes tenants tasks counters versions active digests manifests refs garbage files filerefs loose audit
--- ARGV: tenant task base digest stored manifest publication activate only_new actor, then (sha256, inline, bytes) each
--- Answers {state, version, created, stored, active version}.
+--       sizes
+-- ARGV: tenant task base digest stored manifest publication activate only_new actor size, then (sha256, inline, bytes)
+--       of each file. Answers {state, version, created, stored, active version}, or what `quota` says.
 local seq, changes, tenants, tasks, counters, versions, active, digests = unpack(KEYS, 1, 8)
-local manifests, refs, garbage, files, filerefs, loose, audit = unpack(KEYS, 9, 15)
-local tenant, task, base, digest, stored, manifest, publication, activate, only_new, actor = unpack(ARGV, 1, 10)
+local manifests, refs, garbage, files, filerefs, loose, audit, sizes = unpack(KEYS, 9, 16)
+local tenant, task, base, digest, stored, manifest, publication, activate, only_new, actor, size = unpack(ARGV, 1, 11)
 
 if redis.call('HEXISTS', tenants, tenant) == 0 then return {'no_tenant'} end
 local number = redis.call('HGET', digests, digest)
@@ -51,7 +93,9 @@ end
 if only_new == '1' and created == 0 and redis.call('HEXISTS', counters, task) == 1 then return {'present'} end
 
 if not number then
-  for i = 11, #ARGV, 3 do
+  local beyond = quota(tenants, tenant, tasks, task, digest, size, refs, sizes, manifests)
+  if beyond then return beyond end
+  for i = 12, #ARGV, 3 do
     local sha = ARGV[i]
     if ARGV[i + 1] == '0' and redis.call('HEXISTS', filerefs, sha) == 0 and not redis.call('ZSCORE', loose, sha) then
       return {'lease_lost'}
@@ -63,9 +107,10 @@ if not number then
   redis.call('HSET', digests, digest, number)
   redis.call('ZADD', tasks, 0, task)
   redis.call('HINCRBY', refs, digest, 1)
+  redis.call('HSET', sizes, digest, size)
   redis.call('ZREM', garbage, digest)
   if redis.call('HSETNX', manifests, digest, manifest) == 1 then
-    for i = 11, #ARGV, 3 do
+    for i = 12, #ARGV, 3 do
       local sha = ARGV[i]
       redis.call('HINCRBY', filerefs, sha, 1)
       redis.call('ZREM', loose, sha)
@@ -80,7 +125,7 @@ elseif activate == '1' and created == 0 and redis.call('HGET', active, base) ~= 
   audited(audit, actor, 'task.activate', tenant, task, number, digest, '')
   changed(seq, changes, 'task', tenant, task)
 end
-for i = 11, #ARGV, 3 do  -- also where the version was there already: a file damaged in Redis is healed
+for i = 12, #ARGV, 3 do  -- also where the version was there already: a file damaged in Redis is healed
   if ARGV[i + 1] == '1' and redis.call('HGET', files, ARGV[i]) ~= ARGV[i + 2] then
     redis.call('HSET', files, ARGV[i], ARGV[i + 2])
   end
@@ -119,9 +164,9 @@ DELETE = (
     + _CHANGED
     + _AUDITED
     + """
--- KEYS: seq changes tasks versions active digests refs garbage tombstones shares audit
+-- KEYS: seq changes tasks versions active digests refs garbage tombstones shares audit sizes
 -- ARGV: tenant task deletion actor. Answers {state}. The counter stays: no number names two things.
-local seq, changes, tasks, versions, active, digests, refs, garbage, tombstones, shares, audit = unpack(KEYS)
+local seq, changes, tasks, versions, active, digests, refs, garbage, tombstones, shares, audit, sizes = unpack(KEYS)
 local tenant, task, deletion, actor = unpack(ARGV)
 if redis.call('EXISTS', versions) == 0 then
   if redis.call('HGET', tombstones, task) == deletion then return {'ok'} end  -- our own, its reply was lost
@@ -130,6 +175,7 @@ end
 for _, digest in ipairs(redis.call('HKEYS', digests)) do
   if redis.call('HINCRBY', refs, digest, -1) <= 0 then
     redis.call('HDEL', refs, digest)
+    redis.call('HDEL', sizes, digest)
     redis.call('ZADD', garbage, clock(), digest)
   end
 end

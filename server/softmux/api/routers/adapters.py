@@ -14,7 +14,7 @@ from softmux.api.body import described, read_json
 from softmux.api.multipart import read_upload
 from softmux.api.schemas import ActivateBody, ShareBody
 from softmux.api.services import services_of
-from softmux.errors import InvalidRequest, SoftmuxError, VersionNotFound
+from softmux.errors import InvalidRequest, QuotaExceeded, SoftmuxError, VersionNotFound
 from softmux.formats.folder import ALLOWED_FILES, REQUIRED_FILES
 from softmux.registry.keyspace import check_name
 from softmux.registry.records import Share, VersionRecord
@@ -90,6 +90,8 @@ async def put(request: Request, task: str, activate: bool = True) -> Response:
         await services.siblings.see(caller.tenant, task)
     except SoftmuxError as error:
         services.metrics.upload(error.code)
+        if isinstance(error, QuotaExceeded):
+            services.metrics.limited(error.param or "")
         raise
     services.metrics.upload("created" if published.created else "unchanged")
     if activate:

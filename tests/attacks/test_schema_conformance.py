@@ -6,11 +6,9 @@ import contextlib
 import itertools
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import requests
 import schemathesis
 from hypothesis import HealthCheck, Phase, Verbosity, given, settings
@@ -19,9 +17,7 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi import checks
 
-from support.served import Served, upload_parts
-
-KEY = "an-admin-key-from-outside"
+from support.served import Served
 
 CASES = int(os.environ.get("SCHEMA_CASES", "2000"))
 """In all, over every route and both kinds of data."""
@@ -45,18 +41,6 @@ def _closed(schema: Any) -> Any:
     return found
 
 
-@pytest.fixture(scope="module")
-def keyed(
-    base: tuple[Any, Path], adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Served]:
-    """A server that knows one admin key: the requests make tenants and keys of their own."""
-    data = tmp_path_factory.mktemp("keyed") / "data"
-    with Served(base[1], data, key=KEY, env={"SOFTMUX_ADMIN_KEY": KEY}) as running:
-        for task, folder in adapters.items():
-            assert running.http.put(f"/v1/adapters/{task}", files=upload_parts(folder)).status_code == 201
-        yield running
-
-
 def described(server: Served) -> Any:
     document = server.http.get("/openapi.json").json()
     for name, model in document["components"]["schemas"].items():
@@ -78,7 +62,7 @@ def test_every_answer_is_as_described(keyed: Served, adapters: dict[str, Path]) 
     dice = random.Random(0)
     sent = dict.fromkeys(GenerationMode, 0)
     with requests.Session() as session:
-        session.headers["authorization"] = f"Bearer {KEY}"
+        session.headers["authorization"] = keyed.http.headers["authorization"]
         for operation, mode in itertools.product(operations, GenerationMode):
 
             def attempt(case: Any, mode: GenerationMode) -> None:

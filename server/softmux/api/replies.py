@@ -127,6 +127,7 @@ class ModelReply(BaseModel):
     vocab_size: int
     context_length: int
     parameters: int
+    weight_bytes: int
     base_fingerprint: str
     tokenizer_fingerprint: str
 

@@ -1,0 +1,12 @@
+"""The bench of the host's own work goes through the server's scheduler, runner and wire."""
+
+from __future__ import annotations
+
+from softmux.bench.host import PARTS, measure
+
+
+def test_every_part_of_a_steady_step_is_timed() -> None:
+    times = measure(4, steps=12)
+    assert set(times.parts) == set(PARTS)
+    assert {len(seconds) for seconds in times.parts.values()} == {11}, "the first step has none before it to collect"
+    assert times.microseconds()["sum"] > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from softmux.scheduler.counters import VirtualTokenCounters
 from softmux.scheduler.queue import WaitingQueue
 from softmux.scheduler.radix import RootKey
 from softmux.scheduler.sequence import Sequence
@@ -16,8 +17,16 @@ def waiting(order: int, root: RootKey) -> Sequence:
     return Sequence(str(order), b"", root, [1], SamplingParams(), arrival=0.0, order=order)
 
 
+def make_queue() -> WaitingQueue:
+    """Of tenants that have had nothing yet."""
+    counters = VirtualTokenCounters()
+    for tenant in "ab":
+        counters.enter(tenant)
+    return WaitingQueue(counters)
+
+
 def test_lines_are_served_by_the_arrival_of_their_first() -> None:
-    queue = WaitingQueue()
+    queue = make_queue()
     for order, root in enumerate([ROOTS[1], ROOTS[0], ROOTS[1], ROOTS[2]]):
         queue.push(waiting(order, root))
     taken = []
@@ -28,7 +37,7 @@ def test_lines_are_served_by_the_arrival_of_their_first() -> None:
 
 
 def test_a_preempted_sequence_is_next_again() -> None:
-    queue = WaitingQueue()
+    queue = make_queue()
     for order in (5, 6, 7):
         queue.push(waiting(order, ROOTS[order % 2]))
     queue.push(waiting(4, ROOTS[1]))
@@ -39,7 +48,7 @@ def test_a_preempted_sequence_is_next_again() -> None:
 
 
 def test_a_parked_line_waits_and_then_takes_its_old_place() -> None:
-    queue = WaitingQueue()
+    queue = make_queue()
     old, young = waiting(0, ROOTS[1]), waiting(1, ROOTS[0])
     queue.push(old)
     queue.push(young)
@@ -54,7 +63,7 @@ def test_a_parked_line_waits_and_then_takes_its_old_place() -> None:
 
 
 def test_a_line_that_empties_while_parked_is_not_parked_when_it_fills_again() -> None:
-    queue = WaitingQueue()
+    queue = make_queue()
     first, second = waiting(0, ROOTS[1]), waiting(1, ROOTS[1])
     queue.push(first)
     queue.park(first.root)
@@ -69,7 +78,7 @@ def test_a_line_that_empties_while_parked_is_not_parked_when_it_fills_again() ->
 
 def test_any_order_of_calls_serves_the_oldest_line_that_is_not_parked() -> None:
     for seed in range(60):
-        draw, queue = random.Random(seed), WaitingQueue()
+        draw, queue = random.Random(seed), make_queue()
         living: list[Sequence] = []
         parked: set[RootKey] = set()
         for order in range(200):

@@ -180,6 +180,8 @@ class Engine:
         client: bytes = b"",
         sample: int = 0,
         deadline: float | None = None,
+        priority: int = 0,
+        weight: float = 1.0,
     ) -> Sequence:
         """Queues a sequence. Raises a `SoftmuxError` where it can't ever run."""
         self._check_tokens(tokens, root, "prompt")
@@ -201,6 +203,8 @@ class Engine:
             arrival=now,
             sample=sample,
             deadline=deadline,
+            priority=priority,
+            weight=weight,
         )
         self.scheduler.add(sequence)
         return sequence
@@ -217,6 +221,8 @@ class Engine:
         scored: int = 0,
         client: bytes = b"",
         deadline: float | None = None,
+        priority: int = 0,
+        weight: float = 1.0,
     ) -> Sequence:
         """Queues a sequence that is read, and chooses no token: by its adapter's head, or, where that is None, for the
         likelihood of its last `scored` tokens. `trained_prefix`: its virtual tokens are keys and values. Its `Output`
@@ -245,6 +251,8 @@ class Engine:
             sampling=SamplingParams(max_tokens=1, ignore_eos=True),
             arrival=now,
             deadline=deadline,
+            priority=priority,
+            weight=weight,
             reading=reading,
         )
         self.scheduler.add(sequence)
@@ -270,7 +278,7 @@ class Engine:
         return self._flying is None and not self.scheduler.table.taken and not self._movable()
 
     def _movable(self) -> bool:
-        return self.scheduler.waiting.next_line() is not None
+        return self.scheduler.waiting.movable
 
     def step(self) -> StepNews:
         """One step: schedule, run, book. With overlap, the tokens it brings are those of the step before."""

@@ -75,6 +75,11 @@ class VirtualTokenCounters:
         """Of a tenant that has entered."""
         return self._tenants[tenant].number
 
+    def had_by(self, tenant: str) -> float:
+        """The tenant's counter, 0 where it is forgotten."""
+        known = self._tenants.get(tenant)
+        return float(self.had[known.number]) if known is not None else 0.0
+
     def _new_number(self) -> int:
         if not self._free:
             least = self._least_waiting()
@@ -104,10 +109,10 @@ class VirtualTokenCounters:
     def _least_waiting(self) -> float:
         return float(self.had[self._waits].min()) if self._waits.any() else self._left_with
 
-    def least(self, numbers: Iterable[int], first: Callable[[int], int]) -> int | None:
-        """Who has had least of those who wait and of `numbers`; None where there is nobody. Between equals it is the
-        one for whom `first` says less: the order of its next sequence's coming."""
-        mask = self._waits.copy()
+    def least(self, numbers: Iterable[int], first: Callable[[int], int], *, waiting: bool = True) -> int | None:
+        """Who has had least of `numbers` and (`waiting`) of those who wait; None where there is nobody. Between equals
+        it is the one for whom `first` says less."""
+        mask = self._waits.copy() if waiting else np.zeros_like(self._waits)
         mask[list(numbers)] = True
         candidates = np.flatnonzero(mask)
         if len(candidates) > 1:

@@ -1,35 +1,31 @@
-"""Who waits, and who is next: first come, first served, with neighbours of the same root drawn in together."""
+"""Who waits, and who is next: the tenant that has had least, and of its sequences the first, its neighbours with it."""
 
 from __future__ import annotations
 
+import bisect
 import heapq
-from collections import deque
+from collections import defaultdict
 from collections.abc import Iterator
 
+from softmux.scheduler.counters import VirtualTokenCounters
 from softmux.scheduler.radix import RootKey
-from softmux.scheduler.sequence import Sequence
+from softmux.scheduler.sequence import Place, Sequence
+
+Line = list[Sequence]
+"""The sequences of one root that wait, by their places."""
 
 
-class WaitingQueue:
-    """One line for each root (tenant and adapter); lines are served by the arrival of their first.
+class TenantLines:
+    """What waits of one tenant: a line for each root, served by the place of its first. The first of all is always
+    next, so no line starves. A parked line (its adapter is on its way to host memory) is passed over until `unpark`."""
 
-    With `group` above one, up to that many of a line go in together before the next line's turn: rows of one adapter
-    then share one cold prompt and one part of the tree. The oldest line is always next, so none starves.
-    A parked line (its adapter is on its way to host memory) is passed over until `unpark`.
-    """
-
-    def __init__(self, group: int = 8) -> None:
-        self.group = group
-        self._lines: dict[RootKey, deque[Sequence]] = {}
-        self._turns: list[tuple[int, RootKey]] = []
+    def __init__(self) -> None:
+        self._lines: dict[RootKey, Line] = {}
+        self._turns: list[tuple[Place, RootKey]] = []
         self._parked: set[RootKey] = set()
-        self._length = 0
-
-    def __len__(self) -> int:
-        return self._length
+        self.length = 0
 
     def __contains__(self, root: RootKey) -> bool:
-        """Whether anyone waits in that line."""
         return root in self._lines
 
     def __iter__(self) -> Iterator[Sequence]:
@@ -37,41 +33,30 @@ class WaitingQueue:
             yield from line
 
     def push(self, sequence: Sequence) -> None:
-        """Takes its place by `order`: a newcomer at the end, a preempted one before all that came after it."""
-        line = self._lines.setdefault(sequence.root, deque())
-        at = len(line)
-        while at and line[at - 1].order > sequence.order:
-            at -= 1
-        line.insert(at, sequence)
-        self._length += 1
-        if at == 0:
+        line = self._lines.setdefault(sequence.root, [])
+        bisect.insort(line, sequence, key=_place)
+        self.length += 1
+        if line[0] is sequence:
             self._offer(sequence.root)
 
     def _offer(self, root: RootKey) -> None:
         line = self._lines.get(root)
         if line and root not in self._parked:
-            heapq.heappush(self._turns, (line[0].order, root))
+            heapq.heappush(self._turns, (line[0].place, root))
 
-    def next_line(self) -> deque[Sequence] | None:
-        """The line whose first has waited longest, or None. Stays in place: `pop` or `park` it, or call again."""
+    def line(self, root: RootKey) -> Line | None:
+        """That line, where someone waits in it and it is not parked."""
+        return None if root in self._parked else self._lines.get(root)
+
+    def next_line(self) -> Line | None:
+        """The line whose first comes before all others'. Stays in place: `remove` from it, `park` it, or call again."""
         while self._turns:
-            order, root = self._turns[0]
+            place, root = self._turns[0]
             line = self._lines.get(root)
-            if line and line[0].order == order and root not in self._parked:
+            if line and line[0].place == place and root not in self._parked:
                 return line
             heapq.heappop(self._turns)
         return None
-
-    def pop(self, root: RootKey) -> Sequence:
-        line = self._lines[root]
-        sequence = line.popleft()
-        self._length -= 1
-        if line:
-            self._offer(root)
-        else:
-            del self._lines[root]
-            self._parked.discard(root)
-        return sequence
 
     def park(self, root: RootKey) -> None:
         self._parked.add(root)
@@ -87,10 +72,123 @@ class WaitingQueue:
             return False
         first = line[0] is sequence
         line.remove(sequence)
-        self._length -= 1
+        self.length -= 1
         if not line:
             del self._lines[sequence.root]
             self._parked.discard(sequence.root)
         elif first:
             self._offer(sequence.root)
         return True
+
+
+class WaitingQueue:
+    """Every tenant's lines, and `counters` told of who waits: a tenant does while a line of it is not parked.
+
+    With `group` above one, up to that many of a line go in before another line of their tenant has its turn: rows of
+    one adapter then share one cold prompt and one part of the tree.
+    """
+
+    def __init__(self, counters: VirtualTokenCounters, group: int = 8) -> None:
+        self.group = group
+        self._counters = counters
+        self._tenants: defaultdict[str, TenantLines] = defaultdict(TenantLines)
+        self._open: dict[int, TenantLines] = {}
+        """Those that wait, by their tenants' numbers."""
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __contains__(self, root: RootKey) -> bool:
+        """Whether anyone waits in that line."""
+        return root.tenant in self._tenants and root in self._tenants[root.tenant]
+
+    def __iter__(self) -> Iterator[Sequence]:
+        for lines in self._tenants.values():
+            yield from lines
+
+    @property
+    def movable(self) -> bool:
+        """Whether anyone waits for no more than a turn."""
+        return bool(self._open)
+
+    def push(self, sequence: Sequence) -> None:
+        """Takes its place: a newcomer behind those of its priority, a preempted one before all that came after it."""
+        self._tenants[sequence.root.tenant].push(sequence)
+        self._length += 1
+        self._tell(sequence.root.tenant)
+
+    def next_tenant(self) -> int | None:
+        """The number of who has had least of the tenants that wait; between equals, of whose next came first."""
+        return self._counters.least((), self.coming)
+
+    def coming(self, tenant: int) -> int:
+        """The order of a waiting tenant's next sequence, whatever its priority."""
+        line = self._open[tenant].next_line()
+        assert line is not None
+        return line[0].order
+
+    def next_line(self, tenant: int | None = None) -> Line | None:
+        """The first line of a tenant that waits (None: of the one whose turn it is), or None where nobody does."""
+        tenant = self.next_tenant() if tenant is None else tenant
+        return self._open[tenant].next_line() if tenant in self._open else None
+
+    def line(self, root: RootKey) -> Line | None:
+        """That line, where someone waits in it and it is not parked."""
+        return self._tenants[root.tenant].line(root) if root.tenant in self._tenants else None
+
+    def pop(self, root: RootKey) -> Sequence:
+        """Takes out the first of a line."""
+        line = self.line(root)
+        assert line, "only an open line has a first"
+        first = line[0]
+        self.remove(first)
+        return first
+
+    def park(self, root: RootKey) -> None:
+        if root in self:
+            self._tenants[root.tenant].park(root)
+            self._tell(root.tenant)
+
+    def unpark(self, root: RootKey) -> None:
+        if root in self:
+            self._tenants[root.tenant].unpark(root)
+            self._tell(root.tenant)
+
+    def remove(self, sequence: Sequence) -> bool:
+        tenant = sequence.root.tenant
+        if tenant not in self._tenants or not self._tenants[tenant].remove(sequence):
+            return False
+        self._length -= 1
+        self._tell(tenant)
+        return True
+
+    def longest(self) -> TenantLines:
+        """The lines of the tenant that has most sequences here for its weight. Somebody waits."""
+        return max(self._tenants.values(), key=lambda lines: lines.length / next(iter(lines)).weight)
+
+    def waiting_of(self, tenant: str) -> int:
+        """How many of its sequences wait."""
+        return self._tenants[tenant].length if tenant in self._tenants else 0
+
+    def _tell(self, tenant: str) -> None:
+        """A tenant's lines have changed."""
+        lines, number = self._tenants[tenant], self._counters.number(tenant)
+        opens = lines.next_line() is not None
+        if opens and number not in self._open:
+            self._counters.begins_to_wait(number)
+            self._open[number] = lines
+        elif not opens and self._open.pop(number, None) is not None:
+            self._counters.waits_no_more(number)
+        if not lines.length:
+            del self._tenants[tenant]
+
+    def check_integrity(self) -> None:
+        for tenant, lines in self._tenants.items():
+            assert lines.length == len(list(lines)) > 0
+            assert (self._counters.number(tenant) in self._open) == (lines.next_line() is not None)
+        assert self._length == sum(lines.length for lines in self._tenants.values())
+
+
+def _place(sequence: Sequence) -> Place:
+    return sequence.place

@@ -55,6 +55,10 @@ class RowTable:
         """Which seating this is: no two are the same, so whoever mirrors the table knows when to begin anew."""
         self.orders = self._column()
         """`Sequence.order`: the number by which the sequence goes outside."""
+        self.accounts = self._column()
+        """`Sequence.account`: whom its tokens are charged to."""
+        self.places = np.zeros(max_rows)
+        """The first of `Sequence.place`: less goes before more of the same tenant's, the lower order where equal."""
         self.clients = self._column()
         self.adapters = self._column(-1)
         """The adapter's number while any row runs on it, −1 for the bare model."""
@@ -106,6 +110,11 @@ class RowTable:
         found: list[Sequence] = self.sequences[rows[np.argsort(self.seats[rows])]].tolist()
         return found
 
+    def oldest(self) -> int:
+        """The row of the sequence that came before all others that have one. There is one."""
+        rows = np.flatnonzero(self.seated)
+        return int(rows[self.orders[rows].argmin()])
+
     # --- coming and going --------------------------------------------------------------------------------------------
 
     def seat(self, sequence: Sequence, delta: int = -1) -> None:
@@ -115,6 +124,8 @@ class RowTable:
         self.tokens[row, : len(tokens)] = tokens
         self.seats[row] = next(self._seatings)
         self.orders[row] = sequence.order
+        self.accounts[row] = sequence.account
+        self.places[row] = sequence.place[0]
         self.clients[row] = self._clients.hold(sequence.client)
         self.adapters[row] = self._adapters.hold(sequence.root) if sequence.adapter is not None else -1
         self.deltas[row] = delta
@@ -214,6 +225,7 @@ class RowTable:
             assert (sequence.table, sequence.row) == (self, row)
             assert self.tokens[row, : sequence.prompt_length].tolist() == sequence.prompt
             assert (self.orders[row], self.prompts[row]) == (sequence.order, sequence.prompt_length)
+            assert self.accounts[row] == sequence.account
             assert sequence.prompt_length <= self.known[row] <= self.ends[row] <= self.context
             assert 0 <= self.pending[row] <= self.flights[row], "tokens are awaited from no step"
             assert self.computed[row] <= self.known[row] + self.pending[row]

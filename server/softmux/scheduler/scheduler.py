@@ -12,15 +12,18 @@ sequence is looked at when it comes, ends, makes room or has something to tell.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
 from softmux.errors import ContextTooLong, Overloaded, SoftmuxError
 from softmux.scheduler.batch import Batch, Chunk, PrefixLoad, PrefixSave, StepOutput
 from softmux.scheduler.cache import PrefixCache
+from softmux.scheduler.counters import VirtualTokenCounters
 from softmux.scheduler.news import News, PlainTokens, tell
-from softmux.scheduler.queue import WaitingQueue
+from softmux.scheduler.queue import Line, WaitingQueue
 from softmux.scheduler.radix import RootKey
 from softmux.scheduler.reading import Reading
 from softmux.scheduler.roster import Roster
@@ -32,8 +35,18 @@ from softmux.scheduler.turns import SlotTurns
 from softmux.types import FinishReason
 
 
+@dataclass(slots=True)
+class _Group:
+    """A tenant's sequences of one root and priority that go in together: as many as are `left`."""
+
+    root: RootKey
+    priority: int
+    left: int
+
+
 class Scheduler:
-    """First come, first served under a token budget; decodes first, then prefill chunks, then newcomers.
+    """Decodes first, then inputs under a token budget: for the tenant that has had least (`counters`), of a tenant's
+    the chunks under way and then its newcomers, first come, first served.
 
     `eos` ends a sequence unless it says otherwise; `context_length` and the pool bound what is accepted at all.
     """
@@ -53,15 +66,17 @@ class Scheduler:
         self._context_length = min(context_length, slots)
         self.table = RowTable(max_rows, self._context_length + 1)  # a row that is read may fill all but the last
         self.cache = PrefixCache(slots, self.table)
-        self.waiting = WaitingQueue(group)
-        self._seats = Seats(self.table, self.cache, self.waiting, shelf)
+        self.counters = VirtualTokenCounters()
+        self.waiting = WaitingQueue(self.counters, group)
+        self._seats = Seats(self.table, self.cache, self.waiting, shelf, self.counters)
         self._roster = Roster()
         self.max_step_tokens = max(max_step_tokens, max_rows)  # every decoding row fits every step
         self._max_waiting = max_waiting
         self._eos = tuple(eos)
         self._shelf = shelf
-        self._turns = SlotTurns(shelf, self.waiting)
+        self._turns = SlotTurns(shelf, self.waiting, self.counters)
         self._unsaved: set[RootKey] = set()
+        self._displaced: list[tuple[Sequence, SoftmuxError]] = []
         self.limit: int | None = None
         """Fewer tokens than ever a step may have, where memory is short; rows that do not fit into it wait."""
         self.prefix_queries = 0
@@ -92,12 +107,31 @@ class Scheduler:
                 "shorten the prompt or lower max_tokens",
                 param="prompt",
             )
-        if len(self.waiting) >= self._max_waiting:
-            raise Overloaded(f"{len(self.waiting)} sequences are waiting already; retry later", retry_after=1.0)
+        full = len(self.waiting) >= self._max_waiting
+        displaced = self._displaceable(sequence) if full else None
+        if full and displaced is None:
+            raise self._overloaded()
         self._roster.add(sequence)
+        if displaced is not None:
+            self._displaced.append((displaced, self._overloaded()))
+            self._end(displaced, "abort")
+        sequence.account = self.counters.enter(sequence.root.tenant, sequence.weight)
         self.waiting.push(sequence)
         if sequence.adapter is not None:
             self._shelf.expect(sequence.adapter)
+
+    def _overloaded(self) -> Overloaded:
+        return Overloaded(f"{len(self.waiting)} sequences are waiting already; retry later", retry_after=1.0)
+
+    def _displaceable(self, sequence: Sequence) -> Sequence | None:
+        """Who leaves a full queue for a newcomer: the last that has not begun of the tenant with most in it for its
+        weight, where the newcomer's has less even with it."""
+        lines = self.waiting.longest()
+        last = max(lines, key=lambda one: (one.first_scheduled is None, one.place))
+        mine = self.waiting.waiting_of(sequence.root.tenant) + 1
+        if last.first_scheduled is not None or lines.length / last.weight <= mine / sequence.weight:
+            return None
+        return last if last.root.tenant != sequence.root.tenant else None
 
     def _check_readable(self, sequence: Sequence, reading: Reading) -> None:
         most = min(self._context_length, self.max_step_tokens + reading.whole_from)
@@ -139,31 +173,31 @@ class Scheduler:
     # --- the step ----------------------------------------------------------------------------------------------------
 
     def next(self, now: float) -> tuple[Batch, list[tuple[Sequence, SoftmuxError]]]:
-        """The next step's batch (maybe empty), and the sequences that can't run because their adapter can't be had."""
+        """The next step's batch (maybe empty), and the sequences that have ended for want of their adapter, or of room
+        in the queue."""
         batch = Batch(self.table)
         most = min(self.max_step_tokens, self.limit or self.max_step_tokens)
         self._decode(batch, most)
-        budget = most - len(batch)
-        for sequence in list(self._seats.filling):
-            if budget and sequence in self._seats.filling:
-                budget = max(0, budget - self._chunk(sequence, batch, budget))
-        failed = self._admit(batch, budget, now) if len(self.waiting) else []
+        failed, self._displaced = self._displaced, []
+        if len(self.waiting) or self._seats.filling:
+            self._bring_inputs(batch, most - len(batch), now, failed)
         batch.adapters = self.table.distinct_adapters(batch.rows)
         return batch, failed
 
     def _decode(self, batch: Batch, most: int) -> None:
         rows = self.table.ready()
         if len(rows) > most:
-            rows = rows[np.argsort(self.table.orders[rows])[:most]]
+            rows = self._seats.ranked(rows)[:most]
         slots = self.cache.take(len(rows))
-        batch.decodes = self._decode_oldest(rows, batch) if slots is None else self.table.decode(rows, slots)
+        batch.decodes = self._decode_ranked(rows, batch) if slots is None else self.table.decode(rows, slots)
+        self.counters.charge_decodes(self.table.accounts[batch.decodes[1]])
 
-    def _decode_oldest(self, rows: Rows, batch: Batch) -> Step:
-        """The pool has not room for all of `rows`: the oldest go on, in the place of those who came last."""
+    def _decode_ranked(self, rows: Rows, batch: Batch) -> Step:
+        """The pool has not room for all of `rows`: the first in rank go on, in the place of the last."""
         steps = [batch.decodes]
-        for row in rows[np.argsort(self.table.orders[rows])].tolist():
+        for row in self._seats.ranked(rows).tolist() if len(rows) else ():
             if not self.table.seated[row]:
-                continue  # it gave way to an older one
+                continue  # it gave way to one before it
             sequence = self.table.sequences[row]
             slots = self._seats.take(1, sequence, batch)
             if slots is not None:
@@ -185,6 +219,7 @@ class Scheduler:
         if last:
             del self._seats.filling[sequence]
         batch.chunks.append(Chunk(sequence, row, start, count, samples=last))
+        self.counters.charge(sequence.account, count, int(last and sequence.reading is None))
         adapter = sequence.adapter
         if adapter is not None and start < sequence.lead <= start + count and not sequence.alone:
             self._keep_prefix(adapter, self.table.slots[row, : sequence.lead].tolist(), batch)
@@ -227,33 +262,60 @@ class Scheduler:
         batch.loads.append(PrefixLoad(adapter, start, taken.tolist()))
         return True
 
-    def _admit(self, batch: Batch, budget: int, now: float) -> list[tuple[Sequence, SoftmuxError]]:
-        failed: list[tuple[Sequence, SoftmuxError]] = []
-        while budget and self.table.free:
-            self._turns.resume()
-            line = self.waiting.next_line()
-            if line is None:
-                break
-            adapter = line[0].adapter
-            try:
-                if adapter is not None and not self._shelf.ready(adapter):
-                    self.waiting.park(adapter)
-                    continue
-                if adapter is not None and not self._turns.may_start(adapter):
-                    continue
-            except SoftmuxError as error:
-                for sequence in list(line):
-                    self._end(sequence, "abort")
-                    failed.append((sequence, error))
-                continue
-            for _ in range(min(self.waiting.group, len(line))):
-                if not budget or not self.table.free:
-                    break
-                used = self._start(line[0], batch, budget, now)
-                if not used:
-                    return failed
-                budget = max(0, budget - used)
-        return failed
+    def _bring_inputs(self, batch: Batch, budget: int, now: float, failed: list[tuple[Sequence, SoftmuxError]]) -> None:
+        """Spends the budget a chunk at a time, each time for the tenant that has had least by then."""
+        under_way, groups, room = self._seats.under_way(), dict[int, _Group](), True
+
+        def first(tenant: int) -> int:
+            return -1 if tenant in under_way else self.waiting.coming(tenant)
+
+        while budget:
+            newcomers = room and bool(self.table.free) and len(self.waiting) > 0
+            if newcomers:
+                self._turns.resume()
+            tenant = self.counters.least(under_way, first, waiting=newcomers)
+            if tenant is None:
+                return
+            if tenant in under_way:
+                used = self._go_on(under_way, tenant, batch, budget)
+            else:
+                line = self._next_line(tenant, groups, failed)
+                used = self._start(line[0], batch, budget, now) if line else 0
+                room = not line or used > 0
+            budget = max(0, budget - used)
+
+    def _go_on(self, under_way: dict[int, deque[Sequence]], tenant: int, batch: Batch, budget: int) -> int:
+        sequence = under_way[tenant].popleft()
+        if not under_way[tenant]:
+            del under_way[tenant]
+        return self._chunk(sequence, batch, budget) if sequence in self._seats.filling else 0  # or it gave way
+
+    def _next_line(
+        self, tenant: int, groups: dict[int, _Group], failed: list[tuple[Sequence, SoftmuxError]]
+    ) -> Line | None:
+        """The line of a waiting tenant whose first may start; None where it has to be passed over, and has been."""
+        group = groups.get(tenant)
+        if group is not None and group.left:
+            line = self.waiting.line(group.root)
+            if line and line[0].priority == group.priority:
+                group.left -= 1
+                return line
+        line = self.waiting.next_line(tenant)
+        assert line is not None
+        adapter = line[0].adapter
+        try:
+            if adapter is not None and not self._shelf.ready(adapter):
+                self.waiting.park(adapter)
+                return None
+            if adapter is not None and not self._turns.may_start(adapter):
+                return None
+        except SoftmuxError as error:
+            for sequence in list(line):
+                self._end(sequence, "abort")
+                failed.append((sequence, error))
+            return None
+        groups[tenant] = _Group(line[0].root, line[0].priority, self.waiting.group - 1)
+        return line
 
     def _start(self, sequence: Sequence, batch: Batch, budget: int, now: float) -> int:
         """Moves the first of a line into the step; 0 where the pool has no room for its input yet."""
@@ -341,8 +403,11 @@ class Scheduler:
             self.waiting.remove(sequence)
         else:
             self._seats.end(sequence)
+        self.counters.leave(sequence.root.tenant)
 
     def check_integrity(self) -> None:
         """Every slot, row and reference is accounted for; tests call it after every scenario."""
         self._seats.check_integrity()
+        self.waiting.check_integrity()
+        self.counters.check_integrity(sequence.root.tenant for sequence in self._roster.all())
         assert len(self._roster) == len(self.waiting) + sum(not s.finished for s in self.running)

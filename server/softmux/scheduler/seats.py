@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import numpy as np
 
 from softmux.scheduler.batch import Batch
 from softmux.scheduler.cache import PrefixCache
+from softmux.scheduler.counters import VirtualTokenCounters
 from softmux.scheduler.queue import WaitingQueue
 from softmux.scheduler.radix import Node
-from softmux.scheduler.rows import RowTable
+from softmux.scheduler.rows import Rows, RowTable
 from softmux.scheduler.sequence import Sequence
 from softmux.scheduler.shelf import AdapterShelf
 from softmux.scheduler.slots import Slots
@@ -20,8 +23,16 @@ class Seats:
     A sequence that ends while a step in flight writes to its slots drains: it keeps row and slots until it has landed.
     """
 
-    def __init__(self, table: RowTable, cache: PrefixCache, waiting: WaitingQueue, shelf: AdapterShelf) -> None:
+    def __init__(
+        self,
+        table: RowTable,
+        cache: PrefixCache,
+        waiting: WaitingQueue,
+        shelf: AdapterShelf,
+        counters: VirtualTokenCounters,
+    ) -> None:
         self._table = table
+        self._counters = counters
         self._cache = cache
         self._waiting = waiting
         self._shelf = shelf
@@ -36,21 +47,40 @@ class Seats:
         self._cache.enter(sequence, node, slots)
         self.filling[sequence] = None
 
+    def under_way(self) -> dict[int, deque[Sequence]]:
+        """`filling` by tenant's number; of a tenant's the higher priority first, then in the order of their coming."""
+        found: dict[int, deque[Sequence]] = {}
+        for sequence in sorted(self.filling, key=lambda one: -one.priority) if self.filling else ():
+            found.setdefault(sequence.account, deque()).append(sequence)
+        return found
+
+    def ranked(self, rows: Rows) -> Rows:
+        """`rows` by who goes before whom where room is short: tenants by what they have had, each one's rows by place.
+
+        The oldest of all that run goes before everyone, so that something comes to its end whatever the counters do.
+        """
+        table = self._table
+        ranked = rows[np.lexsort((table.orders[rows], table.places[rows], self._counters.had[table.accounts[rows]]))]
+        oldest = table.oldest()
+        return np.concatenate([ranked[ranked == oldest], ranked[ranked != oldest]])
+
     def take(self, count: int, sequence: Sequence, batch: Batch) -> Slots | None:
-        """`count` slots: free ones, then the cache's least recently used, then those of whoever came after."""
+        """`count` slots: free ones, then the cache's least recently used, then those of who ranks behind."""
         while (slots := self._cache.take(count)) is None:
-            if not self._preempt_after(sequence, batch):
+            if not self._preempt_behind(sequence, batch):
                 return None
         return slots
 
-    def _preempt_after(self, sequence: Sequence, batch: Batch) -> bool:
-        """Sends the latest comer after `sequence` that no step is writing for, this one included, back to the queue;
-        the tree keeps what it computed, while it can."""
+    def _preempt_behind(self, sequence: Sequence, batch: Batch) -> bool:
+        """Sends the last in rank behind `sequence` that no step is writing for, this one included, back to the queue:
+        the latest comer of the tenant that has had most. The tree keeps what it computed, while it can."""
         table = self._table
-        rows = np.flatnonzero(table.seated & (table.orders > sequence.order) & (table.flights == 0))
-        if not len(rows):
+        idle = table.seated & (table.flights == 0)
+        idle[sequence.row] = True
+        last = self.ranked(np.flatnonzero(idle))[-1]
+        if last == sequence.row:
             return False
-        victim: Sequence = table.sequences[rows[table.orders[rows].argmax()]]
+        victim: Sequence = table.sequences[last]
         self.retire(victim)
         victim.preemptions += 1
         self.preemptions += 1

@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     from softmux.scheduler.rows import RowTable
 
 
+PRIORITY_SECONDS = 60.0
+"""A level of priority counts as much as having come so much earlier: what is passed over is passed over for so long."""
+
+Place = tuple[float, int]
+"""Where a sequence stands among its tenant's: less is earlier."""
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """A prompt and what has been generated after it. Only the scheduler changes it.
@@ -36,6 +43,12 @@ class Sequence:
     source: tuple[int, int] | None = None
     """On an encoder-decoder: the positions `first … end`, the latter not included, that are its encoder's input. Before
     them lies a trained prefix of the decoder's, behind them what the decoder begins with and generates."""
+    priority: int = 0
+    """Higher goes before lower among its tenant's, and among no others."""
+    weight: float = 1.0
+    """Its tenant's: a tenant of weight 2 is due twice as much as one of weight 1."""
+    account: int = 0
+    """Its tenant's number in `VirtualTokenCounters`, while the scheduler has it."""
 
     prompt_length: int = field(init=False)
     lead: int = field(init=False)
@@ -53,6 +66,10 @@ class Sequence:
     def __post_init__(self) -> None:
         self.prompt_length = len(self.prompt)
         self.lead = next((i for i, token in enumerate(self.prompt) if token >= 0), len(self.prompt))
+
+    @property
+    def place(self) -> Place:
+        return self.arrival - PRIORITY_SECONDS * self.priority, self.order
 
     @property
     def adapter(self) -> RootKey | None:

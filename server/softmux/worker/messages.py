@@ -13,7 +13,7 @@ import msgspec
 
 from softmux.types import AdapterRef, HeadKind, Manifest, ModelSpec, Output, SamplingParams
 
-PROTOCOL = 3
+PROTOCOL = 4
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
@@ -35,7 +35,8 @@ class Generate(_Message, frozen=True, kw_only=True):
     `tokens` are token ids; `-1 - i` names row i of the adapter's learned vectors (a virtual token). The leading
     virtual tokens of prompt, prefix and P-tuning are part of `tokens` (see `softmux.formats.layout`).
     `adapter` None is the bare model; `tenant`, who asks, keys every cache in both cases. `sample` numbers the sample
-    of a prompt, so that one seed gives different samples. `deadline` is seconds from receipt, None for none.
+    of a prompt, so that one seed gives different samples. `deadline` is seconds from receipt, None for none. Higher
+    `priority` goes before lower within the tenant, whose share of the engine is by `weight`.
     """
 
     id: str
@@ -45,6 +46,8 @@ class Generate(_Message, frozen=True, kw_only=True):
     adapter: AdapterRef | None = None
     sample: int = 0
     deadline: float | None = None
+    priority: int = 0
+    weight: float = 1.0
 
 
 class Read(_Message, frozen=True, kw_only=True):
@@ -61,6 +64,8 @@ class Read(_Message, frozen=True, kw_only=True):
     head: HeadKind | None = None
     scored: int = 0
     deadline: float | None = None
+    priority: int = 0
+    weight: float = 1.0
 
 
 class Abort(_Message, frozen=True, kw_only=True):

@@ -159,6 +159,8 @@ class Worker:
                 client=client,
                 sample=message.sample,
                 deadline=None if message.deadline is None else now + message.deadline,
+                priority=message.priority,
+                weight=message.weight,
             )
         except SoftmuxError as error:
             self._fail(client, message.id, error)
@@ -178,6 +180,8 @@ class Worker:
                 scored=message.scored,
                 client=client,
                 deadline=None if message.deadline is None else now + message.deadline,
+                priority=message.priority,
+                weight=message.weight,
             )
         except SoftmuxError as error:
             self._fail(client, message.id, error)

@@ -197,6 +197,9 @@ def test_a_chat_is_rendered_with_the_models_template(server: Served, base: tuple
         ({"prompt": "a", "stop": ""}, "stop"),
         ({"prompt": "a", "logit_bias": {str(VOCABULARY): 1.0}}, "logit_bias"),
         ({"prompt": "a", "seed": 2**64}, "seed"),
+        ({"prompt": "a", "priority": 11}, "priority"),
+        ({"prompt": "a", "priority": -11}, "priority"),
+        ({"prompt": "a", "priority": 0.5}, "priority"),
         ({"prompt": "a", "maxtokens": 1}, "maxtokens"),
         ({"prompt": ["a"] * 3000, "n": 8}, "prompt"),
     ],
@@ -342,3 +345,9 @@ def test_a_client_that_leaves_frees_the_engine(server: Served, stream: bool) -> 
             return
         time.sleep(0.05)
     raise AssertionError(text)
+
+
+@pytest.mark.parametrize("priority", [-10, 10])
+def test_a_priority_changes_when_a_request_runs_and_nothing_of_its_answer(server: Served, priority: int) -> None:
+    plain = generate(server, prompt="one two", max_tokens=6)["choices"]
+    assert generate(server, prompt="one two", max_tokens=6, priority=priority)["choices"] == plain

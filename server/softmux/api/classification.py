@@ -95,6 +95,8 @@ class Classification:
                 adapter=resolved.adapter,
                 head=manifest.head,
                 scored=scored,
+                priority=body.priority,
+                weight=services.registry.tenants.get(resolved.tenant).weight,
             )
             for number, (tokens, scored) in enumerate(_rows(inputs))
         ]

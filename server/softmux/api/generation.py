@@ -108,6 +108,8 @@ class Generation:
                     sampling=params,
                     adapter=resolved.adapter,
                     sample=sample,
+                    priority=body.priority,
+                    weight=services.registry.tenants.get(resolved.tenant).weight,
                 )
                 requests.append(request)
                 choices[request.id] = Choice(

@@ -20,6 +20,14 @@ Penalty = Annotated[FiniteFloat, Field(ge=-2, le=2)]
 Item = TypeVar("Item")
 Many = Annotated[list[Item], Field(fail_fast=True)]
 """A list that may be long: its first wrong item is enough, and millions of findings would stall the server."""
+Priority = Annotated[
+    int,
+    Field(
+        ge=-10,
+        le=10,
+        description="Higher goes first among the tenant's own requests. Each level counts as a minute of waiting.",
+    ),
+]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 
 
@@ -84,6 +92,7 @@ class Sampling(Body):
     n: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] = 1
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(default=None, description="As in OpenAI's completions.")
     stream: bool = False
+    priority: Priority = 0
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -138,6 +147,7 @@ class ClassifyBody(Body):
     aggregation: Literal["none", "word"] = Field(
         default="none", description="Of a task that labels tokens: `word` tells whole words, by their first token."
     )
+    priority: Priority = 0
 
 
 class ActivateBody(Body):

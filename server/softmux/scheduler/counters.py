@@ -66,10 +66,14 @@ class VirtualTokenCounters:
         return known.number
 
     def leave(self, tenant: str) -> None:
-        """A sequence of the tenant has ended."""
+        """A sequence of the tenant has ended. With the last of all a busy period ends: nobody has had anything of the
+        next one."""
         known = self._tenants[tenant]
         known.sequences -= 1
         self._present -= known.sequences == 0
+        if not self._present:
+            self.had[:] = 0.0
+            self._left_with = 0.0
 
     def number(self, tenant: str) -> int:
         """Of a tenant that has entered."""

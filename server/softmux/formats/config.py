@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
-from softmux.errors import InvalidAdapter
+from softmux.errors import InvalidAdapter, SoftmuxError
 from softmux.formats.json_file import fit, read_object, shown
 from softmux.formats.peft_types import HEADS, INSTEAD, why_not
 from softmux.types import ModelSpec, ProblemType
@@ -171,3 +171,12 @@ def read_config(
     if isinstance(config, PromptLearningConfig):
         _check_against(config, spec)
     return config
+
+
+def base_label(data: bytes) -> str | None:
+    """What the config in `data` names as its base, if it can be read: to tell a person, never to open."""
+    try:
+        label = read_object(data, CONFIG_FILE).get("base_model_name_or_path")
+    except SoftmuxError:
+        return None
+    return label if isinstance(label, str) else None

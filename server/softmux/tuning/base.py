@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from softmux.demo import NAME, demo_model
+from softmux.demo import BASES, demo_model
 from softmux.formats.layout import TransformersEncoder
-from softmux.tuning.recipe import DEMO_BASE
+from softmux.tuning.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +44,25 @@ class Base:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
-def load_base(name: str, device: str = "auto", cache: Path | None = None) -> Base:
-    """`name` is `demo`, a folder or a hub id; `device` is `auto`, `cpu` or `cuda`."""
-    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    source = str(demo_model(cache)) if name == DEMO_BASE else name
+def load_base(recipe: Recipe, device: str = "auto", cache: Path | None = None) -> Base:
+    """The recipe's base; `device` is `auto`, `cpu` or `cuda`."""
+    source = str(demo_model(cache, recipe.demo)) if recipe.demo else recipe.base
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    label = NAME if name == DEMO_BASE else Path(name).name if Path(name).is_dir() else name
-    return as_base(model.to(where), AutoTokenizer.from_pretrained(source), label)
+    label = label_of(recipe)
+    return as_base(model.to(device_of(device)), AutoTokenizer.from_pretrained(source), label)
+
+
+def label_of(recipe: Recipe) -> str:
+    """What adapters say they were made for: the base's name."""
+    if recipe.demo:
+        return BASES[recipe.demo].name
+    folder = Path(recipe.base)
+    return folder.resolve().name if folder.is_dir() else recipe.base
+
+
+def device_of(name: str) -> torch.device:
+    """`auto`, `cpu` or `cuda`."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
 def as_base(model: Any, tokenizer: Any, label: str) -> Base:

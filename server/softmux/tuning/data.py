@@ -19,14 +19,25 @@ class BadData(InvalidRequest):
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """Characters `start` to `end` of a text, and what they are."""
+
+    start: int
+    end: int
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """`text` is the prompt as a user sends it, or the value of the template's slot; `answer` is the text to generate,
-    its leading space included. `file` and `row` (from 1) say where it came from."""
+    its leading space included, or, without it, a sequence's label. `spans` are the labelled words of a task that
+    labels tokens. `file` and `row` (from 1) say where it came from."""
 
     text: str
     answer: str
     file: str = ""
     row: int = 0
+    spans: tuple[Span, ...] = ()
 
 
 def decode(data: bytes, file: str) -> str:

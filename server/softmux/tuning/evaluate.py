@@ -1,8 +1,10 @@
-"""What a tuned task is worth: greedy generation on the held-out rows, and the bare model on the same words."""
+"""What a tuned task is worth on the held-out rows: greedy generation, beside the bare model on the same words; or the
+labels of a head."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,10 +23,12 @@ BATCH = 64
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Named shares from 0 to 1 over `rows` held-out rows; the first is the recipe's metric."""
+    """Named shares from 0 to 1 over `rows` held-out rows; the first is the recipe's metric. `parameters`: how many
+    numbers were trained for it, where that is compared."""
 
     rows: int
     values: dict[str, float]
+    parameters: int | None = None
 
 
 def evaluate(
@@ -45,6 +49,21 @@ def evaluate(
         likeliest = [labels[i] for i in _likeliest(base, learned, rows, labels)]
         values["label accuracy"] = _share(a == b.answer for a, b in zip(likeliest, test, strict=True))
     return Figures(len(test), values)
+
+
+def score_labels(head: str, found: Sequence[Sequence[int]], meant: Sequence[Sequence[int]]) -> dict[str, float]:
+    """Predicted labels against those expected: one for each row, or one for each word of it.
+
+    Each word has one label and gets one, so that F1 averaged over all words (micro) is the share that is right.
+    """
+    pairs = [pair for a, b in zip(found, meant, strict=True) for pair in zip(a, b, strict=True)]
+    right = _share(a == b for a, b in pairs)
+    if head == "sequence":
+        return {"accuracy": right}
+    hits, said, due = Counter(a for a, b in pairs if a == b), Counter(a for a, _ in pairs), Counter(b for _, b in pairs)
+    each = [2 * hits[label] / (said[label] + due[label]) for label in due]
+    rows = [list(a) == list(b) for a, b in zip(found, meant, strict=True)]
+    return {"token F1": right, "macro F1": sum(each) / len(each), "whole rows": _share(rows)}
 
 
 def score(metric: Metric, texts: Sequence[str], answers: Sequence[str]) -> dict[str, float]:

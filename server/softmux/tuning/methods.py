@@ -3,43 +3,64 @@
 prompt tuning   k vectors in front of the input, learned directly
 P-tuning        k vectors made by an MLP or an LSTM, in front of the input or where a template puts them
 prefix tuning   k keys and values a layer, made by a two-layer MLP where `projection` is on
+LoRA            updates of low rank to linear modules; alone, or trained together with a prefix
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.functional import cross_entropy
 
 from softmux.formats.layout import Layout
 from softmux.formats.template import Template
 from softmux.tuning.base import Base
-from softmux.tuning.recipe import MethodRecipe, PrefixTuning, PromptTuning
-from softmux.tuning.rows import Batch, Row, collate
+from softmux.tuning.recipe import Lora, LoraPrefixTuning, PrefixTuning, PromptTuning, PTuning
+from softmux.tuning.rows import IGNORE, Batch, Row, collate
+from softmux.types import Method
 
 try:
-    from peft import PeftConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
+    from peft import (
+        LoraConfig,
+        PeftConfig,
+        PrefixTuningConfig,
+        PromptEncoderConfig,
+        PromptTuningConfig,
+        get_peft_model,
+    )
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("Tuning is built on PEFT: pip install 'softmux[tune]'.", name=error.name) from error
 
 _ADAPTER = "default"
 
+SoftRecipe = PromptTuning | PTuning | PrefixTuning | LoraPrefixTuning
+
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """The learned vectors of one task over a frozen base. `peft` is PEFT's model: its encoder holds the parameters."""
+    """What one task learns over a frozen base. `peft` is PEFT's model of the soft prompt, or of the LoRA that is alone;
+    `lora` that of a LoRA beside a soft prompt. A LoRA's layers are within `base.model`, where PEFT has put them."""
 
     base: Base
     layout: Layout
     peft: Any
+    lora: Any = None
 
     @property
-    def encoder(self) -> torch.nn.Module:
-        encoder: torch.nn.Module = self.peft.prompt_encoder[_ADAPTER]
-        return encoder
+    def device(self) -> torch.device:
+        return self.base.device
+
+    @property
+    def soft(self) -> torch.nn.Module | None:
+        """The prompt encoder; None for a LoRA alone."""
+        encoders = getattr(self.peft, "prompt_encoder", None)
+        soft: torch.nn.Module | None = encoders[_ADAPTER] if encoders is not None else None
+        return soft
 
     @property
     def prefix(self) -> int:
@@ -47,7 +68,30 @@ class Learned:
         return self.layout.virtual_tokens if self.layout.method == "prefix_tuning" else 0
 
     def parameters(self) -> Iterator[torch.nn.Parameter]:
-        return self.encoder.parameters()
+        if self.soft is not None:
+            yield from self.soft.parameters()
+        low_rank = self.peft if self.soft is None else self.lora
+        if low_rank is not None:
+            yield from (parameter for name, parameter in low_rank.named_parameters() if ".lora_" in name)
+
+    def train(self, on: bool) -> None:
+        """The base stays as it is served; what makes the vectors may have dropout."""
+        if self.soft is not None:
+            self.soft.train(on)
+
+    def losses(self, rows: Sequence[Row]) -> torch.Tensor:
+        """Of the answers' tokens; the prompt's own weigh nothing."""
+        batch = self.collate(rows)
+        width = batch.targets.shape[1]
+        logits = self.base.model(**self.inputs(batch), logits_to_keep=width + 1).logits[:, :-1]
+        kept = batch.targets != IGNORE
+        return cross_entropy(logits[kept], batch.targets[kept], reduction="none")
+
+    def bare(self) -> AbstractContextManager[Any]:
+        """Within it `base.model` is the bare model."""
+        low_rank = self.peft if self.soft is None else self.lora
+        without: AbstractContextManager[Any] = low_rank.disable_adapter() if low_rank is not None else nullcontext()
+        return without
 
     def collate(self, rows: Sequence[Row]) -> Batch:
         return collate(rows, prefix=self.prefix, device=self.base.device)
@@ -59,7 +103,7 @@ class Learned:
         past = None
         if self.prefix:
             past = self.peft.get_prompt(batch_size=len(batch.tokens))
-        else:
+        elif self.soft is not None:
             at = batch.virtual >= 0
             vectors = self.peft.get_prompt(batch_size=1)[0].to(embeddings.dtype)
             embeddings = embeddings.index_put(torch.where(at), vectors[batch.virtual[at]])
@@ -71,19 +115,34 @@ class Learned:
         }
 
 
-def begin(recipe: MethodRecipe, base: Base) -> Learned:
-    """Fresh learned vectors. Random parts come from torch's global generator: seed it first."""
-    torch_config = _config(recipe, base)
+def begin(recipe: SoftRecipe | Lora, base: Base) -> Learned:
+    """Fresh numbers to learn. Random parts come from torch's global generator: seed it first."""
+    if isinstance(recipe, Lora):
+        return Learned(base, Layout(0, None, "lora"), _peft(base, _lora_config(recipe)))
+    lora = _peft(base, _lora_config(recipe)) if isinstance(recipe, LoraPrefixTuning) else None
+    peft = _peft(base, _config(recipe, base))
+    template = recipe.template if isinstance(recipe, PTuning) else None
+    method: Method = "prefix_tuning" if isinstance(recipe, LoraPrefixTuning) else recipe.kind
+    layout = Layout(recipe.virtual_tokens, Template.parse(template) if template else None, method)
+    learned = Learned(base, layout, peft, lora)
+    for parameter in learned.parameters():  # the second of a pair has frozen the first
+        parameter.requires_grad_(True)
+    return learned
+
+
+def _peft(base: Base, config: PeftConfig) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns of options we set on purpose
-        peft = get_peft_model(base.model, torch_config)
-    peft.to(base.device)
-    template = getattr(recipe, "template", None)
-    layout = Layout(recipe.virtual_tokens, Template.parse(template) if template else None, recipe.kind)
-    return Learned(base, layout, peft)
+        return get_peft_model(base.model, config).to(base.device)
 
 
-def _config(recipe: MethodRecipe, base: Base) -> PeftConfig:
+def _lora_config(recipe: Lora | LoraPrefixTuning) -> PeftConfig:
+    return LoraConfig(
+        task_type="CAUSAL_LM", r=recipe.rank, lora_alpha=recipe.alpha, target_modules=recipe.target_modules
+    )
+
+
+def _config(recipe: SoftRecipe, base: Base) -> PeftConfig:
     common: dict[str, Any] = {"task_type": "CAUSAL_LM", "num_virtual_tokens": recipe.virtual_tokens}
     if isinstance(recipe, PromptTuning):
         if recipe.init_text is None:
@@ -94,7 +153,7 @@ def _config(recipe: MethodRecipe, base: Base) -> PeftConfig:
             tokenizer_name_or_path=base.tokenizer.name_or_path,
             **common,
         )
-    if isinstance(recipe, PrefixTuning):
+    if isinstance(recipe, PrefixTuning | LoraPrefixTuning):
         return PrefixTuningConfig(
             prefix_projection=recipe.projection, encoder_hidden_size=recipe.encoder_hidden_size, **common
         )

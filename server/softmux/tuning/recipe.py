@@ -11,18 +11,22 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from softmux.demo import DEFAULT, DemoName
 from softmux.errors import InvalidAdapter, InvalidRequest
 from softmux.formats.template import Template
 
 DEMO_BASE = "demo"
 TASK_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
-SourceName = Literal["movie-sentiment", "text-source", "person-or-company", "capital", "address", "file"]
-Metric = Literal["exact", "starts_with", "json_fields"]
+SourceName = Literal[
+    "movie-sentiment", "text-source", "person-or-company", "capital", "address", "address-tags", "file"
+]
+Metric = Literal["exact", "starts_with", "json_fields", "accuracy", "token_f1"]
+_OF_HEADS: dict[str, Metric] = {"sequence": "accuracy", "token": "token_f1"}
 
 
 class _Closed(BaseModel):
@@ -40,7 +44,7 @@ class Data(_Closed):
     """A training row longer than this, answer included, is left out and counted; test rows never are."""
 
     extra_rows: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    """Made-up rows to train on beside the real ones, for a source that can make them: `address`."""
+    """Made-up rows to train on beside the real ones, for a source that can make them: `address`, `address-tags`."""
 
     @model_validator(mode="after")
     def _path_for_a_file(self) -> Data:
@@ -89,7 +93,43 @@ class PrefixTuning(_Closed):
     encoder_hidden_size: Annotated[int, Field(ge=1)] | None = None
 
 
-MethodRecipe = Annotated[PromptTuning | PTuning | PrefixTuning, Field(discriminator="kind")]
+class PTuningV2(_Closed):
+    """A prefix of every layer under a head that classifies (arXiv 2110.07602), on an encoder. `pooler`: what stands
+    between the last layer and a sequence's head is trained, too, instead of taken from the base."""
+
+    kind: Literal["p_tuning_v2"]
+    virtual_tokens: Annotated[int, Field(ge=1, le=4096)]
+    head: Literal["sequence", "token"] = "sequence"
+    pooler: bool = False
+    projection: bool = False
+    encoder_hidden_size: Annotated[int, Field(ge=1)] | None = None
+
+
+class _LowRank(_Closed):
+    rank: Annotated[int, Field(ge=1, le=1024)]
+    alpha: Annotated[float, Field(gt=0)]
+    target_modules: list[str] | None = None
+    """Names of the linear modules that are updated; by default those that PEFT knows for the architecture."""
+
+
+class Lora(_LowRank):
+    """Updates of low rank to the base's linear modules (arXiv 2106.09685)."""
+
+    kind: Literal["lora"]
+
+
+class LoraPrefixTuning(_LowRank):
+    """A LoRA and a prefix that are trained together and served together: a pair of PEFT adapters, one folder."""
+
+    kind: Literal["lora+prefix_tuning"]
+    virtual_tokens: Annotated[int, Field(ge=1, le=4096)]
+    projection: bool = True
+    encoder_hidden_size: Annotated[int, Field(ge=1)] | None = None
+
+
+MethodRecipe = Annotated[
+    PromptTuning | PTuning | PrefixTuning | PTuningV2 | Lora | LoraPrefixTuning, Field(discriminator="kind")
+]
 
 
 class Train(_Closed):
@@ -111,20 +151,30 @@ class Train(_Closed):
     """Whether the end-of-text token is part of every answer, so that the model stops after it."""
     balance: bool = False
     """Draw each answer equally often, whatever its share of the rows. For a task with few, fixed answers."""
+    like_lengths: bool = False
+    """Batches of rows of like length: less padding, so less to compute."""
+    bfloat16: bool = False
+    """Multiply in bfloat16 while training, for CPUs and GPUs that are faster so. Measuring stays in float32."""
 
 
 class Evaluate(_Closed):
     """Greedy generation on the test rows. `exact`: the text is the answer; `starts_with`: it begins with the answer;
-    `json_fields`: valid JSON, and F1 over its (name, value) pairs."""
+    `json_fields`: valid JSON, and F1 over its (name, value) pairs. Of a task with a head, its labels: `accuracy` of
+    sequences, `token_f1` of tokens."""
 
     metric: Metric = "exact"
     max_tokens: Annotated[int, Field(ge=1)] = 8
     bare: bool = True
     """Whether to measure the same inputs without the learned vectors too."""
+    probe: bool = True
+    """For a task with a head: whether to measure a linear probe of the same frozen encoder, too."""
+    full: Train | None = None
+    """For a task with a head: how to train the whole encoder, to measure that, too."""
 
 
 class Recipe(_Closed):
-    """`base` is `demo` (the demo's base model), or a folder or hub id; `labels` and `notes` go to `softmux.json`."""
+    """`base` is a demo's base model (`smollm2`, for which `demo` stands, or `minilm`), or a folder or hub id; `labels`
+    and `notes` go to `softmux.json`. A head's labels are the data's answers, unless `labels` gives them an order."""
 
     task: Annotated[str, Field(pattern=TASK_PATTERN)]
     base: str = DEMO_BASE
@@ -139,6 +189,24 @@ class Recipe(_Closed):
     @property
     def template(self) -> str | None:
         return self.method.template if isinstance(self.method, PTuning) else None
+
+    @property
+    def demo(self) -> DemoName | None:
+        """The demo base that `base` names, if it names one."""
+        if self.base == DEMO_BASE:
+            return DEFAULT
+        return next((name for name in get_args(DemoName) if name == self.base), None)
+
+    @model_validator(mode="after")
+    def _measured_as_learned(self) -> Recipe:
+        head = self.method.head if isinstance(self.method, PTuningV2) else None
+        if head is not None and self.evaluate.metric != _OF_HEADS[head]:
+            raise ValueError(f'a {head} head is measured by evaluate.metric = "{_OF_HEADS[head]}"')
+        if head is None and self.evaluate.metric in _OF_HEADS.values():
+            raise ValueError(f"{self.method.kind} generates, and {self.evaluate.metric} is of heads")
+        if head is not None and isinstance(self.labels, dict):
+            raise ValueError("a head's labels are a list, in the order of its outputs")
+        return self
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,13 +19,15 @@ from rich.progress import Progress as Bar
 from softmux.tuning import sources
 from softmux.tuning.base import Base, load_base
 from softmux.tuning.data import BadData, Example
-from softmux.tuning.evaluate import evaluate
+from softmux.tuning.evaluate import Figures, evaluate, score_labels
+from softmux.tuning.heads import HeadBase, begin_full, begin_prefix, encode_row, labels_of, load_head_base
 from softmux.tuning.methods import Learned, begin
-from softmux.tuning.recipe import Recipe, read_recipe
+from softmux.tuning.probe import probe, probe_parameters
+from softmux.tuning.recipe import PTuningV2, Recipe, read_recipe
 from softmux.tuning.rows import Row, encode
-from softmux.tuning.split import split
+from softmux.tuning.split import Split, split
 from softmux.tuning.trainer import Progress, train
-from softmux.tuning.write import Report, write_folder
+from softmux.tuning.write import Report, Saved, write_folder
 
 
 def tune(
@@ -33,7 +35,7 @@ def tune(
     out: Path | None = None,
     device: str = "auto",
     *,
-    base: Base | None = None,
+    base: Base | HeadBase | None = None,
     cache: Path | None = None,
     console: Console | None = None,
 ) -> Report:
@@ -48,39 +50,122 @@ def tune(
     examples = sources.load(recipe.data, recipe_path.parent, cache)
     parts = split(examples, recipe.train.validation_rows)
     extra = sources.load_extra(recipe.data, recipe.train.seed, cache)
-    base = base or load_base(recipe.base, device, cache)
+    if isinstance(recipe.method, PTuningV2):
+        assert not isinstance(base, Base)
+        learned, report = _tune_head(
+            recipe, base or load_head_base(recipe, device, cache), examples, parts, extra, console
+        )
+    else:
+        assert not isinstance(base, HeadBase)
+        learned, report = _tune_words(recipe, base or load_base(recipe, device, cache), examples, parts, extra, console)
+    out = out or recipe_path.parent
+    write_folder(out, recipe_path, learned, report)
+    console.print(", ".join(f"{name} {value:.3f}" for name, value in report.tuned.values.items()), f"→ {out}")
+    return report
+
+
+def _tune_words(
+    recipe: Recipe, base: Base, examples: Sequence[Example], parts: Split, extra: Sequence[Example], console: Console
+) -> tuple[Saved, Report]:
+    """A task that generates."""
+    assert not isinstance(recipe.method, PTuningV2)
     started = time.monotonic()
     torch.manual_seed(recipe.train.seed)
     learned = begin(recipe.method, base)
     rows = encode_all([*parts.train, *extra], learned, recipe)
     validation = encode_all(parts.validation, learned, recipe)
-    console.print(
-        f"{recipe.task}: {len(rows)} rows to train, {len(validation)} to validate, {len(parts.test)} held out; "
-        f"{sum(p.numel() for p in learned.parameters()):,} numbers to learn over {base.label}"
-    )
+    _announce(console, recipe, len(rows), parts, learned.parameters(), base.label)
     with _bar(console, recipe.train.steps) as watch:
         trained = train(learned, rows, validation, recipe.train, watch)
     console.print("measuring on the held-out rows")
     labels = _fixed_answers(examples) if recipe.evaluate.metric == "exact" else []
     tuned = evaluate(base, learned, parts.test, recipe.evaluate, learned.layout, labels)
-    bare = None
+    beside = {}
     if recipe.evaluate.bare:
-        bare = evaluate(base, None, parts.test, recipe.evaluate, learned.layout, labels)
-    report = Report(
+        words = "the same words without learned tokens" if recipe.template else "the bare model"
+        with learned.bare():
+            beside[words] = evaluate(base, None, parts.test, recipe.evaluate, learned.layout, labels)
+    return learned, Report(
         recipe=recipe,
         base_label=base.label,
         trained=trained,
         tuned=tuned,
-        bare=bare,
+        beside=beside,
         rows=(len(rows), len(validation), len(parts.test)),
         lengths=(min(row.prompt_tokens for row in rows), max(row.prompt_tokens for row in rows)),
         seconds=time.monotonic() - started,
         device=_device_words(base.device),
     )
-    out = out or recipe_path.parent
-    write_folder(out, recipe_path, learned, report)
-    console.print(", ".join(f"{name} {value:.3f}" for name, value in tuned.values.items()), f"→ {out}")
-    return report
+
+
+def _tune_head(
+    recipe: Recipe,
+    base: HeadBase,
+    examples: Sequence[Example],
+    parts: Split,
+    extra: Sequence[Example],
+    console: Console,
+) -> tuple[Saved, Report]:
+    """A task with a head: the learned prefix, and beside it what the recipe asks to compare it with."""
+    assert isinstance(recipe.method, PTuningV2)
+    head, labels = recipe.method.head, labels_of(recipe, examples)
+    real, made, validation, test = (
+        [encode_row(example, base, head, labels) for example in some]
+        for some in (parts.train, extra, parts.validation, parts.test)
+    )
+    rows = [row for row in (*real, *made) if row.length <= recipe.data.max_tokens]
+    meant = [row.targets if head == "sequence" else [row.targets[word] for word in row.words] for row in test]
+
+    def figures(found: Sequence[Sequence[int]], parameters: int) -> Figures:
+        return Figures(len(test), score_labels(head, found, meant), parameters)
+
+    started = time.monotonic()
+    torch.manual_seed(recipe.train.seed)
+    learned = begin_prefix(recipe.method, base, len(labels))
+    _announce(console, recipe, len(rows), parts, learned.parameters(), base.label)
+    with _bar(console, recipe.train.steps) as watch:
+        trained = train(learned, rows, validation, recipe.train, watch)
+    seconds = time.monotonic() - started
+    tuned = figures(learned.predict(test), _count(learned.parameters()))
+    beside: dict[str, Figures] = {}
+    if recipe.evaluate.probe:
+        console.print("fitting a linear probe")
+        beside["linear probe"] = figures(
+            probe(base, head, len(labels), real, validation, test), probe_parameters(base, len(labels))
+        )
+    if recipe.evaluate.full is not None:
+        console.print("training the whole encoder")
+        torch.manual_seed(recipe.evaluate.full.seed)
+        full = begin_full(base, head, len(labels))
+        with _bar(console, recipe.evaluate.full.steps) as watch:
+            train(full, rows, validation, recipe.evaluate.full, watch)
+        beside["full fine-tuning"] = figures(full.predict(test), _count(full.parameters()))
+    return learned, Report(
+        recipe=recipe,
+        base_label=base.label,
+        trained=trained,
+        tuned=tuned,
+        beside=beside,
+        rows=(len(rows), len(validation), len(test)),
+        lengths=(min(row.length for row in rows), max(row.length for row in rows)),
+        seconds=seconds,
+        device=_device_words(base.device),
+        labels=labels,
+        base_fingerprint=base.fingerprint,
+    )
+
+
+def _announce(
+    console: Console, recipe: Recipe, rows: int, parts: Split, learned: Iterable[torch.nn.Parameter], base: str
+) -> None:
+    console.print(
+        f"{recipe.task}: {rows} rows to train, {len(parts.validation)} to validate, {len(parts.test)} held out; "
+        f"{_count(learned):,} numbers to learn over {base}"
+    )
+
+
+def _count(parameters: Iterable[torch.nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
 
 
 def encode_all(examples: Sequence[Example], learned: Learned, recipe: Recipe) -> list[Row]:

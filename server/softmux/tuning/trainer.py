@@ -1,23 +1,51 @@
-"""One task's training: AdamW on the learned vectors, warm-up and decay, the best step by the validation rows."""
+"""One task's training: AdamW on what is learned, warm-up and decay, the best step by the validation rows."""
 
 from __future__ import annotations
 
-import copy
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from softmux.errors import SoftmuxError
-from softmux.tuning.methods import Learned
 from softmux.tuning.recipe import Train
-from softmux.tuning.rows import IGNORE, Batch, Row
 
 VALIDATION_BATCH = 64
+_LIKE = 16
+"""Batches whose rows are sorted by length together."""
+
+
+class AnyRow(Protocol):
+    """`answer`: what is to be learned of it, equal for rows of one kind."""
+
+    @property
+    def length(self) -> int: ...
+
+    @property
+    def answer(self) -> tuple[int, ...]: ...
+
+
+R = TypeVar("R", bound=AnyRow)
+R_contra = TypeVar("R_contra", bound=AnyRow, contravariant=True)
+
+
+class Learner(Protocol[R_contra]):
+    """What is trained: the numbers that are learned, and the loss of rows under them."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]: ...
+
+    def train(self, on: bool) -> None:
+        """Whether what is random while training (dropout) is on."""
+
+    def losses(self, rows: Sequence[R_contra]) -> torch.Tensor:
+        """The cross-entropy of every answer's token, or label, of `rows`, one after the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +68,9 @@ class Trained:
 
 
 def train(
-    learned: Learned,
-    rows: Sequence[Row],
-    validation: Sequence[Row],
+    learned: Learner[R],
+    rows: Sequence[R],
+    validation: Sequence[R],
     how: Train,
     watch: Callable[[Progress], None] = lambda _: None,
 ) -> Trained:
@@ -56,11 +84,12 @@ def train(
     losses: list[float] = []
     validations: list[tuple[int, float]] = []
     best_step, best_loss = 0, math.inf
-    best = copy.deepcopy(learned.encoder.state_dict())
-    learned.encoder.train()
+    best = _values(learned)
+    learned.train(True)
     with _tensor_cores():
         for step in range(1, how.steps + 1):
-            loss = answer_loss(learned, learned.collate(next(draws)))
+            with torch.autocast(learned.device.type, torch.bfloat16, enabled=how.bfloat16):
+                loss = learned.losses(next(draws)).mean()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(learned.parameters(), how.clip_norm)
             optimiser.step()
@@ -71,13 +100,17 @@ def train(
                 raise SoftmuxError(f"The loss is {losses[-1]} at step {step}: lower train.learning_rate.")
             if step % how.validate_every == 0 or step == how.steps:
                 validations.append((step, mean_loss(learned, validation)))
+                learned.train(True)
                 if validations[-1][1] < best_loss:
                     best_step, best_loss = validations[-1]
-                    best = copy.deepcopy(learned.encoder.state_dict())
+                    best = _values(learned)
             watch(Progress(step, losses[-1], validations[-1][1] if validations else None))
             if sum(at > best_step for at, _ in validations) >= how.patience:
                 break
-    learned.encoder.load_state_dict(best)
+    learned.train(False)
+    with torch.no_grad():
+        for parameter, value in zip(learned.parameters(), best, strict=True):
+            parameter.copy_(value)
     return Trained(tuple(losses), tuple(validations), best_step, best_loss)
 
 
@@ -89,17 +122,27 @@ def rate(step: int, steps: int, warmup: int) -> float:
     return max(0.0, (steps - step) / (steps - warmup))
 
 
-def batches(rows: Sequence[Row], how: Train) -> Iterator[list[Row]]:
-    """Endless batches of mixed lengths: every row once before any again, or every answer equally often."""
+def batches(rows: Sequence[R], how: Train) -> Iterator[list[R]]:
+    """Endless batches: every row once before any again, or every answer equally often; of mixed lengths, or alike."""
     rng = random.Random(how.seed)  # noqa: S311 - the order of rows is no secret
+    if not how.like_lengths:
+        yield from _mixed(rows, how, rng)
+    several = _mixed(rows, how.model_copy(update={"batch_rows": how.batch_rows * _LIKE}), rng)
+    while True:
+        by_length = sorted(next(several), key=lambda row: row.length)
+        alike = [by_length[start : start + how.batch_rows] for start in range(0, len(by_length), how.batch_rows)]
+        yield from rng.sample(alike, len(alike))
+
+
+def _mixed(rows: Sequence[R], how: Train, rng: random.Random) -> Iterator[list[R]]:
     if how.balance:
-        by_answer: dict[tuple[int, ...], list[Row]] = {}
+        by_answer: dict[tuple[int, ...], list[R]] = {}
         for row in rows:
             by_answer.setdefault(row.answer, []).append(row)
         groups = list(by_answer.values())
         while True:
             yield [rng.choice(rng.choice(groups)) for _ in range(how.batch_rows)]
-    waiting: list[Row] = []
+    waiting: list[R] = []
     while True:
         while len(waiting) < how.batch_rows:
             waiting += rng.sample(rows, len(rows))
@@ -107,21 +150,21 @@ def batches(rows: Sequence[Row], how: Train) -> Iterator[list[Row]]:
         del waiting[: how.batch_rows]
 
 
-def answer_loss(learned: Learned, batch: Batch) -> torch.Tensor:
-    """Mean cross-entropy over the answers' tokens; the prompt's own tokens weigh nothing."""
-    return _token_losses(learned, batch).sum() / (batch.targets != IGNORE).sum()
-
-
 @torch.no_grad()
-def mean_loss(learned: Learned, rows: Sequence[Row]) -> float:
-    """Mean cross-entropy a token over all the answers of `rows`."""
+def mean_loss(learned: Learner[R], rows: Sequence[R]) -> float:
+    """Mean cross-entropy a token, or label, over all the answers of `rows`. Leaves the learner out of training."""
+    learned.train(False)
     total, tokens = 0.0, 0
     by_length = sorted(rows, key=lambda row: row.length)
     for start in range(0, len(by_length), VALIDATION_BATCH):
-        batch = learned.collate(by_length[start : start + VALIDATION_BATCH])
-        total += float(_token_losses(learned, batch).sum())
-        tokens += int((batch.targets != IGNORE).sum())
+        losses = learned.losses(by_length[start : start + VALIDATION_BATCH])
+        total += float(losses.sum())
+        tokens += len(losses)
     return total / tokens
+
+
+def _values(learned: Learner[R]) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in learned.parameters()]
 
 
 @contextmanager
@@ -133,10 +176,3 @@ def _tensor_cores() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def _token_losses(learned: Learned, batch: Batch) -> torch.Tensor:
-    """`[rows · answer width]`, 0 where a row's answer is shorter."""
-    width = batch.targets.shape[1]
-    logits = learned.base.model(**learned.inputs(batch), logits_to_keep=width + 1).logits[:, :-1]
-    return cross_entropy(logits.reshape(-1, logits.shape[-1]), batch.targets.reshape(-1), reduction="none")

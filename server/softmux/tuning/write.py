@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
+from softmux.formats.config import CONFIG_FILE
+from softmux.formats.folder import LORA_FILES
 from softmux.formats.softmux_json import SOFTMUX_FILE, SoftmuxJson
+from softmux.formats.tensors import WEIGHTS_FILE
 from softmux.tuning import sources
 from softmux.tuning.evaluate import Figures
-from softmux.tuning.methods import Learned
-from softmux.tuning.recipe import PrefixTuning, PromptTuning, Recipe
+from softmux.tuning.recipe import Lora, LoraPrefixTuning, PrefixTuning, PromptTuning, PTuningV2, Recipe
 from softmux.tuning.trainer import Trained
 
 RECIPE_FILE = "recipe.toml"
@@ -25,25 +29,52 @@ _METRICS = {
     "field F1": "F1 over the (label, value) pairs of all rows together, a pair being right where both are equal; "
     "invalid JSON has no pairs",
     "valid JSON": "the greedy text is a JSON object",
+    "accuracy": "the likeliest label is the right one",
+    "token F1": "micro-averaged over all words of the held-out rows, by each word's first token; as a word has one "
+    "label and gets one, this is the share of words labelled rightly",
+    "macro F1": "the mean of the F1 of each label that occurs in the held-out rows, however rare",
+    "whole rows": "every word of the row is labelled rightly",
 }
+_BESIDE = {
+    "linear probe": "logistic regression on the frozen encoder's last hidden states (their mean over a sequence, or "
+    "each token's own) of the rows to train that are not made up, its weight decay picked on the validation rows",
+    "full fine-tuning": "the whole encoder trained on the same rows, its best step picked on the validation rows",
+}
+
+
+class Saved(Protocol):
+    """What was learned: PEFT's model of it, which saves it, and that of the LoRA trained with it. `base.label` names
+    the base."""
+
+    @property
+    def base(self) -> Any: ...
+
+    @property
+    def peft(self) -> Any: ...
+
+    @property
+    def lora(self) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a tuning run found. `lengths` are the fewest and most prompt tokens of a training row; `device` is words."""
+    """What a tuning run found. `lengths` are the fewest and most prompt tokens of a training row; `device` is words.
+    `beside`: the same held-out rows by other means; `labels` are a head's, `base_fingerprint` its encoder's."""
 
     recipe: Recipe
     base_label: str
     trained: Trained
     tuned: Figures
-    bare: Figures | None
+    beside: dict[str, Figures]
     rows: tuple[int, int, int]
     lengths: tuple[int, int]
     seconds: float
     device: str
+    labels: list[str] = field(default_factory=list)
+    base_fingerprint: str | None = None
 
 
-def write_folder(out: Path, recipe_path: Path, learned: Learned, report: Report) -> None:
+def write_folder(out: Path, recipe_path: Path, learned: Saved, report: Report) -> None:
     """Writes the folder `out`, whole or not at all: one that is there already is replaced once the new one is ready.
 
     A README's part under "Notes" is the author's, and is kept.
@@ -73,7 +104,8 @@ def softmux_json(report: Report) -> SoftmuxJson:
     figure = f"Held-out {metric} {report.tuned.values[metric]:.3f} over {report.tuned.rows} rows."
     return SoftmuxJson(
         template=recipe.template,
-        labels=recipe.labels,
+        labels=report.labels or recipe.labels,
+        base_fingerprint=report.base_fingerprint,
         trained_lengths=list(report.lengths),
         notes=f"{recipe.notes} {figure}" if recipe.notes else figure,
     )
@@ -99,8 +131,10 @@ def readme(report: Report, notes: str) -> str:
         *_table(report),
         "",
         f"{train_rows} rows to train, {validation_rows} to pick the best step, {test_rows} held out: those where "
-        "`int(sha256(text).hexdigest(), 16) % 10 == 0`, never trained or selected on. Greedy generation in float32. "
-        + " ".join(f"*{name}*: {_METRICS[name]}." for name in report.tuned.values),
+        "`int(sha256(text).hexdigest(), 16) % 10 == 0`, never trained or selected on. "
+        + ("" if isinstance(recipe.method, PTuningV2) else "Greedy generation in float32. ")
+        + " ".join(f"*{name}*: {_METRICS[name]}." for name in report.tuned.values)
+        + "".join(f" *{name}*: {_BESIDE[name]}." for name in report.beside if name in _BESIDE),
     ]
     if notes:
         lines += ["", "## Notes", "", notes]
@@ -108,25 +142,41 @@ def readme(report: Report, notes: str) -> str:
 
 
 def _table(report: Report) -> list[str]:
-    bare = report.bare
-    words = "the same words without learned tokens" if report.recipe.template else "the bare model"
-    head = "| figure | tuned |" + (f" {words} |" if bare else "")
-    lines = [head, "| --- | --- |" + (" --- |" if bare else "")]
-    for name, value in report.tuned.values.items():
-        lines.append(f"| {name} | {value:.3f} |" + (f" {bare.values[name]:.3f} |" if bare else ""))
+    columns = {"tuned": report.tuned} | report.beside
+    lines = [_row("figure", columns), _row("---", ["---"] * len(columns))]
+    for name in report.tuned.values:
+        lines.append(_row(name, [f"{figures.values[name]:.3f}" for figures in columns.values()]))
+    if report.tuned.parameters is not None:
+        lines.append(_row("numbers trained", [f"{figures.parameters:,}" for figures in columns.values()]))
     return lines
+
+
+def _row(name: str, cells: Iterable[str]) -> str:
+    return f"| {' | '.join([name, *cells])} |"
 
 
 def _method(recipe: Recipe) -> str:
     method = recipe.method
-    count = f"{method.virtual_tokens} learned vectors"
     if isinstance(method, PromptTuning):
-        return f"prompt tuning, {count}, begun from " + ("a text" if method.init_text else "random tokens")
+        return f"prompt tuning, {method.virtual_tokens} learned vectors, begun from " + (
+            "a text" if method.init_text else "random tokens"
+        )
     if isinstance(method, PrefixTuning):
         how = "through a two-layer MLP that is folded away" if method.projection else "directly"
         return f"prefix tuning, {method.virtual_tokens} learned keys and values a layer, trained {how}"
+    if isinstance(method, PTuningV2):
+        folded = ", trained through a two-layer MLP that is folded away" if method.projection else ""
+        return (
+            f"P-tuning v2, {method.virtual_tokens} learned keys and values a layer{folded}, under a {method.head} head"
+            + (" and a pooler" if method.pooler else "")
+        )
+    if isinstance(method, Lora | LoraPrefixTuning):
+        low_rank = f"LoRA of rank {method.rank}, alpha {method.alpha:g}"
+        if isinstance(method, Lora):
+            return low_rank
+        return f"{low_rank}, trained together with {method.virtual_tokens} learned keys and values a layer"
     where = f" at the places of the template `{method.template}`" if method.template else ""
-    return f"P-tuning ({method.encoder} encoder, folded away), {count}{where}"
+    return f"P-tuning ({method.encoder} encoder, folded away), {method.virtual_tokens} learned vectors{where}"
 
 
 def _notes(readme_path: Path) -> str:
@@ -135,13 +185,22 @@ def _notes(readme_path: Path) -> str:
     return readme_path.read_text(encoding="utf-8").partition("\n## Notes\n")[2].strip()
 
 
-def _write_peft(folder: Path, learned: Learned) -> None:
-    """The adapter as PEFT saves it. Where a config names the base or a tokenizer it is a label, no path."""
-    for config in learned.peft.peft_config.values():
-        config.base_model_name_or_path = learned.base.label
-        if getattr(config, "tokenizer_name_or_path", None):
-            config.tokenizer_name_or_path = learned.base.label
-    learned.peft.save_pretrained(folder, save_embedding_layers=False)
-    (folder / README_FILE).unlink(missing_ok=True)  # PEFT's model card; ours takes its place
+def _write_peft(folder: Path, learned: Saved) -> None:
+    """The adapter as PEFT saves it, a LoRA beside a soft prompt under the names of a pair's. Where a config names the
+    base or a tokenizer it is a label, no path."""
+    if learned.lora is not None:
+        _save(folder, learned.lora, learned.base.label)
+        for name, paired in zip((CONFIG_FILE, WEIGHTS_FILE), LORA_FILES, strict=True):
+            (folder / name).rename(folder / paired)
+    _save(folder, learned.peft, learned.base.label)
     for file in folder.iterdir():
         file.chmod(0o644)
+
+
+def _save(folder: Path, peft: Any, label: str) -> None:
+    for config in peft.peft_config.values():
+        config.base_model_name_or_path = label
+        if getattr(config, "tokenizer_name_or_path", None):
+            config.tokenizer_name_or_path = label
+    peft.save_pretrained(folder, save_embedding_layers=False)
+    (folder / README_FILE).unlink(missing_ok=True)  # PEFT's model card; ours takes its place

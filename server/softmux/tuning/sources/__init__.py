@@ -33,6 +33,9 @@ SOURCES: dict[SourceName, Source] = {
     "person-or-company": Source(names.ARCHIVE, names.person_or_company, True, names.ABOUT),
     "capital": Source(countries.ARCHIVE, countries.capitals, False, countries.ABOUT),
     "address": Source(addresses.ARCHIVE, addresses.parts_as_json, False, addresses.ABOUT, addresses.recombined),
+    "address-tags": Source(
+        addresses.ARCHIVE, addresses.tagged, False, addresses.ABOUT_TAGS, addresses.recombined_tagged
+    ),
 }
 
 

@@ -1,0 +1,188 @@
+"""Tasks with a head, tuned on a tiny encoder: the folder is one the server reads, and what is measured is PEFT's."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoTokenizer, BertConfig, BertModel
+
+from softmux.errors import InvalidRequest
+from softmux.formats.folder import load_folder, parse_adapter
+from softmux.formats.parts import HeadPart, PrefixPart
+from softmux.inspection.base import describe
+from softmux.tuning import sources
+from softmux.tuning.data import BadData, Example, Span
+from softmux.tuning.evaluate import score_labels
+from softmux.tuning.heads import HeadBase, HeadRow, begin_full, begin_prefix, encode_row
+from softmux.tuning.recipe import PTuningV2, Train, read_recipe
+from softmux.tuning.rows import IGNORE
+from softmux.tuning.run import tune
+from softmux.tuning.trainer import batches
+from softmux.tuning.write import Report
+from support.encoder_tokenizer import save, word_piece
+
+FULL = "[evaluate.full]\nsteps = 10\nlearning_rate = 1e-3\n"
+PARTS = ("number", "street")
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny-encoder")
+    tokenizer = save(word_piece(), folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=64, pad_token_id=0, initializer_range=0.2,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def head_base(encoder_folder: Path) -> HeadBase:
+    tokenizer = AutoTokenizer.from_pretrained(encoder_folder)
+    return HeadBase(str(encoder_folder), encoder_folder.name, None, tokenizer, torch.device("cpu"))
+
+
+def write(folder: Path, base: Path | str, *, method: str = "", metric: str = "accuracy", more: str = "") -> Path:
+    """A recipe and rows of two words that decide the label, among mixed lengths of others."""
+    folder.mkdir(exist_ok=True)
+    table = io.StringIO()
+    rows = csv.writer(table)
+    rows.writerow(["prompt", "answer"])
+    for number in range(80):
+        word = ("dull", "gripping")[number % 2]
+        rows.writerow([f"{'far too long ' * (number % 3)}film {number} was {word}", (" no", " yes")[number % 2]])
+    (folder / "rows.csv").write_text(table.getvalue())
+    recipe = folder / "recipe.toml"
+    recipe.write_text(
+        f'task = "toy"\nbase = "{base}"\n{more}[data]\nsource = "file"\npath = "rows.csv"\n'
+        f'[method]\nkind = "p_tuning_v2"\nvirtual_tokens = 4\n{method}\n'
+        "[train]\nsteps = 60\nbatch_rows = 8\nlearning_rate = 0.02\nwarmup_steps = 5\nvalidate_every = 20\n"
+        f'like_lengths = true\n[evaluate]\nmetric = "{metric}"\n{FULL}'
+    )
+    return recipe
+
+
+def quietly(recipe: Path, out: Path | None = None) -> Report:
+    return tune(recipe, out, "cpu", console=Console(file=io.StringIO()))
+
+
+@pytest.mark.parametrize("method", ["", "pooler = true\nprojection = true\nencoder_hidden_size = 16"])
+def test_a_sequence_task_becomes_a_folder_that_the_server_reads(
+    method: str, encoder_folder: Path, tmp_path: Path
+) -> None:
+    report = quietly(write(tmp_path / "toy", encoder_folder, method=method, more='labels = ["yes", "no"]\n'))
+    assert report.trained.best_loss < report.trained.losses[0]
+    spec = describe(str(encoder_folder), fingerprints=True)
+    adapter = parse_adapter(load_folder(tmp_path / "toy"), spec)
+    assert adapter.manifest.method == "p_tuning_v2"
+    assert adapter.manifest.labels == ("yes", "no")
+    prefix, head = adapter.parts
+    assert isinstance(prefix, PrefixPart)
+    assert isinstance(head, HeadPart)
+    assert (head.dense is not None) == bool(method)
+    said = json.loads((tmp_path / "toy" / "softmux.json").read_text())
+    assert said["base_fingerprint"] == spec.base_fingerprint
+    readme = (tmp_path / "toy" / "README.md").read_text()
+    assert "| figure | tuned | linear probe | full fine-tuning |" in readme
+    figures = [f"{figures.values['accuracy']:.3f}" for figures in (report.tuned, *report.beside.values())]
+    assert f"| accuracy | {' | '.join(figures)} |" in readme
+
+
+def tagged(count: int) -> list[Example]:
+    return [
+        Example(f"{n} the {'film ' * (n % 3 + 1)}", "parts", row=n, spans=_spans(f"{n} the {'film ' * (n % 3 + 1)}"))
+        for n in range(count)
+    ]
+
+
+def _spans(text: str) -> tuple[Span, ...]:
+    number = len(text.split()[0])
+    return (Span(0, number, "number"), Span(number + 1, number + 4, "street"))
+
+
+def test_a_token_task_becomes_a_folder_that_the_server_reads(
+    encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "load", lambda *_: tagged(80))
+    report = quietly(write(tmp_path / "toy", encoder_folder, method='head = "token"', metric="token_f1"))
+    adapter = parse_adapter(load_folder(tmp_path / "toy"), describe(str(encoder_folder), fingerprints=True))
+    assert adapter.manifest.labels == PARTS
+    assert adapter.manifest.head == "token"
+    assert report.tuned.values["token F1"] > 0.9
+
+
+def test_every_token_of_a_word_is_labelled_and_its_first_speaks_for_it(head_base: HeadBase) -> None:
+    text = "film, gripping"
+    example = Example(text, "x", spans=(Span(0, 5, "number"), Span(6, 14, "street")))
+    row = encode_row(example, head_base, "token", PARTS)
+    offsets = head_base.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+    expected = [IGNORE if a == b else int(a >= 6) for a, b in offsets]
+    assert list(row.targets) == expected
+    assert [offsets[word][0] for word in row.words] == [0, 6]
+    with pytest.raises(BadData, match="no token is the word"):
+        encode_row(Example(text, "x", row=3, spans=(Span(7, 8, "number"),)), head_base, "token", PARTS)
+
+
+@pytest.mark.parametrize("head", ["sequence", "token"])
+def test_a_rows_loss_does_not_depend_on_its_neighbours(head: str, head_base: HeadBase) -> None:
+    torch.manual_seed(0)
+    recipe = PTuningV2(kind="p_tuning_v2", virtual_tokens=3, head=head)
+    learned = begin_prefix(recipe, head_base, 2)
+    targets = {"sequence": [(0,), (1,)], "token": [(IGNORE, 1, IGNORE), (0, 1, 1, 0, IGNORE)]}[head]
+    rows = [HeadRow((2, 9, 3), targets[0]), HeadRow((2, 10, 11, 12, 3), targets[1])]
+    alone = torch.cat([learned.losses([row]) for row in rows])
+    torch.testing.assert_close(learned.losses(rows), alone, rtol=0, atol=1e-5)
+    learned.losses(rows).sum().backward()
+    assert all(parameter.grad is not None for parameter in learned.parameters())
+
+
+def test_the_whole_encoder_trains_where_it_is_asked_to(head_base: HeadBase) -> None:
+    full = begin_full(head_base, "sequence", 2)
+    assert sum(p.numel() for p in full.parameters()) == sum(p.numel() for p in full.model.parameters())
+
+
+def test_token_f1_is_over_words_and_macro_over_the_labels_there_are() -> None:
+    values = score_labels("token", [[0, 0], [1]], [[0, 1], [1]])
+    assert values["token F1"] == pytest.approx(2 / 3)
+    assert values["macro F1"] == pytest.approx((2 / 3 + 2 / 3) / 2)
+    assert values["whole rows"] == pytest.approx(1 / 2)
+    assert score_labels("sequence", [[0], [1]], [[0], [0]]) == {"accuracy": 0.5}
+
+
+def test_batches_of_like_lengths_hold_every_row_once_before_any_again() -> None:
+    rows = [HeadRow(tuple(range(1 + i % 16)), (0,)) for i in range(64)]
+    how = Train(steps=1, learning_rate=1, batch_rows=4, like_lengths=True)
+    draws = batches(rows, how)
+    some = [next(draws) for _ in range(16)]
+    assert sorted(row.length for batch in some for row in batch) == sorted(row.length for row in rows)
+    assert all(len({row.length for row in batch}) == 1 for batch in some)
+
+
+@pytest.mark.parametrize(
+    ("method", "metric", "message"),
+    [
+        ("", "exact", "sequence head is measured by"),
+        ('head = "token"', "accuracy", "token head is measured by"),
+    ],
+)
+def test_a_metric_of_another_kind_is_refused(method: str, metric: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        read_recipe(write(tmp_path, "minilm", method=method, metric=metric))
+
+
+def test_labels_that_the_data_has_not_are_refused(encoder_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="the data's are no, yes"):
+        quietly(write(tmp_path, encoder_folder, more='labels = ["yes", "maybe"]\n'))
+
+
+def test_a_decoder_is_refused_in_words(base_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="tuned on encoders that take a prefix"):
+        quietly(write(tmp_path, base_folder))

@@ -128,11 +128,21 @@ def test_a_start_publishes_folders_and_undoes_nothing_and_a_drain_ends_whole(
     shutil.copytree(folders / "prompt-tuning", folders / "broken")
     (folders / "broken" / "adapter_model.safetensors").write_bytes(b"x")
     (folders / "not-an-adapter").mkdir()
+    shutil.copytree(folders / "prompt-tuning", folders / "of-another-base")
+    (folders / "of-another-base" / "softmux.json").write_text('{"base_fingerprint": "sha256:another"}')
+    shutil.copytree(folders / "prompt-tuning", folders / "of-an-encoder")
+    config = folders / "of-an-encoder" / "adapter_config.json"
+    of_an_encoder = {"task_type": "SEQ_CLS", "base_model_name_or_path": "an-encoder"}
+    config.write_text(json.dumps(json.loads(config.read_text()) | of_an_encoder))
     server = Served(base[1], tmp_path / "data", "--adapters", str(folders))
     with server:
         tasks = [version["task"] for version in server.http.get("/v1/adapters").json()["data"]]
         assert tasks == ["p-tuning-lstm", "prefix-tuning", "prompt-tuning"]
-        assert "broken" in server.log.read_text()
+        log = server.log.read_text()
+        assert "broken" in log
+        assert log.count("made for another base") == 2
+        assert "of-another-base" in log
+        assert "of-an-encoder" in log
         assert server.http.delete("/v1/adapters/prefix-tuning").status_code == 204
         worker = server.worker_pid()
         events: list[str] = []

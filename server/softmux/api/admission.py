@@ -10,11 +10,11 @@ from pathlib import Path
 
 import structlog
 
-from softmux.errors import SoftmuxError
-from softmux.formats.config import CONFIG_FILE
+from softmux.errors import BaseMismatch, SoftmuxError
+from softmux.formats.config import CONFIG_FILE, base_label
 from softmux.formats.folder import load_folder, read_adapter
 from softmux.registry.registry import Registry
-from softmux.types import DEFAULT_TENANT, Manifest
+from softmux.types import DEFAULT_TENANT, Manifest, ModelSpec
 from softmux.worker.client import WorkerClient
 from softmux.worker.messages import Admit
 
@@ -41,10 +41,11 @@ async def admit(worker: WorkerClient, tenant: str, files: Mapping[str, bytes]) -
 
 async def publish_folders(worker: WorkerClient, registry: Registry, folder: Path, max_bytes: int) -> list[str]:
     """Publishes the adapters in `folder` for the tenant `default`, each under its folder's name, where the task has no
-    version and was not deleted; the tasks it published. One that can't be served, or has more than `max_bytes`, is
-    told in the log, and does not keep the others out."""
+    version and was not deleted; the tasks it published. One made for another base is left to that base's server. One
+    that can't be served, or has more than `max_bytes`, is told in the log, and does not keep the others out."""
     tasks = []
     for path in await asyncio.to_thread(_adapter_folders, folder):
+        files: dict[str, bytes] = {}
         try:
             files = await asyncio.to_thread(load_folder, path, max_bytes=max_bytes)
             admission = await admit(worker, DEFAULT_TENANT, files)
@@ -52,12 +53,24 @@ async def publish_folders(worker: WorkerClient, registry: Registry, folder: Path
                 DEFAULT_TENANT, path.name, admission.manifest, files, warnings=admission.warnings, actor="start"
             )
         except SoftmuxError as error:
+            if _of_another_base(error, files, worker.spec):
+                log.info("left out at start: made for another base", task=path.name, reason=error.message)
+                continue
             log.error("an adapter was not published at start", task=path.name, param=error.param, reason=error.message)
         else:
             if published is not None:
                 log.info("published at start", task=path.name, version=published.version.version)
                 tasks.append(path.name)
     return tasks
+
+
+def _of_another_base(error: SoftmuxError, files: Mapping[str, bytes], spec: ModelSpec) -> bool:
+    """Whether a refused folder belongs to another server: its fingerprint says so, or its config does not fit this
+    base and names another one."""
+    if isinstance(error, BaseMismatch):
+        return True
+    label = base_label(files[CONFIG_FILE]) if CONFIG_FILE in files else None
+    return bool(label) and label != spec.model_id and (error.param or "").startswith(CONFIG_FILE)
 
 
 def _adapter_folders(folder: Path) -> list[Path]:

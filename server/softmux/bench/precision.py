@@ -1,4 +1,4 @@
-"""What fewer bits cost: a model's logits with weights, keys and values in fp8 against the same model without.
+"""What fewer bits cost: a model's logits with weights in fp8, int8 or NF4, or keys and values in fp8, against without.
 
 `python -m softmux.bench.precision --model DIR TEXT…`: each text's first tokens go through the eager module, on the CPU.
 """
@@ -69,6 +69,8 @@ KINDS = {
     "KV in fp8": {"kv_cache_dtype": "fp8"},
     "weights in fp8": {"quantization": "fp8"},
     "both": {"kv_cache_dtype": "fp8", "quantization": "fp8"},
+    "weights in int8": {"quantization": "int8"},
+    "weights in nf4": {"quantization": "nf4"},
     "weights and head in fp8": {"quantization": "fp8", "head": "fp8"},
 }
 

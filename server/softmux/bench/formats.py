@@ -1,0 +1,123 @@
+"""A base in several formats side by side: memory, throughput, and what tuned tasks are worth on each.
+
+`python -m softmux.bench.formats --model DIR --adapters DIR`: the held-out rows of every task's `recipe.toml` go through
+the engine in this process, all tasks in one batch, one format after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from softmux.engine.engine import Engine
+from softmux.formats.folder import load_folder, read_adapter
+from softmux.formats.layout import Layout, TransformersEncoder, lay_out
+from softmux.settings import Settings
+from softmux.tuning import sources
+from softmux.tuning.data import Example
+from softmux.tuning.evaluate import score
+from softmux.tuning.recipe import Recipe, read_recipe
+from softmux.tuning.split import split
+from softmux.types import DEFAULT_TENANT, SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    recipe: Recipe
+    files: Mapping[str, bytes]
+    rows: Sequence[Example]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """`figures`: each task's first figure on its held-out rows, from 0 to 1. `tokens` are those generated."""
+
+    quantization: str | None
+    weight_bytes: int
+    tokens: int
+    seconds: float
+    figures: Mapping[str, float]
+
+
+def load_tasks(folder: Path, rows: int, cache: Path | None = None) -> list[Task]:
+    """The adapters' folders in `folder` that have a recipe, with at most `rows` held-out rows each."""
+    tasks = []
+    for path in sorted(folder.glob("*/recipe.toml")):
+        recipe = read_recipe(path)
+        examples = sources.load(recipe.data, path.parent, cache)
+        held_out = split(examples, recipe.train.validation_rows).test
+        tasks.append(Task(recipe, load_folder(path.parent), held_out[:rows]))
+    return tasks
+
+
+def measure(settings: Settings, tasks: Sequence[Task]) -> Result:
+    """Loads the base as `settings` say, and runs every row of every task greedily, as requests that come at once."""
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(settings.model)
+    stored: dict[str | None, Mapping[str, bytes]] = {}
+    engine = Engine(settings, lambda key: stored[key.digest])
+    texts: dict[str, list[int]] = {}
+    for task in tasks:
+        manifest = read_adapter(task.files, engine.spec).manifest
+        stored[manifest.digest] = task.files
+        root, layout = engine.key(DEFAULT_TENANT, manifest.digest), Layout.of(manifest)
+        encoder = TransformersEncoder(tokenizer)
+        for number, row in enumerate(task.rows):
+            ids = lay_out(layout, encoder, vocab_size=engine.spec.vocab_size, prompt=row.text)
+            sampling = SamplingParams(max_tokens=task.recipe.evaluate.max_tokens)
+            name = f"{task.recipe.task} {number}"
+            texts[name] = []
+            engine.add(name, ids, sampling, root=root, now=0.0)
+    began = time.perf_counter()
+    while engine.scheduler.running or len(engine.scheduler.waiting):
+        news = engine.step()
+        for sequence, output in news.each():
+            texts[sequence.id].extend(output.tokens)
+        for _, error in news.failed:
+            raise error
+    seconds = time.perf_counter() - began
+    spec = engine.spec
+    engine.close()
+    figures = {}
+    for task in tasks:
+        said = [texts[f"{task.recipe.task} {number}"] for number in range(len(task.rows))]
+        words = [tokenizer.decode([token for token in ids if token not in spec.eos_token_ids]) for ids in said]
+        values = score(task.recipe.evaluate.metric, words, [row.answer for row in task.rows])
+        figures[task.recipe.task] = next(iter(values.values()))
+    return Result(spec.quantization, spec.weight_bytes, sum(map(len, texts.values())), seconds, figures)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m softmux.bench.formats", description=__doc__)
+    parser.add_argument("--model", required=True, help="a folder in Hugging Face's layout")
+    parser.add_argument("--adapters", required=True, type=Path, help="a folder of adapters' folders with recipes")
+    parser.add_argument("--formats", default="auto,int8,nf4", help="values of --quantization (auto,int8,nf4)")
+    parser.add_argument("--rows", type=int, default=1 << 20, help="held-out rows of each task at most (all)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    options = parser.parse_args(arguments)
+    tasks = load_tasks(options.adapters, options.rows)
+    rows = {task.recipe.task: len(task.rows) for task in tasks}
+    sys.stdout.write(f"held-out rows: {', '.join(f'{name} {count}' for name, count in rows.items())}\n")
+    for name in options.formats.split(","):
+        settings = Settings.model_validate(
+            {"model": options.model, "device": options.device, "dtype": options.dtype, "quantization": name}
+            | {"max_waiting": 1 << 20}
+        )
+        found = measure(settings, tasks)
+        figures = ", ".join(f"{task} {value:.3f}" for task, value in found.figures.items())
+        sys.stdout.write(
+            f"{name}: {found.weight_bytes / 1e6:.1f} MB of weights, {found.tokens / found.seconds:.1f} tokens/s "
+            f"({found.tokens} in {found.seconds:.1f} s), {figures}\n"
+        )
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

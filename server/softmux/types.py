@@ -163,6 +163,8 @@ class AdapterRef(msgspec.Struct, frozen=True):
     digest: str
     method: Method
     virtual_tokens: int
+    parts: tuple[AdapterRef, ...] = ()
+    """Of a combination: its versions in order. `task` and `digest` are then theirs, joined, and `version` is 0."""
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import peft
 import pytest
+from test_zoo_served import tuned
 
 from support.served import upload_parts
 from support.tenants import Shared, generate
@@ -232,3 +234,27 @@ def test_the_commands(shared: Shared, mood: str) -> None:
     assert on("acme/publisher", "share", mood, "--everyone") == f"{mood} is shared with everyone\n"
     assert on("acme/publisher", "unshare", mood) == f"{mood} is shared with nobody\n"
     assert f"there is no task 'acme/{mood}'" in on("beta/user", "show", f"acme/{mood}")
+
+
+def test_shared_cartridges_are_combined_with_each_other_but_not_with_ones_own(
+    shared: Shared, base: tuple[Any, Path], tmp_path: Path
+) -> None:
+    names = [f"book{next(_numbers):03}" for _ in range(2)]
+    for seed, name in enumerate(names):
+        config = peft.CartridgeConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+        tuned(base[0], config, tmp_path / name, seed)
+        parts = upload_parts(tmp_path / name, **{"softmux.json": b'{"combines": true}'})
+        for tenant in ("acme", "beta"):
+            assert shared.client(tenant).put(f"/v1/adapters/{name}", files=parts).status_code == 201
+        share(shared, name, tenants=["beta"])
+    beta = shared.client("beta")
+    theirs = generate(beta, ",".join(f"acme/{name}" for name in names)).json()
+    own = generate(beta, ",".join(names)).json()
+    assert theirs["choices"] == own["choices"]
+    assert theirs["adapter"]["task"] == f"acme/{names[0]},acme/{names[1]}"
+    mixed = generate(beta, f"acme/{names[0]},{names[1]}")
+    assert (mixed.status_code, mixed.json()["error"]["param"]) == (422, "task")
+    assert "combine those of one" in mixed.json()["error"]["message"]
+    for tenant in ("acme", "beta"):
+        for name in names:
+            shared.client(tenant).delete(f"/v1/adapters/{name}")

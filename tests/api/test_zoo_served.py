@@ -26,8 +26,8 @@ def task(server: Served, request: pytest.FixtureRequest) -> Iterator[str]:
     server.http.delete(f"/v1/adapters/{name}")
 
 
-def tuned(base: Any, config: Any, folder: Path) -> Any:
-    torch.manual_seed(5)
+def tuned(base: Any, config: Any, folder: Path, seed: int = 5) -> Any:
+    torch.manual_seed(seed)
     model = peft.get_peft_model(copy.deepcopy(base), config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

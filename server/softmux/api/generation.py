@@ -19,7 +19,7 @@ from softmux.api.services import Resolved, Services
 from softmux.api.tokenizer import LONG_TEXT
 from softmux.errors import ContextTooLong, InternalError, InvalidRequest, SoftmuxError, WrongTaskKind
 from softmux.formats.layout import lay_out
-from softmux.types import Output, SamplingParams
+from softmux.types import AdapterRef, Output, SamplingParams
 from softmux.worker.channel import Channel, SequenceFailed
 from softmux.worker.messages import Generate
 
@@ -191,14 +191,7 @@ class Generation:
             "object": kind,
             "created": self.created,
             "model": self.services.worker.spec.model_id,
-            "adapter": None
-            if adapter is None
-            else {
-                "task": adapter.task,
-                "version": adapter.version,
-                "digest": adapter.digest,
-                "method": adapter.method,
-            },
+            "adapter": None if adapter is None else _told(adapter),
         }
 
     def _time(self, output: Output, at: float) -> None:
@@ -211,6 +204,16 @@ class Generation:
         elif not self._seen:
             self.services.metrics.first_token(at - self.began)
         self._seen[output.id] = at
+
+
+def _told(adapter: AdapterRef) -> dict[str, Any]:
+    said = {
+        "task": adapter.task,
+        "version": adapter.version or None,
+        "digest": adapter.digest,
+        "method": adapter.method,
+    }
+    return {**said, "parts": [_told(part) for part in adapter.parts]} if adapter.parts else said
 
 
 def _as_one(outputs: Sequence[Output]) -> Output:

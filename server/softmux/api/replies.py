@@ -44,9 +44,10 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 class Adapter(BaseModel):
     task: str
-    version: int
-    digest: str = Field(description="Names the exact weights that made this reply.")
+    version: int | None = Field(description="Null where several tasks are combined.")
+    digest: str = Field(description="Names the exact weights that made this reply; of several, theirs joined by `+`.")
     method: str
+    parts: list[Adapter] | None = Field(default=None, description="The tasks that are combined, in order.")
 
 
 class Logprobs(BaseModel):

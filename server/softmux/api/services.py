@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from starlette.requests import Request
@@ -11,7 +12,8 @@ from starlette.requests import Request
 from softmux.api.limits import Limiter
 from softmux.api.siblings import Siblings
 from softmux.api.tokenizer import Tokenizer
-from softmux.errors import EngineDown, VersionNotFound
+from softmux.errors import EngineDown, InvalidRequest, VersionNotFound
+from softmux.formats.combination import combined_manifest
 from softmux.formats.layout import Layout
 from softmux.registry.registry import Registry
 from softmux.settings import Settings
@@ -63,14 +65,19 @@ class Services:
         return self.tokenizer
 
     def resolve(self, tenant: str, name: str | None) -> Resolved:
-        """The version that `name` (`task` or `task@version`; `tenant/task` where another tenant shares it) means now.
-        From memory: no call leaves the process.
+        """The version that `name` (`task` or `task@version`; `tenant/task` where another tenant shares it) means now;
+        several by commas: their combination. From memory: no call leaves the process.
 
-        Raises `TaskNotFound`, `VersionNotFound`, or `EngineDown` while no model has been loaded yet.
+        Raises `TaskNotFound`, `VersionNotFound`, `InvalidRequest` for tasks that do not combine, or `EngineDown` while
+        no model has been loaded yet.
         """
-        base = self.worker.spec.base_fingerprint
         if name is None:
             return Resolved(tenant, None, Layout())
+        found = [self._version(tenant, one) for one in name.split(",")]
+        return found[0] if len(found) == 1 else _combined(tenant, found)
+
+    def _version(self, tenant: str, name: str) -> Resolved:
+        base = self.worker.spec.base_fingerprint
         task, at, number = name.partition("@")
         if at and not _VERSION.match(number):
             raise VersionNotFound(
@@ -88,6 +95,17 @@ class Services:
             record.tenant, known_as, record.version, manifest.digest, manifest.method, manifest.virtual_tokens
         )
         return Resolved(tenant, adapter, layout, manifest)
+
+
+def _combined(tenant: str, found: Sequence[Resolved]) -> Resolved:
+    manifest = combined_manifest([one.manifest for one in found if one.manifest is not None])
+    parts = tuple(one.adapter for one in found if one.adapter is not None)
+    owners = {part.tenant for part in parts}
+    if len(owners) > 1:
+        raise InvalidRequest("The tasks are of several tenants; combine those of one.", param="task")
+    names = ",".join(part.task for part in parts)
+    adapter = AdapterRef(owners.pop(), names, 0, manifest.digest, manifest.method, manifest.virtual_tokens, parts)
+    return Resolved(tenant, adapter, Layout.of(manifest), manifest)
 
 
 def services_of(request: Request) -> Services:

@@ -15,7 +15,9 @@ from softmux.engine.arena import Empty
 from softmux.engine.disk import DiskTier
 from softmux.engine.host_adapter import HostAdapter
 from softmux.errors import InternalError, SoftmuxError
+from softmux.formats.combination import combined, digests_of
 from softmux.formats.folder import read_adapter
+from softmux.formats.parts import Parts
 from softmux.scheduler.radix import RootKey
 from softmux.types import ModelSpec
 
@@ -107,8 +109,7 @@ class AdapterLoader:
             adapter = self._disk.get(key, self._empty) if self._disk is not None else None
             if adapter is None:
                 tier = "registry"
-                parts = read_adapter(self._source(key), self.spec).parts
-                adapter = HostAdapter.from_parts(parts, self._dtype, self._empty, self._kv_dtype)
+                adapter = HostAdapter.from_parts(self._parts(key), self._dtype, self._empty, self._kv_dtype)
         except SoftmuxError as known:
             error = known
         except Exception as unknown:
@@ -116,6 +117,11 @@ class AdapterLoader:
             error = InternalError(f"loading adapter {key.digest} failed: {unknown}")
         self.arrived.put(Arrival(key, adapter, error, tier, time.perf_counter() - asked))
         self._on_arrival()
+
+    def _parts(self, key: RootKey) -> Parts:
+        """Of the version that the key names, or of the combination of several."""
+        keys = [key._replace(digest=digest) for digest in digests_of(key.digest or "")]
+        return combined([read_adapter(self._source(one), self.spec) for one in keys]).parts
 
     def _give(self, jobs: queue.SimpleQueue[Callable[[], object] | None], job: Callable[[], object]) -> None:
         with self._settled:

@@ -30,8 +30,8 @@ log = structlog.stdlib.get_logger(__name__)
 router = APIRouter(tags=["generate"])
 
 PATH = "/v1/generate"
-LONGEST_TASK = 160
-"""A tenant, a task and a version: `acme/sentiment@3`."""
+LONGEST_TASK = 1280
+"""Tenants, tasks and versions: `acme/manual@3,appendix`."""
 
 
 @router.post(

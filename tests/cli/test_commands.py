@@ -119,3 +119,33 @@ def test_help_needs_no_heavy_library(arguments: tuple[str, ...]) -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "0 []"
+
+
+def test_a_registry_is_backed_up_checked_and_restored(tmp_path: Path) -> None:
+    one, two = ["--data", str(tmp_path / "one")], ["--data", str(tmp_path / "two")]
+    missing = run("registry", "backup", str(tmp_path / "none.tar"), *one)
+    assert missing.exit_code == 1
+    assert "no registry to back up" in missing.output
+    run("tenant", "create", "acme", *one)
+    run("key", "create", "--tenant", "acme", *one)
+    assert run("registry", "backup", str(tmp_path / "kept.tar"), *one).exit_code == 0
+    assert run("registry", "backup", str(tmp_path), *one).exit_code == 0
+    assert len(list(tmp_path.glob("softmux-*.tar"))) == 1
+    assert "no folder" in run("registry", "backup", str(tmp_path / "no" / "kept.tar"), *one).output
+
+    restored = run("registry", "restore", str(tmp_path / "kept.tar"), *two)
+    assert restored.exit_code == 0, restored.output
+    assert "2 tenants" in restored.output
+    assert run("tenant", "list", *two).output.split() == run("tenant", "list", *one).output.split()
+    again = run("registry", "restore", str(tmp_path / "kept.tar"), *two)
+    assert again.exit_code == 1
+    assert "--replace" in again.output
+    assert run("registry", "restore", str(tmp_path / "kept.tar"), "--replace", *two).exit_code == 0
+
+    checked = run("registry", "verify", *two)
+    assert checked.exit_code == 0, checked.output
+    assert "0 tasks" in checked.output
+    assert json.loads(run("registry", "verify", "--json", *two).output)["wrong"] == []
+    nothing = run("registry", "verify", "--data", str(tmp_path / "three"))
+    assert nothing.exit_code == 1
+    assert "there is no registry here" in nothing.output

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_ASIDE = "quarantine"
 _PUTS = 5
 """How often a put writes a blob anew that somebody deletes under its hands."""
 
@@ -90,8 +92,37 @@ class BlobStore:
         except (BaseError, OSError) as error:
             raise self._down(error) from error
 
+    def names(self) -> Iterator[tuple[str, str]]:
+        """(tenant, `sha256:…`) of every blob there is, in no order; what was put aside is none."""
+        try:
+            for part in obstore.list(self._store):
+                for found in part:
+                    tenant, _, name = found["path"].partition("/")
+                    digest = name.rpartition("/")[2]
+                    if tenant != _ASIDE and name == f"{digest[:2]}/{digest}":
+                        yield tenant, f"sha256:{digest}"
+        except (BaseError, OSError) as error:
+            raise self._down(error) from error
+
+    def sweep(self, older_than: float) -> int:
+        """Local files only: removes what writers left that were killed while they put a blob, and how many it was.
+
+        `older_than` (s) must be longer than any put takes.
+        """
+        if self._root is None:
+            return 0
+        swept = 0
+        for path in self._root.glob("*/*/*#*"):  # how obstore names a file before it is whole
+            try:
+                if time.time() - path.stat().st_mtime > older_than:
+                    path.unlink()
+                    swept += 1
+            except OSError:  # whole, or swept by another, meanwhile
+                continue
+        return swept
+
     def _quarantine(self, path: str) -> str:
-        aside = f"quarantine/{path}-{time.time_ns()}"
+        aside = f"{_ASIDE}/{path}-{time.time_ns()}"
         log.error("blob %s in %s does not match its hash; moving it to %s", path, self.url, aside)
         try:
             obstore.rename(self._store, path, aside)

@@ -16,6 +16,8 @@ from softmux.registry.keyspace import TENANTS, of_tenant
 from softmux.registry.publication import BLOB_DELETION_SECONDS
 
 GRACE_SECONDS = 3600.0
+UNFINISHED_SECONDS = 24 * 3600.0
+"""How old what a killed writer left must be: no put takes a day, whatever the clock does."""
 
 
 class Collector:
@@ -25,6 +27,7 @@ class Collector:
 
     async def collect(self, grace: float = GRACE_SECONDS) -> int:
         """One round over all tenants; how many blobs it deleted. `grace` in seconds. Raises `RegistryDown`."""
+        await asyncio.to_thread(self._blobs.sweep, UNFINISHED_SECONDS)
         tenants = await self._connection.call(lambda client: client.hkeys(TENANTS))
         return sum([await self._collect(tenant.decode(), grace) for tenant in tenants])
 

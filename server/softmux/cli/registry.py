@@ -1,0 +1,110 @@
+"""The registry as a whole: checked, kept in a file, put back. Whether a server runs on it or not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from softmux.cli.access import DEFAULT_DATA, Data, Json, Redis
+from softmux.cli.output import as_json, fail
+
+if TYPE_CHECKING:
+    from softmux.registry.blobs import BlobStore
+    from softmux.registry.connection import Connection
+
+registry = typer.Typer(no_args_is_help=True, help="The registry as a whole.")
+
+Blobs = Annotated[str | None, typer.Option(envvar="SOFTMUX_BLOBS", help="The blob store's URL, as the server has it.")]
+T = TypeVar("T")
+
+
+@contextlib.asynccontextmanager
+async def _opened(redis: str | None, data: Path, blobs: str | None) -> AsyncIterator[tuple[Connection, BlobStore]]:
+    """A connection that takes its time, and begins no registry."""
+    from softmux.registry.backup import PATIENCE
+    from softmux.registry.blobs import BlobStore, default_blob_url
+    from softmux.registry.connection import Connection
+    from softmux.registry.embedded import EmbeddedRedis
+
+    with contextlib.ExitStack() as stack:
+        if redis is None:
+            redis = stack.enter_context(EmbeddedRedis(data)).url
+        connection = Connection(redis, read_timeout=PATIENCE)
+        try:
+            yield connection, BlobStore(blobs or default_blob_url(data))
+        finally:
+            await connection.close()
+
+
+def _run(redis: str | None, data: Path, blobs: str | None, work: Callable[[Connection, BlobStore], Awaitable[T]]) -> T:
+    async def run() -> T:
+        async with _opened(redis, data, blobs) as (connection, store):
+            return await work(connection, store)
+
+    return asyncio.run(run())
+
+
+@registry.command("verify")
+def verify(
+    heal_from: Annotated[Path | None, typer.Option(help="A backup that damaged files are taken from.")] = None,
+    redis: Redis = None,
+    data: Data = DEFAULT_DATA,
+    blobs: Blobs = None,
+    json_: Json = False,
+) -> None:
+    """Check every version, pointer, sum and file, beside whatever runs. Exit code 1 where something is wrong."""
+    from softmux.registry.verify import verify as check
+
+    found = _run(redis, data, blobs, lambda connection, store: check(connection, store, heal_from=heal_from))
+    if json_:
+        import msgspec
+
+        as_json(msgspec.to_builtins(found))
+    else:
+        for title, findings in (("wrong", found.wrong), ("healed", found.healed), ("unused", found.unused)):
+            for finding in findings:
+                typer.echo(f"{title:<7} {finding}")
+        typer.echo(f"{found.tasks} tasks, {found.versions} versions, {found.files} files checked")
+    if found.wrong:
+        raise typer.Exit(1)
+
+
+@registry.command("backup")
+def backup(
+    target: Annotated[Path, typer.Argument(help="A file, or a folder in which the backup gets a name of its own.")],
+    redis: Redis = None,
+    data: Data = DEFAULT_DATA,
+    blobs: Blobs = None,
+) -> None:
+    """Write the whole registry to a file, beside whatever runs."""
+    from softmux.registry.backup import backup as write
+
+    if target.is_dir():
+        target = target / time.strftime("softmux-%Y%m%dT%H%M%SZ.tar", time.gmtime())
+    if not target.absolute().parent.is_dir():
+        fail(f"there is no folder {target.absolute().parent}")
+    about = _run(redis, data, blobs, lambda connection, store: write(connection, store, target))
+    typer.echo(
+        f"{target}: {about.tenants} tenants, {about.tasks} tasks, {about.versions} versions, {about.files} files"
+    )
+
+
+@registry.command("restore")
+def restore(
+    source: Annotated[Path, typer.Argument(help="A file that `softmux registry backup` wrote.")],
+    replace: Annotated[bool, typer.Option("--replace", help="Put it in the place of a registry in use.")] = False,
+    redis: Redis = None,
+    data: Data = DEFAULT_DATA,
+    blobs: Blobs = None,
+) -> None:
+    """Put a backup back: into an empty Redis, or with --replace in the place of what is there."""
+    from softmux.registry.backup import restore as put
+
+    about = _run(redis, data, blobs, lambda connection, store: put(connection, store, source, replace=replace))
+    typer.echo(f"restored {about.tenants} tenants, {about.tasks} tasks, {about.versions} versions, {about.files} files")

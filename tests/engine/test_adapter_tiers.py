@@ -103,6 +103,7 @@ def test_a_damaged_file_is_dropped_and_made_again(make_engine: Make, base: Any, 
     root = again.learned("tuned", vectors)
     assert ask(again, root) == cold
     assert again.source.fetched == ["tuned"]
+    assert again.tiers.loader.damaged_on_disk == 1
     assert again.virtual_tokens_run() == 8
     written(again)
     whole = make_engine(disk_folder=tmp_path)

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from softmux.settings import Settings
+from softmux.telemetry.metrics import METRICS, PREFIX
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -136,3 +137,18 @@ def test_grafana_finds_its_datasource() -> None:
     assert source["type"] == "prometheus"
     host = source["url"].removeprefix("http://").partition(":")[0]
     assert host in COMPOSE["services"]
+
+
+def test_every_alert_is_of_a_declared_metric_and_told_of_in_the_operations_page() -> None:
+    groups = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yml").read_text(encoding="utf-8"))["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+    page = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    declared = {PREFIX + metric.name for metric in METRICS}
+    for rule in rules:
+        named = set(re.findall(r"softmux_\w+", rule["expr"]))
+        assert named <= declared, f"{rule['alert']} asks for {named - declared}"
+        assert rule["labels"]["severity"] in ("page", "ticket")
+        assert f"`{rule['alert']}`" in page
+    assert set(re.findall(r"`(Softmux\w+)`", page)) == {rule["alert"] for rule in rules}
+    told = set(re.findall(r"`(softmux_\w+)`", page))
+    assert told <= declared

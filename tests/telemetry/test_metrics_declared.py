@@ -32,7 +32,7 @@ def whole() -> Metrics:
         histograms={name: Histogram(tuple(range(len(buckets) + 1)), 7.5) for name, buckets in worker_buckets().items()},
         labelled={m.name: {"host": 3.0, "disk": 4.0} for m in worker if m.kind == "counter" and m.labels},
     )
-    metrics = Metrics(lambda: stats, restarts=lambda: 5, up=lambda: False)
+    metrics = Metrics(lambda: stats, restarts=lambda: 5, up=lambda: False, registry=lambda: (False, 7))
     label = metrics.task_label("default", "sentiment")
     metrics.request(label, "ok", 0.3)
     metrics.tokens(label, 10, 20)
@@ -52,6 +52,8 @@ def test_a_scrape_holds_every_declared_metric_and_no_other() -> None:
     samples = {(s.name, tuple(sorted(s.labels.items()))): s.value for f in families for s in f.samples}
     assert samples["softmux_worker_restarts_total", ()] == 5
     assert samples["softmux_worker_up", ()] == 0
+    assert samples["softmux_registry_up", ()] == 0
+    assert samples["softmux_registry_tasks", ()] == 7
     assert samples["softmux_adapter_loads_total", (("tier", "disk"),)] == 4
     assert samples["softmux_fast_paths_info", tuple((label, "here") for label in INFO)] == 1
     assert samples["softmux_batch_rows_bucket", (("le", "1.0"),)] == 0

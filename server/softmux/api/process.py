@@ -64,7 +64,10 @@ class ApiProcess:
         self._state = State()
         self._in_flight = InFlight()
         self._metrics = Metrics(
-            lambda: self._worker.stats, restarts=lambda: self._state.restarts, up=lambda: self._worker.ready
+            lambda: self._worker.stats,
+            restarts=lambda: self._state.restarts,
+            up=lambda: self._worker.ready,
+            registry=lambda: (registry.away is None, len(registry.catalog)),
         )
         self._limits = Limiter(
             registry.tenants,

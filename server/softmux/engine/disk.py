@@ -33,6 +33,8 @@ class DiskTier:
         self._lock = threading.Lock()
         self._sizes = OrderedDict((name, stat.st_size) for stat, name in found)
         self._used = sum(self._sizes.values())
+        self.damaged = 0
+        """Files that were there and could not be read, or were not what was written."""
 
     @staticmethod
     def _name(key: RootKey) -> str:
@@ -54,6 +56,7 @@ class DiskTier:
             log.warning("dropped %s from the disk tier: %s", name, error)
             with self._lock:
                 self._drop(name)
+                self.damaged += 1
             return None
 
     def put(self, key: RootKey, adapter: HostAdapter) -> None:

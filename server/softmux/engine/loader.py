@@ -87,6 +87,11 @@ class AdapterLoader:
     def has_on_disk(self, key: RootKey) -> bool:
         return self._disk is not None and key in self._disk
 
+    @property
+    def damaged_on_disk(self) -> int:
+        """Files that the disk tier has dropped as damaged."""
+        return 0 if self._disk is None else self._disk.damaged
+
     def settle(self, timeout: float) -> bool:
         """Waits until all that was asked for by now is done; whether it was within `timeout` seconds."""
         with self._settled:

@@ -19,7 +19,7 @@ from softmux.engine.host_adapter import HostAdapter
 from softmux.engine.kv import KVPool, PrefixKV
 from softmux.engine.loader import AdapterLoader, AdapterSource
 from softmux.engine.transfer import Landing, Piece
-from softmux.errors import InternalError, SoftmuxError
+from softmux.errors import BlobDamaged, InternalError, SoftmuxError
 from softmux.scheduler.batch import PrefixLoad, PrefixSave
 from softmux.scheduler.radix import RootKey
 from softmux.scheduler.shelf import Room
@@ -38,10 +38,12 @@ _LEAST_SLAB, _FIRST_SLAB = 1 << 20, 256 << 20
 
 @dataclass(slots=True)
 class TierCounts:
-    """Loads by the tier that had the adapter, and how long they took, in seconds."""
+    """Loads by the tier that had the adapter, and how long they took, in seconds. `damaged`: those that failed
+    because a file in the registry is lost, or is not what its hash says."""
 
     loads: dict[str, int] = field(default_factory=lambda: {"host": 0, "disk": 0, "registry": 0})
     seconds: list[float] = field(default_factory=list)
+    damaged: int = 0
 
 
 @dataclass(slots=True)
@@ -249,6 +251,7 @@ class AdapterTiers:
             ended.append(arrival.key)
             if arrival.adapter is None:
                 self._failed[arrival.key] = arrival.error or InternalError("loading an adapter failed")
+                self.counts.damaged += isinstance(arrival.error, BlobDamaged)
                 continue
             self.counts.loads[arrival.tier] += 1
             self.counts.seconds.append(arrival.seconds)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from softmux.types import Manifest
@@ -76,20 +78,23 @@ class TaskView(msgspec.Struct, frozen=True):
 
 _stored = msgspec.json.Decoder(StoredVersion)
 _share = msgspec.json.Decoder(Share)
+_views = msgspec.msgpack.Decoder(list[tuple[list[str], list[str], str]])
 
 
 def decode_stored(data: bytes) -> StoredVersion:
     return _stored.decode(data)
 
 
-def decode_task(
-    tenant: str, task: str, versions: dict[bytes, bytes], active: dict[bytes, bytes], share: bytes | None
-) -> TaskView:
-    """The view of what Redis keeps of a task."""
-    pointers = {base.decode(): int(number) for base, number in active.items()}
+def decode_tasks(tenant: str, tasks: Sequence[str], data: bytes) -> list[TaskView]:
+    """The views of what `scripts.VIEWS` answers for `tasks`."""
+    return [_task(tenant, task, *kept) for task, kept in zip(tasks, _views.decode(data), strict=True)]
+
+
+def _task(tenant: str, task: str, versions: list[str], active: list[str], share: str) -> TaskView:
+    pointers = {base: int(number) for base, number in zip(active[::2], active[1::2], strict=True)}
     records = {}
-    for field, data in versions.items():
-        stored, number = _stored.decode(data), int(field)
+    for field, text in zip(versions[::2], versions[1::2], strict=True):
+        stored, number = _stored.decode(text), int(field)
         is_active = pointers.get(stored.manifest.base_fingerprint) == number
         records[number] = stored.record(tenant, task, number, active=is_active)
-    return TaskView(records, pointers, None if share is None else _share.decode(share))
+    return TaskView(records, pointers, _share.decode(share) if share else None)

@@ -148,6 +148,7 @@ def settled(data: TenantData) -> TenantData:
         "refs": {name: b"%d" % count for name, count in refs.items()},
         "filerefs": {name: b"%d" % count for name, count in filerefs.items()},
         "manifests": {digest.encode(): msgspec.json.encode(manifest) for digest, manifest in held.items()},
+        "sizes": {digest: size for digest, size in data.hash("sizes").items() if digest in refs},
         "shares": {task: share for task, share in data.hash("shares").items() if task.decode() in data.tasks},
     }
     own |= {kind: ("hash", value) for kind, value in sums.items() if value or kind in own}

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
-
-import redis.asyncio
 
 from softmux.errors import NotFound, VersionNotFound
+from softmux.registry import scripts
 from softmux.registry.blobs import BlobStore
 from softmux.registry.connection import Connection
 from softmux.registry.files import file_bytes
 from softmux.registry.keyspace import of_task, of_tenant
 from softmux.registry.publication import no_task, no_version
-from softmux.registry.records import TaskPage, TaskView, VersionRecord, decode_task
+from softmux.registry.records import TaskPage, TaskView, VersionRecord, decode_tasks
 
 _SCAN = 200
-"""Tasks read in one pipeline."""
+"""Tasks read at once."""
 
 
 class VersionReader:
@@ -27,19 +25,9 @@ class VersionReader:
 
     async def views(self, tenant: str, tasks: Sequence[str]) -> list[TaskView]:
         """Each task's view, read atomically; an empty one where there is no such task."""
-
-        async def read(client: redis.asyncio.Redis) -> list[Any]:
-            async with client.pipeline(transaction=True) as pipe:
-                for task in tasks:
-                    pipe.hgetall(of_task(tenant, "versions", task))
-                    pipe.hgetall(of_task(tenant, "active", task))
-                    pipe.hget(of_tenant(tenant, "shares"), task)
-                replies: list[Any] = await pipe.execute()
-            return replies
-
-        replies = await self._connection.call(read)
-        kept = zip(tasks, replies[::3], replies[1::3], replies[2::3], strict=True)
-        return [decode_task(tenant, task, versions, active, share) for task, versions, active, share in kept]
+        hashes = [of_task(tenant, kind, task) for task in tasks for kind in ("versions", "active")]
+        keys = [of_tenant(tenant, "shares"), *hashes]
+        return decode_tasks(tenant, tasks, await self._connection.script(scripts.VIEWS, keys, list(tasks)))
 
     async def task(self, tenant: str, task: str) -> TaskView:
         """Raises `TaskNotFound`."""

@@ -23,7 +23,8 @@ _BETWEEN = "inter_token_latency_seconds"
 
 
 class Metrics:
-    """One API process's metrics. `stats` gives the worker's latest numbers, `restarts` and `up` its supervisor's.
+    """One API process's metrics. `stats` gives the worker's latest numbers, `restarts` and `up` its supervisor's,
+    `registry` whether that is within reach, and how many tasks it has.
 
     `counts` is what this process observed; `render` adds what the others did, so that any of them answers for all.
     """
@@ -34,6 +35,7 @@ class Metrics:
         *,
         restarts: Callable[[], int] = lambda: 0,
         up: Callable[[], bool] = lambda: True,
+        registry: Callable[[], tuple[bool, int]] = lambda: (True, 0),
         tasks: int = 64,
     ) -> None:
         self._registry = CollectorRegistry()
@@ -44,7 +46,7 @@ class Metrics:
         self._first = self._own["time_to_first_token_seconds"]
         self.between_tokens = self._between.observe
         self._worker = CollectorRegistry()
-        self._worker.register(_WorkerCollector(stats, restarts, up))
+        self._worker.register(_WorkerCollector(stats, restarts, up, registry))
 
     def _made(self, metric: Metric) -> Any:
         name, labels = PREFIX + metric.name, metric.labels
@@ -142,14 +144,22 @@ class _TokenCollector:
 class _WorkerCollector:
     """Turns the worker's latest `Stats` into families at each scrape. Names that are not declared are left out."""
 
-    def __init__(self, stats: Callable[[], Stats | None], restarts: Callable[[], int], up: Callable[[], bool]) -> None:
-        self._stats, self._restarts, self._up = stats, restarts, up
+    def __init__(
+        self,
+        stats: Callable[[], Stats | None],
+        restarts: Callable[[], int],
+        up: Callable[[], bool],
+        registry: Callable[[], tuple[bool, int]],
+    ) -> None:
+        self._stats, self._restarts, self._up, self._registry = stats, restarts, up, registry
 
     def collect(self) -> Iterable[Any]:
         restarts = BY_NAME["worker_restarts_total"]
         yield CounterMetricFamily(PREFIX + restarts.name, restarts.help, value=self._restarts())
         up = BY_NAME["worker_up"]
         yield GaugeMetricFamily(PREFIX + up.name, up.help, value=float(self._up()))
+        for name, now in zip(("registry_up", "registry_tasks"), self._registry(), strict=True):
+            yield GaugeMetricFamily(PREFIX + name, BY_NAME[name].help, value=float(now))
         stats = self._stats()
         if stats is None:
             return

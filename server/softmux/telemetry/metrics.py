@@ -95,6 +95,8 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("worker_restarts_total", "counter", "supervisor", "How often the worker was started again."),
     Metric("worker_up", "gauge", "supervisor", "1 while the engine answers."),
+    Metric("registry_up", "gauge", "supervisor", "1 while the process that answers reaches the registry."),
+    Metric("registry_tasks", "gauge", "supervisor", "Tasks that process knows, of all tenants."),
     # the engine
     Metric(
         "request_queue_time_seconds", "histogram", "worker", "From a sequence's receipt to its first step.", (), LATENCY
@@ -144,6 +146,13 @@ METRICS: tuple[Metric, ...] = (
     Metric("batch_adapters", "histogram", "worker", "Distinct adapters of a step.", (), COUNTS),
     # adapters
     Metric("adapter_loads_total", "counter", "worker", "Adapters made ready, by the tier they came from.", ("tier",)),
+    Metric(
+        "adapter_files_damaged_total",
+        "counter",
+        "worker",
+        "Files found lost or damaged when an adapter was loaded, by tier: disk (loaded anew), registry (see verify).",
+        ("tier",),
+    ),
     Metric("adapter_load_seconds", "histogram", "worker", "Duration of such a load.", (), LATENCY),
     Metric("adapter_prefixes_computed_total", "counter", "worker", "Soft prompts whose KV was computed."),
     Metric("adapter_prefixes_copied_total", "counter", "worker", "Soft prompts whose KV was copied in."),

@@ -88,6 +88,10 @@ class WorkerStats:
             histograms={name: counts.snapshot() for name, counts in self._histograms.items()},
             labelled={
                 "adapter_loads_total": {tier: float(count) for tier, count in tiers.counts.loads.items()},
+                "adapter_files_damaged_total": {
+                    "disk": float(tiers.loader.damaged_on_disk),
+                    "registry": float(tiers.counts.damaged),
+                },
                 "engine_step_ways_total": {way: float(count) for way, count in ways.steps.items()},
                 "fast_path_fallbacks_total": {path: float(count) for path, count in ways.fallbacks.items()},
                 "out_of_memory_total": {answer: float(count) for answer, count in engine.shortage.counts.items()},

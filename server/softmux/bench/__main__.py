@@ -10,6 +10,7 @@ gpu        a GPU's steps over the bytes they must move
 residency  throughput and latency as tasks outgrow the GPU's and the host's room
 swap       what a step's copies to the GPU and back cost
 host       what the host does for a step, with a model that takes no time
+fairness   what a neighbour beyond its share costs a tenant, and how far two tenants' service comes apart
 endurance  a service over many tasks while versions come and go: memory, every reply held against its digest
 all        mixed, service and tiers
 """
@@ -39,6 +40,7 @@ _OWN_OPTIONS = {
     "residency": "softmux.bench.residency",
     "swap": "softmux.bench.swap",
     "host": "softmux.bench.host",
+    "fairness": "softmux.bench.fairness",
     "endurance": "softmux.bench.endurance",
 }
 

@@ -65,6 +65,8 @@ class Adapter:
     trained: bool
     delay: int
     fails: bool = False
+    flaky: bool = False
+    """Its loading fails now and then."""
     poisoned: bool = False
     delta: bool = False
     """It needs a slot to run in."""
@@ -76,8 +78,9 @@ class Adapter:
 class Shelf:
     """Adapter tiers in steps of the simulation; what nothing holds may be dropped from them at any time."""
 
-    def __init__(self, adapters: list[Adapter], delta_slots: int = 0) -> None:
+    def __init__(self, adapters: list[Adapter], delta_slots: int = 0, draw: random.Random | None = None) -> None:
         self.delta_slots = delta_slots
+        self.draw = draw or random.Random(0)
         self.adapters = {adapter.key: adapter for adapter in adapters}
         self.there: set[RootKey] = set()
         self.coming: dict[RootKey, int] = {}
@@ -125,8 +128,19 @@ class Shelf:
         ended = [key for key, left in self.coming.items() if left <= 0]
         self.coming = {key: left - 1 for key, left in self.coming.items() if left > 0}
         for key in ended:
-            (self.failed if self.adapters[key].fails else self.there).add(key)
+            fails = self.adapters[key].fails or (self.adapters[key].flaky and self.draw.random() < 0.5)
+            (self.failed if fails else self.there).add(key)
         return ended
+
+    def restart(self) -> None:
+        """The process that kept them is gone, and all it held."""
+        self.there.clear()
+        self.coming.clear()
+        self.failed.clear()
+        for adapter in self.adapters.values():
+            adapter.holds = 0
+            if not adapter.trained:
+                adapter.compiled = None
 
     def drop(self, draw: random.Random, keep: Scheduler) -> None:
         """Evicts one adapter that nothing holds, and with it, half of the time, the KV kept for it."""

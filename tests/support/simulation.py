@@ -1,21 +1,35 @@
-"""One seed's load through the scheduler: arrivals, late and lost adapters, aborts, deadlines, failing steps."""
+"""One seed's load through the scheduler: arrivals of several tenants, versions that come and go, late and lost
+adapters, aborts, disconnects, deadlines, a full queue, failing steps, steps without memory, restarts of the worker.
+
+    PYTHONPATH=server:tests python -m support.simulation SEED DEPTH
+
+runs one seed, to its error.
+"""
 
 from __future__ import annotations
 
 import random
-from collections import deque
+import sys
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
-from softmux.errors import SoftmuxError
+from softmux.errors import Overloaded, SoftmuxError
 from softmux.scheduler.batch import Batch, StepOutput
 from softmux.scheduler.radix import RootKey
 from softmux.scheduler.scheduler import Scheduler
 from softmux.scheduler.sequence import Sequence
 from softmux.types import SamplingParams
 from support.simulated_engine import Adapter, FakeEngine, Shelf, chain, choose, pick, rows_of
+from support.simulated_registry import Tasks
 
 EOS = 2
 _BASE = ("sha256:base", "float32")
+_TENANTS = "abc"
+"""The last of them has the bare model alone."""
+_ENDS = (
+    "aborted", "disconnected", "displaced", "expired", "failed", "felled", "refused", "restarted", "shed",
+)  # fmt: skip
+"""How a request may end before its time."""
 _DIGESTS = {"prompt": 5, "other": 5, "trained": 4, "long": 12, "lost": 3, "poisoned": 2}
 """Adapters by digest: how many learned tokens each has."""
 
@@ -40,7 +54,6 @@ def reference(request: Request) -> tuple[list[int], str]:
 class Request:
     sequence: Sequence
     poisoned: bool
-    arrives: int
     wanted: list[int] = field(default_factory=list)
     reason: str = ""
     got: list[int] = field(default_factory=list)
@@ -73,32 +86,45 @@ class Simulation:
         for adapter in self.adapters:
             if adapter.trained:
                 adapter.compiled = chain(adapter.key, [-1 - i for i in range(adapter.learned)])
-        self.shelf = Shelf(self.adapters, delta_slots=draw.choice([1, 2, 20]))
-        self.context = draw.randint(36, min(slots, 60))
+        self.shelf = Shelf(self.adapters, delta_slots=draw.choice([1, 2, 20]), draw=draw)
+        self.tasks = Tasks(draw, self.shelf, _BASE)
+        self.slots, self.context = slots, draw.randint(36, min(slots, 60))
+        self.group, self.max_waiting = draw.choice([1, 2, 8]), draw.choice([4, 64, 64, 64])
+        self.weights = {tenant: draw.choice([1.0, 1.0, 0.5, 4.0]) for tenant in _TENANTS}
+        self.abort_rate = draw.choice([0, 0, 0.03])
+        self.failure_rate = draw.choice([0, 0, 0.02])
+        self.shortage_rate = draw.choice([0, 0, 0.03])
+        self.restart_rate = draw.choice([0, 0, 0, 0.01])
+        self.change_rate = draw.choice([0, 0.05, 0.3])
+        self.arrivals = sorted(draw.randint(0, 40) for _ in range(draw.randint(8, 36)))
+        self.requests: list[Request] = []
+        self.by_id: dict[str, Request] = {}
+        self.flying: deque[tuple[Batch, StepOutput]] = deque()
+        self.now = 0
+        self.happened: Counter[str] = Counter()
+        """Of what the seeds must bring about, how often it came."""
+        self.start_worker()
+
+    def start_worker(self) -> None:
+        """A scheduler and an engine that know nothing yet."""
         self.scheduler = Scheduler(
-            slots=slots,
+            slots=self.slots,
             max_rows=self.max_rows,
             max_step_tokens=self.budget,
             context_length=self.context,
             eos=(EOS,),
             shelf=self.shelf,
-            group=draw.choice([1, 2, 8]),
+            max_waiting=self.max_waiting,
+            group=self.group,
         )
-        self.engine = FakeEngine(self.scheduler, self.shelf, slots, self.max_rows)
-        self.abort_rate = draw.choice([0, 0, 0.03])
-        self.failure_rate = draw.choice([0, 0, 0.02])
-        self.requests: list[Request] = []
-        for number in range(draw.randint(8, 36)):
-            self.requests.append(self._request(number))
-        self.by_id = {request.sequence.id: request for request in self.requests}
-        self.flying: deque[tuple[Batch, StepOutput]] = deque()
-        self.now = 0
-        self.step_failures = 0
+        self.engine = FakeEngine(self.scheduler, self.shelf, self.slots, self.max_rows)
 
     def _request(self, number: int) -> Request:
         draw = self.draw
         adapter = draw.choice([None, *self.adapters])
-        root = adapter.key if adapter is not None else RootKey(draw.choice("ab"), None, *_BASE)
+        if draw.random() < 0.5:
+            adapter = self.tasks.resolve(draw.choice("ab")) or adapter
+        root = adapter.key if adapter is not None else RootKey(draw.choice(_TENANTS), None, *_BASE)
         text = [[3, 4, 5, 6, 7, 8, 9, 10][i % 8] if draw.random() < 0.85 else draw.randrange(3, 11) for i in range(18)]
         text = text[: draw.randint(1, 18)]
         lead = [-1 - i for i in range(adapter.learned)] if adapter is not None else []
@@ -126,19 +152,23 @@ class Simulation:
             root=root,
             prompt=tokens,
             sampling=sampling,
-            arrival=0.0,
-            deadline=float(draw.randint(1, 60)) if draw.random() < 0.1 else None,
+            arrival=float(self.now),
+            deadline=float(self.now + draw.randint(1, 60)) if draw.random() < 0.1 else None,
+            priority=draw.choice([0, 0, -1, 1, 10]),
+            weight=self.weights[root.tenant],
         )
-        request = Request(sequence, adapter is not None and adapter.poisoned, draw.randint(0, 40))
+        request = Request(sequence, adapter is not None and adapter.poisoned)
         request.wanted, request.reason = reference(request)
         return request
 
     def run(self) -> None:
-        pending = deque(sorted(self.requests, key=lambda request: request.arrives))
-        limit = 400 + 4 * sum(len(r.sequence.tokens) + r.sequence.sampling.max_tokens for r in self.requests)
-        while pending or self.flying or self.scheduler.running or len(self.scheduler.waiting):
-            while pending and pending[0].arrives <= self.now:
-                self.scheduler.add(pending.popleft().sequence)
+        limit = 400
+        while self.arrivals or self.flying or self.scheduler.running or len(self.scheduler.waiting):
+            while self.arrivals and self.arrivals[0] <= self.now:
+                del self.arrivals[0]
+                request = self._request(len(self.requests))
+                limit += 4 * (len(request.sequence.tokens) + request.sequence.sampling.max_tokens)
+                self._send(request)
             self._disturb()
             self._step()
             self.scheduler.check_integrity()
@@ -146,45 +176,97 @@ class Simulation:
             assert self.now < limit, "sequences wait for ever"
         self._look_back()
 
+    def _send(self, request: Request) -> None:
+        self.requests.append(request)
+        self.by_id[request.sequence.id] = request
+        try:
+            self.scheduler.add(request.sequence)
+        except Overloaded:
+            assert len(self.scheduler.waiting) >= self.max_waiting
+            self._end(request.sequence, "refused")
+
     def _disturb(self) -> None:
+        draw = self.draw
         for sequence in self.scheduler.expired(float(self.now)):
             self._end(sequence, "expired")
-        if self.draw.random() < self.abort_rate:
+        if draw.random() < self.abort_rate:
             living = [s for s in self.scheduler.sequences() if s.id in self.by_id]
             if living:
-                victim = self.draw.choice(living)
+                victim = draw.choice(living)
                 self.scheduler.abort(victim.client, victim.id)
                 self._end(victim, "aborted")
-        if self.draw.random() < 0.1:
-            self.shelf.drop(self.draw, self.scheduler)
+        if draw.random() < self.abort_rate / 3:
+            client = draw.choice([b"x", b"y"])
+            gone = [s for s in self.scheduler.sequences() if s.client == client]
+            self.scheduler.abort_client(client)
+            for sequence in gone:
+                self._end(sequence, "disconnected")
+        if draw.random() < 0.1:
+            self.shelf.drop(draw, self.scheduler)
+        if draw.random() < self.change_rate:
+            self.tasks.change()
+        if draw.random() < 0.05:
+            self.scheduler.limit = None
+        if draw.random() < self.restart_rate:
+            self._restart()
+
+    def _restart(self) -> None:
+        """The worker dies: every request is told so, and nothing it held is there any more."""
+        for sequence in self.scheduler.sequences():
+            self._end(sequence, "restarted")
+        self.flying.clear()
+        self.shelf.restart()
+        self.start_worker()
 
     def _step(self) -> None:
         for adapter in self.shelf.arrivals():
             self.scheduler.adapter_arrived(adapter)
         eligible = [s for s in self.scheduler.running if self._may_decode(s)]
+        limited = self.scheduler.limit is not None
         batch, failed = self.scheduler.next(float(self.now))
         for sequence, error in failed:
-            assert isinstance(error, SoftmuxError)
-            assert sequence.root.digest == "lost"
-            self._end(sequence, "failed")
+            self._hear_of_failure(sequence, error)
         assert batch.tokens <= max(self.budget, self.max_rows)
+        assert not limited or batch.tokens <= (self.scheduler.limit or 0)
         rows = rows_of(batch)
         scheduled = {id(row.sequence) for row in rows}
         assert len(scheduled) == len(rows) == len(batch), "one sequence, two rows"
-        if not batch.preempted and self.scheduler.cache.pool.free + self.scheduler.cache.tree.evictable:
+        if not limited and not batch.preempted and self.scheduler.cache.room:
             starved = [s.id for s in eligible if id(s) not in scheduled and s.row >= 0]
             assert not starved, "a decoding row waits though there is room"
-        if (len(batch) or batch.loads) and self.draw.random() < self.failure_rate:
+        ran = len(batch) > 0 or bool(batch.loads)
+        assert ran or self.scheduler.running or not self.scheduler.waiting.movable, "all rows are free, and some wait"
+        self.happened["preempted"] += batch.preempted
+        if ran and self.draw.random() < self.failure_rate:
             self._land(0)
             for sequence in self.scheduler.step_failed(batch):
                 self._end(sequence, "felled")
-            self.step_failures += 1
-            return
-        if len(batch) or batch.loads:
+            self.happened["step failed"] += 1
+        elif ran and self.draw.random() < self.shortage_rate:
+            self._run_short(batch)
+        elif ran:
             self.flying.append((batch, self.engine.launch(batch)))
             self._land(self.depth)
         else:
             self._land(0)
+
+    def _hear_of_failure(self, sequence: Sequence, error: SoftmuxError) -> None:
+        if isinstance(error, Overloaded):
+            assert sequence.first_scheduled is None, "who has begun is not put out of the queue"
+            self._end(sequence, "displaced")
+        else:
+            adapter = self.shelf.adapters[sequence.root]
+            assert adapter.fails or adapter.flaky
+            self._end(sequence, "failed")
+
+    def _run_short(self, batch: Batch) -> None:
+        """There is no memory for the step: its work goes back, half of what waits is refused, steps are smaller."""
+        self._land(0)
+        self.scheduler.step_undone(batch)
+        self.scheduler.limit = self.draw.randint(1, self.budget)
+        for sequence in self.scheduler.shed((len(self.scheduler.waiting) + 1) // 2 if self.draw.random() < 0.3 else 0):
+            self._end(sequence, "shed")
+        self.happened["short of memory"] += 1
 
     @staticmethod
     def _may_decode(sequence: Sequence) -> bool:
@@ -210,13 +292,14 @@ class Simulation:
         request = self.by_id[sequence.id]
         assert request.ended is None, f"{sequence.id} ends twice"
         request.ended = reason
+        self.happened[reason] += 1
 
     def _look_back(self) -> None:
         for request in self.requests:
             if request.ended == request.reason:
                 assert request.got == request.wanted
             else:
-                assert request.ended in ("aborted", "expired", "failed", "felled")
+                assert request.ended in _ENDS
                 assert request.got == request.wanted[: len(request.got)]
             assert len(request.cached) <= 1
             assert sum(request.cached) < len(request.sequence.tokens)
@@ -224,10 +307,14 @@ class Simulation:
         assert not list(scheduler.sequences())
         assert scheduler.cache.pool.free + scheduler.cache.tree.tokens == scheduler.cache.pool.capacity
         assert scheduler.cache.tree.evictable == scheduler.cache.tree.tokens
-        assert all(adapter.holds == 0 for adapter in self.adapters)
+        assert all(adapter.holds == 0 for adapter in self.shelf.adapters.values())
         again = {v: n for v, n in self.engine.computed.items() if n > 1 + self.engine.dropped[v]}
         assert not again, "an adapter's prefix was computed again while it was cached"
         freed = scheduler.cache.tree.evict(scheduler.cache.tree.tokens)
         scheduler.cache.pool.give(freed)
         assert scheduler.cache.pool.free == scheduler.cache.pool.capacity, "something in the tree can never be evicted"
         scheduler.check_integrity()
+
+
+if __name__ == "__main__":
+    Simulation(int(sys.argv[1]), int(sys.argv[2])).run()

@@ -21,6 +21,7 @@
     │   └── QuotaExceeded 429 quota_exceeded
     ├── InternalError 500 internal
     │   ├── SelfTestFailed (at load: the server refuses to start)
+    │   ├── NotFinite (a row's logits or scores are NaN or infinite)
     │   └── BlobDamaged (a stored file is gone or its hash is wrong)
     └── Unavailable 503
         ├── Overloaded 503 overloaded
@@ -142,6 +143,10 @@ class InternalError(SoftmuxError):
 
 class SelfTestFailed(InternalError):
     """The packed run and the eager module disagree on this model: the server must not start."""
+
+
+class NotFinite(InternalError):
+    """An adapter, or the base model, gave one row numbers that are not finite: that row alone fails."""
 
 
 class BlobDamaged(InternalError):

@@ -47,6 +47,11 @@ class Settings(BaseSettings):
     max_rows: int = Field(default=256, ge=1, description="Sequences in one step at most.")
     max_step_tokens: int = Field(default=2048, ge=16, description="Token budget of a step (chunked prefill).")
     max_waiting: int = Field(default=4096, ge=1, description="Sequences waiting at most; beyond it 503 overloaded.")
+    max_queue_seconds: float = Field(
+        default=30.0,
+        gt=0,
+        description="A request that would wait longer for its turn is refused at once; seconds.",
+    )
     kv_tokens: int | None = Field(
         default=None,
         ge=64,
@@ -71,6 +76,22 @@ class Settings(BaseSettings):
 
     max_upload_bytes: int = Field(default=256 << 20, ge=1024, description="One adapter upload at most.")
     max_body_bytes: int = Field(default=4 << 20, ge=1024, description="One JSON body at most.")
+    hang_seconds: float = Field(
+        default=8.0,
+        ge=1,
+        description="An engine that has not moved for so long is taken for hung, and started again; s.",
+    )
+    load_seconds: float = Field(
+        default=1800.0, ge=10, description="The same, while it loads the model or compiles a kernel; seconds."
+    )
+    quarantine_seconds: float = Field(
+        default=3600.0,
+        ge=0,
+        description="How long a request, or a version, that felled the engine is refused; seconds.",
+    )
+    not_finite_repeats: int = Field(
+        default=3, ge=1, description="Rows with NaN or infinity after which an adapter's version is refused."
+    )
     drain_seconds: float = Field(
         default=300.0, ge=0, description="After SIGTERM, running requests may take this long to end; seconds."
     )

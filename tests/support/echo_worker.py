@@ -3,7 +3,7 @@
 It answers a prompt with the prompt's own real tokens over and over, one token a message unless `burst` says more, each
 `delay` seconds. `python echo_worker.py`, its config on standard input, runs it as the supervisor runs a worker; a few
 special models (the setting `model`) make it misbehave: `refuse` exits with REFUSED, `crash` exits at once, `deaf` never
-answers.
+answers. The token 255 fells it, 254 makes it hang; 13 is refused.
 """
 
 from __future__ import annotations
@@ -12,12 +12,16 @@ import os
 import sys
 import time
 from collections import deque
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
+import numpy as np
 import zmq
 
 from softmux.errors import InvalidAdapter
+from softmux.recorder import FlightRecorder
 from softmux.types import LayerKV, ModelSpec, Output
 from softmux.worker.config import REFUSED, WorkerConfig
 from softmux.worker.messages import (
@@ -34,6 +38,7 @@ from softmux.worker.messages import (
     ToWorker,
     Welcome,
 )
+from softmux.worker.probation import Probation, Suspect
 
 SPEC = ModelSpec(
     model_id="echo",
@@ -52,8 +57,23 @@ SPEC = ModelSpec(
 )
 
 
+ROWS = 256
+"""Of its flight recorder."""
+
+
 class EchoWorker:
-    def __init__(self, endpoint: str, *, delay: float = 0.0, burst: int = 1, protocol: int = PROTOCOL) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        delay: float = 0.0,
+        burst: int = 1,
+        protocol: int = PROTOCOL,
+        recorder: FlightRecorder | None = None,
+    ) -> None:
+        self.recorder = recorder or FlightRecorder(ROWS)
+        self._probation = Probation()
+        self._tried: SimpleNamespace | None = None
         self.delay, self.burst, self.protocol = delay, burst, protocol
         self.aborted: list[str] = []
         self.running: deque[tuple[bytes, Generate, int]] = deque()
@@ -69,6 +89,7 @@ class EchoWorker:
         told = time.monotonic()
         clients: set[bytes] = set()
         while not self.stopping and os.getppid() == parent:
+            self.recorder.serve()
             if self._socket.poll(0 if self.running else 20):
                 client, payload = self._socket.recv_multipart()
                 clients.add(client)
@@ -90,12 +111,13 @@ class EchoWorker:
             case Generate():
                 if 13 in message.tokens:
                     self._send(client, Failed(id=message.id, code="overloaded", message="13 is one too many"))
-                elif 255 in message.tokens:
-                    os._exit(1)
+                elif message.suspect:
+                    self._probation.wait(Suspect(client, message, 0.0))
                 else:
                     self.running.append((client, message, 0))
             case Abort():
                 self.aborted.append(message.id)
+                self._end(message.id)
                 self.running = deque(row for row in self.running if row[1].id != message.id)
             case Admit():
                 if message.manifest.virtual_tokens > 99:
@@ -104,9 +126,23 @@ class EchoWorker:
                 else:
                     self._send(client, Admitted(id=message.id, tokens=(5,), warnings=(), checks=("It ran.",)))
 
+    def _end(self, name: str) -> None:
+        if self._tried is not None and self._tried.id == name:
+            self._tried.finished = "stop"
+
     def _step(self) -> None:
+        if (suspect := self._probation.turn()) is not None:
+            self._tried = SimpleNamespace(id=suspect.message.id, finished=None)
+            self._probation.began(self._tried)  # type: ignore[arg-type]
+            self.running.append((suspect.client, suspect.message, 0))  # type: ignore[arg-type]
         if not self.running:
             return
+        asked = [request for _, request, _ in self.running][:ROWS]
+        self.recorder.step(np.array([one.content for one in asked]), np.array([one.version for one in asked]))
+        if any(255 in request.tokens for _, request, _ in self.running):
+            os._exit(1)
+        if any(254 in request.tokens for _, request, _ in self.running):
+            time.sleep(3600)
         if self.delay:
             time.sleep(self.delay)
         outputs: dict[bytes, list[Output]] = {}
@@ -125,7 +161,9 @@ class EchoWorker:
                     cached_tokens=len(request.tokens) - len(real) if done == len(new) else 0,
                 )
             )
-            if not last:
+            if last:
+                self._end(request.id)
+            else:
                 self.running.append((client, request, done))
         for client, rows in outputs.items():
             self._send(client, Outputs(outputs=tuple(rows)))
@@ -149,7 +187,8 @@ def main() -> int:
         return 1
     if behaviour == "deaf":
         time.sleep(60)
-    EchoWorker(config.endpoint, delay=0.005).run()
+    recorder = FlightRecorder(ROWS, Path(config.recorder)) if config.recorder is not None else None
+    EchoWorker(config.endpoint, delay=0.005, recorder=recorder).run()
     return 0
 
 

@@ -110,7 +110,10 @@ class Served:
     def worker_pid(self) -> int:
         assert self.process is not None
         found = subprocess.run(
-            ["pgrep", "-P", str(self.process.pid), "-f", "softmux.worker"], capture_output=True, text=True, check=True
+            ["pgrep", "-P", str(self.process.pid), "-f", "softmux.worker|echo_worker"],
+            capture_output=True,
+            text=True,
+            check=True,
         )
         return int(found.stdout.split()[0])
 

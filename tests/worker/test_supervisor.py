@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from softmux.errors import EngineDown, SelfTestFailed
+from softmux.recorder import FlightRecorder, Running
 from softmux.types import SamplingParams
 from softmux.worker import supervisor as supervisor_module
 from softmux.worker.client import WorkerClient
 from softmux.worker.config import WorkerConfig
 from softmux.worker.messages import Generate
-from softmux.worker.supervisor import Supervisor
+from softmux.worker.supervisor import Death, Supervisor
 from support import echo_worker
 
 COMMAND = (sys.executable, echo_worker.__file__)
@@ -207,3 +208,92 @@ def test_told_to_stop_between_two_workers_it_does_not_wait_for_the_next(
     began = time.monotonic()
     supervised(tmp_path, story)
     assert time.monotonic() - began < 30
+
+
+def marked(name: str, token: int, content: int, version: int = 0) -> Generate:
+    return Generate(
+        id=name, tenant="default", tokens=(token,), sampling=SamplingParams(), content=content, version=version
+    )
+
+
+def watched_over(
+    folder: Path, story: Callable[[WorkerClient, Supervisor, list[Death]], Awaitable[None]], model: str = "echo"
+) -> None:
+    """A supervisor with a flight recorder, that lets a worker be silent for a second, and 3 s while it loads."""
+
+    async def run() -> None:
+        client, deaths = WorkerClient(), list[Death]()
+        path = folder / "recorder"
+        config = WorkerConfig(
+            endpoint=f"ipc://{folder}/w.sock",
+            registry_url="unix:///nowhere",
+            blob_url=None,
+            data=str(folder),
+            settings={"model": model},
+            recorder=str(path),
+        )
+        watched = Supervisor(
+            client,
+            config,
+            command=COMMAND,
+            died=deaths.append,
+            recorder=FlightRecorder(echo_worker.ROWS, path),
+            hang_seconds=1.0,
+            load_seconds=3.0,
+        )
+        running = asyncio.create_task(watched.run())
+        try:
+            await asyncio.wait_for(story(client, watched, deaths), 60)
+        finally:
+            await watched.stop()
+            await asyncio.wait([running])
+            client.close()
+
+    asyncio.run(run())
+
+
+def test_a_death_tells_whose_rows_were_in_the_step(tmp_path: Path) -> None:
+    async def story(client: WorkerClient, watched: Supervisor, deaths: list[Death]) -> None:
+        await asyncio.wait_for(watched.ready(), 20)
+        assert await answered(client, generate("fine")) == 3
+        with pytest.raises(EngineDown):
+            await answered(client, marked("poison", 255, content=7, version=9))
+        await served_again(client)
+        assert deaths == [Death("crash", Running(frozenset({7}), frozenset({9})))]
+
+    watched_over(tmp_path, story)
+
+
+def test_a_worker_that_hangs_is_told_and_replaced_and_an_idle_or_busy_one_is_left_alone(tmp_path: Path) -> None:
+    async def story(client: WorkerClient, watched: Supervisor, deaths: list[Death]) -> None:
+        await asyncio.wait_for(watched.ready(), 20)
+        await asyncio.sleep(2.0)  # idle for longer than a hang may last
+        assert await answered(client, generate("long", max_tokens=500)) == 500  # and busy for longer
+        assert (watched.restarts, deaths) == (0, [])
+        with pytest.raises(EngineDown):
+            await answered(client, marked("endless", 254, content=7))
+        await served_again(client)
+        assert deaths == [Death("hang", Running(frozenset({7}), frozenset()))]
+        stopped = watched.pid
+        assert stopped is not None
+        os.kill(stopped, signal.SIGSTOP)
+        running = asyncio.create_task(answered(client, generate("unlucky")))
+        with pytest.raises(EngineDown):
+            await running
+        await served_again(client)
+        assert [death.cause for death in deaths] == ["hang", "hang"]
+        assert not alive(stopped)
+        assert await answered(client, generate("after")) == 3
+
+    watched_over(tmp_path, story)
+
+
+def test_a_worker_may_take_longer_to_load_than_a_step_but_not_for_ever(tmp_path: Path) -> None:
+    async def story(client: WorkerClient, watched: Supervisor, deaths: list[Death]) -> None:
+        began = time.monotonic()
+        while not deaths:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        assert time.monotonic() - began > 3
+        assert deaths[0].cause == "hang"
+
+    watched_over(tmp_path, story, model="deaf")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,9 +30,17 @@ class Admission:
     checks: tuple[str, ...]
 
 
-async def admit(worker: WorkerClient, tenant: str, files: Mapping[str, bytes]) -> Admission:
-    """Nothing is stored. Raises `InvalidAdapter`, `BaseMismatch`, `TooLarge`, or `EngineDown`."""
+async def admit(
+    worker: WorkerClient,
+    tenant: str,
+    files: Mapping[str, bytes],
+    *,
+    check: Callable[[Manifest], None] = lambda manifest: None,
+) -> Admission:
+    """Nothing is stored. Raises `InvalidAdapter`, `BaseMismatch`, `TooLarge`, or `EngineDown`; and what `check` does,
+    before anything runs."""
     adapter = await asyncio.to_thread(read_adapter, files, worker.spec)
+    check(adapter.manifest)
     ran = await worker.admit(
         Admit(id="adm-" + secrets.token_hex(8), tenant=tenant, manifest=adapter.manifest, files=dict(files))
     )

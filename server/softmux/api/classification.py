@@ -11,19 +11,23 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from softmux.api import verdicts
+from softmux.api.deadline import within
 from softmux.api.limits import Charge
 from softmux.api.schemas import ClassifyBody
 from softmux.api.services import Resolved, Services
 from softmux.api.tokenizer import LONG_TEXT
 from softmux.api.windows import Piece, Window, windows
+from softmux.cost import cost
 from softmux.errors import ContextTooLong, InternalError, InvalidRequest, SoftmuxError, WrongTaskKind
 from softmux.formats.layout import check_text, lay_out, virtual_ids
+from softmux.marks import content_mark, version_mark
 from softmux.types import Manifest, Output
 from softmux.worker.channel import Channel, SequenceFailed
 from softmux.worker.messages import Read
@@ -50,14 +54,20 @@ class Classification:
     body: ClassifyBody
     inputs: list[_Input]
     channel: Channel
-    ids: list[str]
+    marks: dict[str, tuple[int, int]]
+    """Each row's content and version, by `softmux.marks`, in the rows' order."""
     prompt_tokens: int
     charge: Charge
+    deadline: float | None = None
     left: bool = False
 
     @classmethod
-    async def start(cls, services: Services, resolved: Resolved, body: ClassifyBody) -> Classification:
-        """Lays the inputs out and submits their rows. Raises what is wrong with the request."""
+    async def start(
+        cls, services: Services, resolved: Resolved, body: ClassifyBody, deadline: float | None = None
+    ) -> Classification:
+        """Lays the inputs out and submits their rows. Raises what is wrong with the request. `deadline` is monotonic:
+        `results` raises `DeadlineExceeded` then."""
+        services.backlog.check(0, deadline)
         manifest = _classifier(resolved)
         texts = [body.input] if isinstance(body.input, str) else body.input
         if not texts:
@@ -87,19 +97,7 @@ class Classification:
         long = sum(map(len, texts)) >= LONG_TEXT
         inputs = await asyncio.to_thread(laid_out) if long else laid_out()
         name = "cls-" + secrets.token_hex(12)
-        requests = [
-            Read(
-                id=f"{name}-{number}",
-                tenant=resolved.tenant,
-                tokens=tokens,
-                adapter=resolved.adapter,
-                head=manifest.head,
-                scored=scored,
-                priority=body.priority,
-                weight=services.registry.tenants.get(resolved.tenant).weight,
-            )
-            for number, (tokens, scored) in enumerate(_rows(inputs))
-        ]
+        requests = _reads(services, resolved, manifest, body, inputs, name, deadline)
         prompt_tokens = sum(
             sum(token >= 0 for token in tokens) - scored
             for given in inputs
@@ -111,22 +109,25 @@ class Classification:
         except SoftmuxError:
             charge.settle(0)
             raise
-        ids = [request.id for request in requests]
-        return cls(services, resolved, manifest, body, inputs, channel, ids, prompt_tokens, charge)
+        services.backlog.submitted(len(requests), sum(cost(len(request.tokens), 0) for request in requests))
+        marks = {request.id: (request.content, request.version) for request in requests}
+        return cls(services, resolved, manifest, body, inputs, channel, marks, prompt_tokens, charge, deadline)
 
     async def results(self) -> list[dict[str, Any]]:
         """A result for each input, in order. Raises the first error of a row."""
         found: dict[str, Output] = {}
-        while arrived := await self.channel.arrivals(whole=True):
+        while arrived := await within(self.deadline, self.channel.arrivals(whole=True)):
             for _, event in arrived:
+                marks = self.marks[event.id]
                 if isinstance(event, SequenceFailed):
-                    raise event.error
+                    raise self.services.standing.explained(event.error, self.resolved.adapter, *marks)
                 if event.finish_reason == "abort":
                     raise InternalError("The engine gave the request up; try again.")
+                self.services.standing.ended_well(*marks)
                 found[event.id] = event
         if self.left:
             return []
-        scores = iter([_floats(found[name].scores) for name in self.ids])
+        scores = iter([_floats(found[name].scores) for name in self.marks])
         return [self._result(given, [next(scores) for _ in given.rows]) for given in self.inputs]
 
     def leave(self) -> None:
@@ -174,6 +175,41 @@ def _classifier(resolved: Resolved) -> Manifest:
 def _rows(inputs: Sequence[_Input]) -> Iterator[tuple[tuple[int, ...], int]]:
     for given in inputs:
         yield from zip(given.rows, given.scored, strict=True)
+
+
+def _reads(
+    services: Services,
+    resolved: Resolved,
+    manifest: Manifest,
+    body: ClassifyBody,
+    inputs: Sequence[_Input],
+    name: str,
+    deadline: float | None,
+) -> list[Read]:
+    """The rows as messages. Raises `Quarantined`."""
+    adapter, digest = resolved.adapter, manifest.digest
+    version = 0 if adapter is None else version_mark(adapter.tenant, adapter.digest)
+    left = None if deadline is None else deadline - time.monotonic()
+    requests = []
+    for number, (tokens, scored) in enumerate(_rows(inputs)):
+        content = content_mark(resolved.tenant, digest, tokens, (manifest.head, scored))
+        requests.append(
+            Read(
+                id=f"{name}-{number}",
+                tenant=resolved.tenant,
+                tokens=tokens,
+                adapter=adapter,
+                head=manifest.head,
+                scored=scored,
+                deadline=left,
+                priority=body.priority,
+                weight=services.registry.tenants.get(resolved.tenant).weight,
+                content=content,
+                version=version,
+                suspect=services.standing.check(adapter, content, version),
+            )
+        )
+    return requests
 
 
 def _first(given: _Input, manifest: Manifest) -> list[tuple[tuple[int, ...], int]]:

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from softmux.telemetry.samples import Samples
+from softmux.worker.quarantine import Verdicts
 
 
 class ApiConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,6 +31,8 @@ class ApiConfig(msgspec.Struct, frozen=True, kw_only=True):
     registry_url: str
     blob_url: str | None
     tokenizer: str
+    processes: int = 1
+    """How many there are of this one's kind."""
     control: int = -1
     connections: int = -1
 
@@ -51,6 +54,10 @@ class State(_Message, frozen=True, kw_only=True):
     """All that a start does is done."""
     draining: bool = False
     """No new work is taken; a process says `Idle` when it has none left."""
+    deaths: dict[str, int] = {}
+    """How often a worker died, by cause."""
+    verdicts: Verdicts = Verdicts()
+    """Who is under suspicion of it, or in quarantine."""
 
 
 class Ready(_Message, frozen=True):
@@ -75,6 +82,25 @@ class End(_Message, frozen=True):
     """Stop answering, and end."""
 
 
+class Cleared(_Message, frozen=True):
+    """A request under suspicion, or of such a version, ended well. Marks are those of `softmux.marks`."""
+
+    content: int
+    version: int
+
+
+class Broke(_Message, frozen=True):
+    """A row of the version gave what is not finite."""
+
+    version: int
+
+
+class Released(_Message, frozen=True):
+    """The version was activated or uploaded again."""
+
+    version: int
+
+
 class Count(_Message, frozen=True):
     """To a process: what has it counted? From one: what have all the others?"""
 
@@ -95,7 +121,9 @@ class Answer(_Message, frozen=True):
     samples: Samples = ()
 
 
-Message = State | Ready | Idle | Leaving | Counted | End | Count | Changed | Answer
+Report = Cleared | Broke | Released
+"""What a process tells of requests and versions, for the server's book."""
+Message = State | Ready | Idle | Leaving | Counted | End | Count | Changed | Answer | Cleared | Broke | Released
 
 
 class Line:

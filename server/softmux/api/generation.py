@@ -13,12 +13,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from softmux.api.choice import Choice, Piece
+from softmux.api.deadline import within
 from softmux.api.limits import Charge
 from softmux.api.schemas import Sampling
 from softmux.api.services import Resolved, Services
+from softmux.api.standing import Standing
 from softmux.api.tokenizer import LONG_TEXT
+from softmux.cost import cost
 from softmux.errors import ContextTooLong, InternalError, InvalidRequest, SoftmuxError, WrongTaskKind
 from softmux.formats.layout import lay_out
+from softmux.marks import content_mark, version_mark
 from softmux.types import AdapterRef, Output, SamplingParams
 from softmux.worker.channel import Channel, SequenceFailed
 from softmux.worker.messages import Generate
@@ -63,6 +67,9 @@ class Generation:
     usage: Usage
     charge: Charge
     """Of the tenant's limits."""
+    marks: dict[str, tuple[int, int]]
+    """Each sequence's content and version, by `softmux.marks`."""
+    deadline: float | None = None
     left: bool = False
     """The client has gone away."""
     _by_id: dict[str, Choice] = field(default_factory=dict)
@@ -79,12 +86,14 @@ class Generation:
         *,
         label: str,
         id_prefix: str = "gen-",
+        deadline: float | None = None,
     ) -> Generation:
         """Lays out the prompts and submits `body.n` sequences of each. Raises what is wrong with the request.
 
-        `label` is the task's for metrics.
+        `label` is the task's for metrics. `deadline` is monotonic: `pieces` raises `DeadlineExceeded` then.
         """
         began = time.monotonic()
+        services.backlog.check(body.max_tokens, deadline)
         _check_generates(services, resolved)
         params = body.params()
         tokenizer = services.encoder()
@@ -92,13 +101,20 @@ class Generation:
         inputs = await _laid_out(services, resolved, prompts, variables)
         virtual = sum(1 for tokens in inputs for token in tokens if token < 0)
         usage = Usage(prompt_tokens=sum(map(len, inputs)) - virtual, virtual_tokens=virtual)
+        adapter = resolved.adapter
+        digest = None if adapter is None else adapter.digest
+        version = 0 if adapter is None else version_mark(adapter.tenant, adapter.digest)
+        contents = [content_mark(resolved.tenant, digest, tokens, params) for tokens in inputs]
+        suspects = [services.standing.check(adapter, content, version) for content in contents]
         charge = await services.limits.admit(
             resolved.tenant, usage.prompt_tokens + len(inputs) * body.n * params.max_tokens
         )
+        left = None if deadline is None else deadline - time.monotonic()
         name = id_prefix + secrets.token_hex(12)
         requests: list[Generate] = []
         choices: dict[str, Choice] = {}
-        for tokens in inputs:
+        marks: dict[str, tuple[int, int]] = {}
+        for tokens, content, suspect in zip(inputs, contents, suspects, strict=True):
             for sample in range(body.n):
                 index = len(requests)
                 request = Generate(
@@ -106,11 +122,16 @@ class Generation:
                     tenant=resolved.tenant,
                     tokens=tokens,
                     sampling=params,
-                    adapter=resolved.adapter,
+                    adapter=adapter,
                     sample=sample,
                     priority=body.priority,
                     weight=services.registry.tenants.get(resolved.tenant).weight,
+                    deadline=left,
+                    content=content,
+                    version=version,
+                    suspect=suspect,
                 )
+                marks[request.id] = (content, version)
                 requests.append(request)
                 choices[request.id] = Choice(
                     index, tokenizer, body.stops, min_tokens=body.min_tokens, logprobs=body.logprobs is not None
@@ -120,6 +141,9 @@ class Generation:
         except SoftmuxError:
             charge.settle(0)
             raise
+        services.backlog.submitted(
+            len(requests), body.n * sum(cost(len(tokens), params.max_tokens) for tokens in inputs)
+        )
         return cls(
             id=name,
             created=int(time.time()),
@@ -133,6 +157,8 @@ class Generation:
             began=began,
             usage=usage,
             charge=charge,
+            marks=marks,
+            deadline=deadline,
             _by_id=choices,
         )
 
@@ -142,11 +168,11 @@ class Generation:
         `whole` waits until all is there, where no stop string has to be looked for meanwhile.
         """
         whole = whole and not self.looks_for_stops
-        while arrived := await self.channel.arrivals(whole=whole):
+        while arrived := await within(self.deadline, self.channel.arrivals(whole=whole)):
             outputs: dict[str, list[Output]] = {}
             for at, event in arrived:
                 if isinstance(event, SequenceFailed):
-                    raise event.error
+                    raise self._standing.explained(event.error, self.resolved.adapter, *self.marks[event.id])
                 self._time(event, at)
                 outputs.setdefault(event.id, []).append(event)
             news: list[tuple[Choice, Piece]] = []
@@ -157,10 +183,16 @@ class Generation:
                     raise InternalError("The engine gave the request up; try again.")
                 if choice.stopped:
                     self.channel.abort(sequence_id)
+                if choice.finish_reason is not None:
+                    self._standing.ended_well(*self.marks[sequence_id])
                 if not piece.empty:
                     news.append((choice, piece))
             if news:
                 yield news
+
+    @property
+    def _standing(self) -> Standing:
+        return self.services.standing
 
     def leave(self) -> None:
         """The client has gone away: what runs is ended, and `pieces` soon, too."""

@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 
 from softmux.api.app import create_app
+from softmux.api.backlog import Backlog
 from softmux.api.control import (
     Answer,
     ApiConfig,
@@ -42,6 +43,7 @@ from softmux.api.networks import is_loopback
 from softmux.api.observe import InFlight
 from softmux.api.services import Services
 from softmux.api.siblings import Siblings
+from softmux.api.standing import Standing
 from softmux.api.tokenizer import Tokenizer
 from softmux.errors import EngineDown, RegistryDown
 from softmux.registry.budgets import Budgets
@@ -66,6 +68,8 @@ class ApiProcess:
         self._metrics = Metrics(
             lambda: self._worker.stats,
             restarts=lambda: self._state.restarts,
+            deaths=lambda: self._state.deaths,
+            quarantined=lambda: self._state.verdicts.counts(),
             up=lambda: self._worker.ready,
             registry=lambda: (registry.away is None, len(registry.catalog)),
         )
@@ -75,7 +79,17 @@ class ApiProcess:
             self._metrics,
             least=settings.api_processes or 1,
         )
-        self._services = Services(settings, self._worker, registry, self._metrics, Siblings(line), self._limits)
+        siblings = Siblings(line)
+        self._services = Services(
+            settings,
+            self._worker,
+            registry,
+            self._metrics,
+            siblings,
+            self._limits,
+            Standing(siblings, self._metrics),
+            Backlog(settings, self._worker, self._metrics, config.processes),
+        )
         app = create_app(self._services, self._in_flight)
         self._http = HttpServer(app, socket.socket(fileno=config.connections))
         self._said_ready = False
@@ -114,6 +128,7 @@ class ApiProcess:
         before, self._state = self._state, state
         services = self._services
         services.started = state.started
+        services.standing.verdicts = state.verdicts
         if before.engine_up and not state.engine_up:
             self._worker.lost()
         if state.engine_up and not before.engine_up:

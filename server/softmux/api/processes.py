@@ -20,7 +20,9 @@ import msgspec
 from softmux.api.control import (
     Answer,
     ApiConfig,
+    Broke,
     Changed,
+    Cleared,
     Count,
     Counted,
     End,
@@ -28,6 +30,8 @@ from softmux.api.control import (
     Leaving,
     Line,
     Ready,
+    Released,
+    Report,
     State,
 )
 from softmux.errors import InternalError
@@ -44,7 +48,7 @@ _START_ATTEMPTS = 3
 _PULSE_SECONDS = 1.0
 _SILENT_SECONDS = 3.0
 """A process that has said nothing for so long gets no connections while another does."""
-_HANGING_SECONDS = 30.0
+_HANGING_SECONDS = 8.0
 _END_SECONDS = 10.0
 
 
@@ -89,10 +93,12 @@ class _Process:
 class ApiProcesses:
     """`run` keeps `count` processes of `config` alive until `end`; `hand` gives one of them a connection.
 
-    `command` is what a process is started with. All methods belong to one event loop.
+    `command` is what a process is started with, `heed` what is done with what it reports. All methods belong to one
+    event loop.
     """
 
     def __init__(self, config: ApiConfig, count: int, *, command: Sequence[str] = API_COMMAND) -> None:
+        self.heed: Callable[[Report], None] = lambda report: None
         self._config, self._count, self._command = config, count, tuple(command)
         self._alive: list[_Process] = []
         self._state = State()
@@ -199,7 +205,10 @@ class ApiProcesses:
         theirs = (their_control, their_connections)
         try:
             config = msgspec.structs.replace(
-                self._config, control=their_control.fileno(), connections=their_connections.fileno()
+                self._config,
+                processes=self._count,
+                control=their_control.fileno(),
+                connections=their_connections.fileno(),
             )
             # Its own session: Ctrl-C is for the server, which tells its processes when to end.
             child = await asyncio.create_subprocess_exec(
@@ -257,6 +266,8 @@ class ApiProcesses:
                     self._task(self._count_for(process, message))
                 case Changed():
                     self._task(self._see_for(process, message))
+                case Cleared() | Broke() | Released():
+                    self.heed(message)
 
     async def _count_for(self, process: _Process, question: Count) -> None:
         others = [other for other in self._alive if other is not process]

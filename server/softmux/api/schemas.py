@@ -6,6 +6,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
 
+from softmux.api.deadline import LONGEST
 from softmux.errors import InvalidRequest
 from softmux.types import SamplingParams
 
@@ -27,6 +28,9 @@ Priority = Annotated[
         le=10,
         description="Higher goes first among the tenant's own requests. Each level counts as a minute of waiting.",
     ),
+]
+Timeout = Annotated[
+    FiniteFloat, Field(gt=0, le=LONGEST, description="Seconds from receipt after which the request ends: 408.")
 ]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 
@@ -93,6 +97,7 @@ class Sampling(Body):
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(default=None, description="As in OpenAI's completions.")
     stream: bool = False
     priority: Priority = 0
+    timeout: Timeout | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -148,6 +153,7 @@ class ClassifyBody(Body):
         default="none", description="Of a task that labels tokens: `word` tells whole words, by their first token."
     )
     priority: Priority = 0
+    timeout: Timeout | None = None
 
 
 class ActivateBody(Body):

@@ -21,15 +21,18 @@ import structlog
 
 from softmux.api.admission import publish_folders
 from softmux.api.control import ApiConfig
+from softmux.api.isolation import Isolation
 from softmux.api.loop import run_on_loop
 from softmux.api.networks import is_loopback, parse_networks
 from softmux.api.processes import ApiProcesses
 from softmux.api.tokenizer_export import ExportedTokenizer, export_aside
+from softmux.recorder import FlightRecorder
 from softmux.registry.registry import Registry
 from softmux.settings import Settings
 from softmux.types import DEFAULT_TENANT
 from softmux.worker.client import WorkerClient
 from softmux.worker.config import WorkerConfig
+from softmux.worker.quarantine import Quarantine
 from softmux.worker.supervisor import WORKER_COMMAND, Supervisor
 
 log = structlog.stdlib.get_logger(__name__)
@@ -116,27 +119,40 @@ class Server:
             ),
             settings.api_processes or _processes_for(settings),
         )
+        isolation = Isolation(Quarantine(settings.quarantine_seconds, settings.not_finite_repeats), processes.tell)
+        processes.heed = isolation.hear
         config = WorkerConfig(
             endpoint=endpoint,
             registry_url=registry.url,
             blob_url=registry.blob_url,
             data=str(settings.data.absolute()),
             settings=settings.model_dump(mode="json", include=set(WORKER_SETTINGS)),
+            recorder=str(self._folder / "recorder"),
         )
 
         def tell(up: bool) -> None:
             processes.tell(lambda state: msgspec.structs.replace(state, engine_up=up, restarts=supervisor.restarts))
 
-        supervisor = Supervisor(worker, config, command=self._worker_command, tell=tell)
+        supervisor = Supervisor(
+            worker,
+            config,
+            command=self._worker_command,
+            tell=tell,
+            died=isolation.died,
+            recorder=FlightRecorder(settings.max_rows, self._folder / "recorder"),
+            hang_seconds=settings.hang_seconds,
+            load_seconds=settings.load_seconds,
+        )
         host, port = listening.getsockname()[:2]
         log.info("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}", model=settings.model)
         handing = asyncio.create_task(_hand_connections(listening, processes))
         answering = asyncio.create_task(processes.run())
         supervising = asyncio.create_task(supervisor.run())
         starting = asyncio.create_task(self._start(registry, worker, supervisor, processes, tokenizer))
+        forgetting = asyncio.create_task(isolation.run())
         ending = asyncio.create_task(self._ending.wait())
         try:
-            await _first_failure_or(ending, supervising, starting, answering, handing)
+            await _first_failure_or(ending, supervising, starting, answering, handing, forgetting)
             log.info("draining")
             draining = asyncio.create_task(processes.drained())
             await asyncio.wait(
@@ -144,10 +160,10 @@ class Server:
             )
             draining.cancel()
         finally:
-            for task in (starting, ending, handing):
+            for task in (starting, ending, handing, forgetting):
                 task.cancel()
             await processes.end()
-            await asyncio.wait((answering, starting, ending, handing))
+            await asyncio.wait((answering, starting, ending, handing, forgetting))
             await supervisor.stop()
             await asyncio.wait((supervising,))
             worker.close()

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
+from softmux.api.backlog import Backlog
 from softmux.api.limits import Limiter
 from softmux.api.siblings import Siblings
+from softmux.api.standing import Standing
 from softmux.api.tokenizer import Tokenizer
 from softmux.errors import EngineDown, InvalidRequest, VersionNotFound
 from softmux.formats.combination import combined_manifest
@@ -47,6 +49,8 @@ class Services:
     metrics: Metrics
     siblings: Siblings
     limits: Limiter
+    standing: Standing
+    backlog: Backlog
     tokenizer: Tokenizer | None = None
     started: bool = False
     draining: bool = False

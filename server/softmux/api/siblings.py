@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from softmux.api.control import Changed, Count, Line
+from softmux.api.control import Broke, Changed, Cleared, Count, Line, Released
 from softmux.telemetry.samples import Samples
 
 _COUNT_SECONDS = 0.5
@@ -23,3 +23,15 @@ class Siblings:
         whichever process the client's next request comes to, it finds what was done. One that does not answer within a
         second is not waited for: it hears of the change from the registry."""
         await self._line.ask(lambda number: Changed(number, tenant, task), _SEE_SECONDS)
+
+    # What the server keeps a book of; it tells all, this process included, what follows from it.
+
+    def report_cleared(self, content: int, version: int) -> None:
+        self._line.send(Cleared(content, version))
+
+    def report_broke(self, version: int) -> None:
+        self._line.send(Broke(version))
+
+    def report_released(self, version: int) -> None:
+        """Heard by the others before a `see` that follows has returned."""
+        self._line.send(Released(version))

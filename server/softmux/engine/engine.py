@@ -26,8 +26,9 @@ from softmux.engine.packed import PackedModel
 from softmux.engine.runner import Launched, ModelRunner
 from softmux.engine.shortage import LEAST, Shortage, run_in_parts
 from softmux.engine.tiers import AdapterSource, AdapterTiers
-from softmux.errors import InternalError, InvalidRequest, Overloaded, SoftmuxError
+from softmux.errors import InternalError, InvalidRequest, NotFinite, Overloaded, SoftmuxError
 from softmux.formats.parts import Parts
+from softmux.recorder import FlightRecorder
 from softmux.scheduler.batch import Batch
 from softmux.scheduler.news import PlainTokens
 from softmux.scheduler.radix import RootKey
@@ -92,6 +93,7 @@ class Engine:
         on_arrival: Callable[[], None] = lambda: None,
         disk_folder: Path | None = None,
         model: PackedModel | None = None,
+        recorder: FlightRecorder | None = None,
     ) -> None:
         if settings.threads:
             torch.set_num_threads(settings.threads)
@@ -104,6 +106,8 @@ class Engine:
                 quantization=settings.quantization,
             )
         self.model = model
+        self.recorder = recorder or FlightRecorder(settings.max_rows)
+        model.on_layer = self.recorder.beat
         device = model.device
         if settings.kv_cache_dtype == "fp8":
             model.keep_kv_in_fp8()
@@ -148,6 +152,8 @@ class Engine:
             backend=best_backend(device, settings.attention_backend),
         )
         self._overlap = device.type == "cuda"
+        if device.type == "cuda":
+            _tell_of_compilations(self.recorder)
         self._flying: Launched | None = None
         self.steps = 0
         self.shortage = Shortage()
@@ -182,8 +188,10 @@ class Engine:
         deadline: float | None = None,
         priority: int = 0,
         weight: float = 1.0,
+        marks: tuple[int, int] = (0, 0),
     ) -> Sequence:
-        """Queues a sequence. Raises a `SoftmuxError` where it can't ever run."""
+        """Queues a sequence. Raises a `SoftmuxError` where it can't ever run. `marks` are its content's and its
+        version's, for the flight recorder."""
         self._check_tokens(tokens, root, "prompt")
         if self.spec.family == "encoder":
             raise InvalidRequest("an encoder generates nothing: POST /v1/classify?task=…", param="prompt")
@@ -205,6 +213,8 @@ class Engine:
             deadline=deadline,
             priority=priority,
             weight=weight,
+            content=marks[0],
+            version=marks[1],
         )
         self.scheduler.add(sequence)
         return sequence
@@ -223,6 +233,7 @@ class Engine:
         deadline: float | None = None,
         priority: int = 0,
         weight: float = 1.0,
+        marks: tuple[int, int] = (0, 0),
     ) -> Sequence:
         """Queues a sequence that is read, and chooses no token: by its adapter's head, or, where that is None, for the
         likelihood of its last `scored` tokens. `trained_prefix`: its virtual tokens are keys and values. Its `Output`
@@ -254,6 +265,8 @@ class Engine:
             priority=priority,
             weight=weight,
             reading=reading,
+            content=marks[0],
+            version=marks[1],
         )
         self.scheduler.add(sequence)
         return sequence
@@ -290,6 +303,8 @@ class Engine:
         batch, news.failed = self.scheduler.next(time.monotonic())
         launched = None
         if len(batch) or batch.loads:  # what is to be copied in is in the tree already, even if no row found room
+            table, rows = self.scheduler.table, batch.rows
+            self.recorder.step(table.contents[rows], table.versions[rows])
             try:
                 launched = self.runner.launch(batch)
                 self.steps += 1
@@ -305,6 +320,7 @@ class Engine:
             self._flying, launched = launched, self._flying
         if launched is not None:
             self._book(launched, news)
+        self.recorder.landed(idle=not self.scheduler.table.taken)
         news.batch = batch
         news.seconds = time.perf_counter() - began
         return news
@@ -366,7 +382,15 @@ class Engine:
         self.tiers.close()
 
 
+def _tell_of_compilations(recorder: FlightRecorder) -> None:
+    """Triton compiles a kernel when a step first needs it: what such a step takes longer is no hang."""
+    from triton import knobs
+
+    knobs.runtime.jit_cache_hook = recorder.compiling
+    knobs.runtime.jit_post_compile_hook = recorder.compiled
+
+
 def _not_finite(sequence: Sequence) -> SoftmuxError:
     digest = sequence.root.digest
     whose = f"adapter {digest}" if digest else "the base model"
-    return InternalError(f"{whose} gave logits that are not finite for this request; check the adapter's vectors")
+    return NotFinite(f"{whose} gave logits that are not finite for this request; check the adapter's vectors")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,8 @@ class PackedModel:
         self._attention = f"softmux_{next(_names)}"
         self._rounded = f"{self._attention}_rounded"
         self._backend: Any = None
+        self.on_layer: Callable[[], None] = lambda: None
+        """Called as each layer attends: a long step on a CPU gets on, and is seen to."""
         AttentionInterface.register(self._attention, self._attend)
         self._numbers: dict[nn.Module, int] = {}
         self._last: torch.Tensor = torch.empty(0)
@@ -137,6 +140,7 @@ class PackedModel:
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
         """transformers' attention interface: `[1, heads, tokens, head_dim]` in, `[1, tokens, heads, head_dim]` out."""
+        self.on_layer()
         layer: Any = getattr(module, "layer_idx", None)
         if layer is None:  # DistilBERT's layers have no number: they come in order
             layer = self._numbers.setdefault(module, len(self._numbers))

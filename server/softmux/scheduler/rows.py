@@ -66,6 +66,9 @@ class RowTable:
         """The slot of what the row's adapter changes of the base, −1 where that is nothing."""
         self.sources: Ints = np.zeros((max_rows, 2), np.int64)
         """`Sequence.source`: first and end; both 0 where there is none."""
+        self.contents = self._column()
+        self.versions = self._column()
+        """`Sequence.content` and `Sequence.version`."""
         self.prompts = self._column()
         self.known = self._column()
         """Length of what is known: the prompt, and what was generated."""
@@ -130,6 +133,7 @@ class RowTable:
         self.adapters[row] = self._adapters.hold(sequence.root) if sequence.adapter is not None else -1
         self.deltas[row] = delta
         self.sources[row] = sequence.source or (0, 0)
+        self.contents[row], self.versions[row] = sequence.content, sequence.version
         self.prompts[row] = sequence.prompt_length
         self.known[row] = len(tokens)
         self.computed[row] = self.pending[row] = self.flights[row] = 0

@@ -49,6 +49,9 @@ class Sequence:
     """Its tenant's: a tenant of weight 2 is due twice as much as one of weight 1."""
     account: int = 0
     """Its tenant's number in `VirtualTokenCounters`, while the scheduler has it."""
+    content: int = 0
+    version: int = 0
+    """What `softmux.marks` says of it, for the flight recorder."""
 
     prompt_length: int = field(init=False)
     lead: int = field(init=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -23,8 +23,9 @@ _BETWEEN = "inter_token_latency_seconds"
 
 
 class Metrics:
-    """One API process's metrics. `stats` gives the worker's latest numbers, `restarts` and `up` its supervisor's,
-    `registry` whether that is within reach, and how many tasks it has.
+    """One API process's metrics. `stats` gives the worker's latest numbers; `restarts`, `deaths` (by cause),
+    `quarantined` (by what) and `up` are its supervisor's; `registry` says whether that is within reach, and how many
+    tasks it has.
 
     `counts` is what this process observed; `render` adds what the others did, so that any of them answers for all.
     """
@@ -34,6 +35,8 @@ class Metrics:
         stats: Callable[[], Stats | None],
         *,
         restarts: Callable[[], int] = lambda: 0,
+        deaths: Callable[[], Mapping[str, int]] = dict,
+        quarantined: Callable[[], Mapping[str, int]] = dict,
         up: Callable[[], bool] = lambda: True,
         registry: Callable[[], tuple[bool, int]] = lambda: (True, 0),
         tasks: int = 64,
@@ -46,7 +49,7 @@ class Metrics:
         self._first = self._own["time_to_first_token_seconds"]
         self.between_tokens = self._between.observe
         self._worker = CollectorRegistry()
-        self._worker.register(_WorkerCollector(stats, restarts, up, registry))
+        self._worker.register(_WorkerCollector(stats, restarts, deaths, quarantined, up, registry))
 
     def _made(self, metric: Metric) -> Any:
         name, labels = PREFIX + metric.name, metric.labels
@@ -103,6 +106,12 @@ class Metrics:
         known = method if method in ("GET", "POST", "PUT", "DELETE", "HEAD") else "other"
         self._own["http_requests_total"].labels(known, str(status)).inc()
 
+    def refused(self, reason: str) -> None:
+        self._own["requests_refused_total"].labels(reason).inc()
+
+    def not_finite(self, model: str) -> None:
+        self._own["rows_not_finite_total"].labels(model).inc()
+
     def upload(self, outcome: str) -> None:
         self._own["adapter_uploads_total"].labels(outcome).inc()
 
@@ -148,14 +157,27 @@ class _WorkerCollector:
         self,
         stats: Callable[[], Stats | None],
         restarts: Callable[[], int],
+        deaths: Callable[[], Mapping[str, int]],
+        quarantined: Callable[[], Mapping[str, int]],
         up: Callable[[], bool],
         registry: Callable[[], tuple[bool, int]],
     ) -> None:
         self._stats, self._restarts, self._up, self._registry = stats, restarts, up, registry
+        self._deaths, self._quarantined = deaths, quarantined
 
     def collect(self) -> Iterable[Any]:
         restarts = BY_NAME["worker_restarts_total"]
         yield CounterMetricFamily(PREFIX + restarts.name, restarts.help, value=self._restarts())
+        died = BY_NAME["worker_deaths_total"]
+        deaths = CounterMetricFamily(PREFIX + died.name, died.help, labels=died.labels)
+        for cause, count in self._deaths().items():
+            deaths.add_metric([cause], count)
+        yield deaths
+        kept = BY_NAME["quarantined"]
+        quarantined = GaugeMetricFamily(PREFIX + kept.name, kept.help, labels=kept.labels)
+        for what, count in self._quarantined().items():
+            quarantined.add_metric([what], count)
+        yield quarantined
         up = BY_NAME["worker_up"]
         yield GaugeMetricFamily(PREFIX + up.name, up.help, value=float(self._up()))
         for name, now in zip(("registry_up", "registry_tasks"), self._registry(), strict=True):

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from softmux.errors import InternalError, SelfTestFailed
+from softmux.recorder import FlightRecorder
 from softmux.registry.reader import BlobReader
 from softmux.scheduler.radix import RootKey
 from softmux.settings import Settings
@@ -26,6 +27,7 @@ def main() -> int:
 
     transformers_logging.set_verbosity_error()  # its notices on a model's files are not the operator's business
     transformers_logging.disable_progress_bar()
+    recorder = FlightRecorder(settings.max_rows, Path(config.recorder)) if config.recorder is not None else None
     reader = BlobReader(config.registry_url, config.blob_url)
 
     def source(key: RootKey) -> Mapping[str, bytes]:
@@ -35,7 +37,7 @@ def main() -> int:
         return files
 
     try:
-        worker = Worker(config.endpoint, settings, source, Path(config.data) / "cache" / "kv")
+        worker = Worker(config.endpoint, settings, source, Path(config.data) / "cache" / "kv", recorder)
     except (SelfTestFailed, OSError, ValueError) as error:  # starting it again would not help
         print(error, file=sys.stderr)  # noqa: T201 - the supervisor shows this line
         return REFUSED

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from softmux.engine.engine import Engine
 from softmux.errors import InvalidAdapter, SoftmuxError
 from softmux.formats.folder import read_adapter
+from softmux.marks import version_mark
 from softmux.scheduler.radix import RootKey
 from softmux.scheduler.sequence import Sequence
 from softmux.types import KV_METHODS, Output, SamplingParams, TokenLogprobs
@@ -67,7 +68,8 @@ class Canary:
             rows = {"tuned": (root, lead + self._prompt), "bare": (engine.key(admit.tenant, None), self._prompt)}
             for name, (key, tokens) in rows.items():
                 sequence_id = f"{admit.id}/{name}"
-                engine.add(sequence_id, tokens, self._sampling, root=key, now=now, client=CLIENT)
+                marks = (0, version_mark(key.tenant, key.digest))
+                engine.add(sequence_id, tokens, self._sampling, root=key, now=now, client=CLIENT, marks=marks)
                 trial.open.add(sequence_id)
         except SoftmuxError as error:
             self._trials.pop(admit.id, None)
@@ -85,6 +87,7 @@ class Canary:
             head=admit.manifest.head,
             trained_prefix=admit.manifest.method in KV_METHODS,
             client=CLIENT,
+            marks=(0, version_mark(root.tenant, root.digest)),
         )
 
     def heard(self, sequence: Sequence, output: Output) -> list[tuple[bytes, Admitted | Failed]]:

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import zmq
 
-from softmux.errors import EngineDown, InternalError, SoftmuxError, from_code
+from softmux.errors import EngineDown, InternalError, NotFinite, SoftmuxError, from_code
 from softmux.types import ModelSpec, Output
 from softmux.worker.channel import Channel, SequenceFailed
 from softmux.worker.messages import (
@@ -269,7 +269,11 @@ class WorkerClient:
         return stream
 
     def _failed(self, message: Failed) -> None:
-        error = from_code(message.code, message.message, message.param)
+        error = (
+            NotFinite(message.message)
+            if message.not_finite
+            else from_code(message.code, message.message, message.param)
+        )
         stream = self._drop(message.id)
         if stream is not None:
             stream.channel.deliver(SequenceFailed(message.id, error), self._heard, last=True)

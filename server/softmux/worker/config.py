@@ -25,3 +25,5 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     blob_url: str | None
     data: str
     settings: dict[str, Any]
+    recorder: str | None = None
+    """The file of its `FlightRecorder`, which the supervisor has made."""

@@ -14,6 +14,8 @@ import msgspec
 from softmux.types import AdapterRef, HeadKind, Manifest, ModelSpec, Output, SamplingParams
 
 PROTOCOL = 4
+LATE = "the request's deadline passed before it was done; raise it, or ask for less"
+"""What is said with `deadline_exceeded`."""
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
@@ -48,6 +50,11 @@ class Generate(_Message, frozen=True, kw_only=True):
     deadline: float | None = None
     priority: int = 0
     weight: float = 1.0
+    content: int = 0
+    version: int = 0
+    """What `softmux.marks` says of it."""
+    suspect: bool = False
+    """It, or its version, was in a step that a worker died in: it runs when no other suspect does."""
 
 
 class Read(_Message, frozen=True, kw_only=True):
@@ -66,6 +73,9 @@ class Read(_Message, frozen=True, kw_only=True):
     deadline: float | None = None
     priority: int = 0
     weight: float = 1.0
+    content: int = 0
+    version: int = 0
+    suspect: bool = False
 
 
 class Abort(_Message, frozen=True, kw_only=True):
@@ -119,6 +129,8 @@ class Failed(_Message, frozen=True, kw_only=True):
     code: str
     message: str
     param: str | None = None
+    not_finite: bool = False
+    """Its adapter, or the bare model, gave numbers that are not finite."""
 
 
 class Admitted(_Message, frozen=True, kw_only=True):

@@ -18,13 +18,15 @@ import zmq
 
 from softmux.engine.engine import Engine, StepNews
 from softmux.engine.tiers import AdapterSource
-from softmux.errors import BadRequest, DeadlineExceeded, InvalidRequest, SoftmuxError
+from softmux.errors import BadRequest, DeadlineExceeded, InvalidRequest, NotFinite, SoftmuxError
+from softmux.recorder import FlightRecorder
 from softmux.scheduler.radix import RootKey
 from softmux.scheduler.sequence import Sequence
 from softmux.settings import Settings
 from softmux.types import KV_METHODS, Output
 from softmux.worker.canary import CLIENT, Canary
 from softmux.worker.messages import (
+    LATE,
     PROTOCOL,
     Abort,
     Admit,
@@ -38,6 +40,7 @@ from softmux.worker.messages import (
     Welcome,
 )
 from softmux.worker.outbox import messages
+from softmux.worker.probation import Probation, Suspect
 from softmux.worker.stats import WorkerStats
 
 log = logging.getLogger(__name__)
@@ -51,12 +54,21 @@ _STUCK_SECONDS = 0.002
 class Worker:
     """Serves one engine to any number of API processes over a ROUTER socket. `run` returns on SIGTERM."""
 
-    def __init__(self, endpoint: str, settings: Settings, source: AdapterSource, disk_folder: Path | None) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        settings: Settings,
+        source: AdapterSource,
+        disk_folder: Path | None,
+        recorder: FlightRecorder | None = None,
+    ) -> None:
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
-        self.engine = Engine(settings, source, on_arrival=self.wake, disk_folder=disk_folder)
+        self.engine = Engine(settings, source, on_arrival=self.wake, disk_folder=disk_folder, recorder=recorder)
+        self._recorder = self.engine.recorder
         self._stats = WorkerStats(self.engine)
+        self._probation = Probation()
         self._canary = Canary(self.engine)
         self._socket: Any = zmq.Context.instance().socket(zmq.ROUTER)
         self._socket.set_hwm(0)  # a slow client's tokens wait in memory rather than being dropped
@@ -89,7 +101,9 @@ class Worker:
         told = 0.0
         rest = 0.0
         while not self._stopping:
+            self._recorder.serve()
             self._receive(rest)
+            self._take_turns()
             news = self.engine.step()
             self._deliver(news)
             self._expire()
@@ -123,11 +137,10 @@ class Worker:
 
     def _handle(self, client: bytes, message: ToWorker) -> None:
         match message:
-            case Generate():
-                self._generate(client, message)
-            case Read():
-                self._read(client, message)
+            case Generate() | Read():
+                self._take(client, message)
             case Abort():
+                self._probation.abort(client, message.id)
                 self.engine.scheduler.abort(client, message.id)
             case Admit():
                 for owner, answer in self._canary.start(client, message, time.monotonic()):
@@ -142,49 +155,45 @@ class Worker:
             error = BadRequest(f"the API speaks protocol {hello.protocol}, the worker {PROTOCOL}: restart both")
             self._send(client, Failed(id="", code=error.code, message=error.message))
             return
+        self._probation.abort(client)
         self.engine.scheduler.abort_client(client)  # a client that came back has forgotten its sequences
         self._send(client, Welcome(protocol=PROTOCOL, model=self.engine.spec))
 
-    def _generate(self, client: bytes, message: Generate) -> None:
+    def _take(self, client: bytes, message: Generate | Read) -> None:
         now = time.monotonic()
-        root = self._root(message)
         try:
             _check_layout(message)
-            self.engine.add(
-                message.id,
-                message.tokens,
-                message.sampling,
-                root=root,
-                now=now,
-                client=client,
-                sample=message.sample,
-                deadline=None if message.deadline is None else now + message.deadline,
-                priority=message.priority,
-                weight=message.weight,
-            )
+            if message.suspect:
+                self._probation.wait(Suspect(client, message, now))
+            else:
+                self._start(client, message, now)
         except SoftmuxError as error:
             self._fail(client, message.id, error)
 
-    def _read(self, client: bytes, message: Read) -> None:
-        now = time.monotonic()
+    def _take_turns(self) -> None:
+        """A suspect's turn comes when the one before has ended."""
+        while (suspect := self._probation.turn()) is not None:
+            try:
+                self._probation.began(self._start(suspect.client, suspect.message, suspect.came))
+            except SoftmuxError as error:
+                self._fail(suspect.client, suspect.message.id, error)
+
+    def _start(self, client: bytes, message: Generate | Read, came: float) -> Sequence:
+        """Queues a sequence that came at that time. Raises as `Engine.add` and `Engine.read` do."""
         root = self._root(message)
-        try:
-            _check_layout(message)
-            self.engine.read(
-                message.id,
-                message.tokens,
-                root=root,
-                now=now,
-                head=message.head,
-                trained_prefix=message.adapter is not None and message.adapter.method in KV_METHODS,
-                scored=message.scored,
-                client=client,
-                deadline=None if message.deadline is None else now + message.deadline,
-                priority=message.priority,
-                weight=message.weight,
-            )
-        except SoftmuxError as error:
-            self._fail(client, message.id, error)
+        deadline = None if message.deadline is None else came + message.deadline
+        marks = (message.content, message.version)
+        if isinstance(message, Generate):
+            return self.engine.add(
+                message.id, message.tokens, message.sampling, root=root, now=came, client=client,
+                sample=message.sample, deadline=deadline, priority=message.priority, weight=message.weight, marks=marks,
+            )  # fmt: skip
+        return self.engine.read(
+            message.id, message.tokens, root=root, now=came, head=message.head,
+            trained_prefix=message.adapter is not None and message.adapter.method in KV_METHODS,
+            scored=message.scored, client=client, deadline=deadline, priority=message.priority, weight=message.weight,
+            marks=marks,
+        )  # fmt: skip
 
     def _root(self, message: Generate | Read) -> RootKey:
         adapter = message.adapter
@@ -211,9 +220,11 @@ class Worker:
             self._failed(sequence, error)
 
     def _expire(self) -> None:
-        for sequence in self.engine.scheduler.expired(time.monotonic()):
-            error = DeadlineExceeded("the request's deadline passed before it was done; raise it, or ask for less")
-            self._failed(sequence, error)
+        now = time.monotonic()
+        for sequence in self.engine.scheduler.expired(now):
+            self._failed(sequence, DeadlineExceeded(LATE))
+        for suspect in self._probation.late(now):
+            self._fail(suspect.client, suspect.message.id, DeadlineExceeded(LATE))
 
     def _failed(self, sequence: Sequence, error: SoftmuxError) -> None:
         if sequence.client == CLIENT:
@@ -223,9 +234,14 @@ class Worker:
             self._fail(sequence.client, sequence.id, error)
 
     def _fail(self, client: bytes, sequence_id: str, error: SoftmuxError) -> None:
-        self._send(client, Failed(id=sequence_id, code=error.code, message=error.message, param=error.param))
+        not_finite = isinstance(error, NotFinite)
+        self._send(
+            client,
+            Failed(id=sequence_id, code=error.code, message=error.message, param=error.param, not_finite=not_finite),
+        )
 
     def _tell_stats(self) -> None:
+        self._stats.measure(time.monotonic())
         snapshot = self._stats.snapshot()
         for client in list(self._clients):
             self._send(client, snapshot)
@@ -236,6 +252,7 @@ class Worker:
         except zmq.ZMQError:
             log.info("a client is gone: its sequences are ended")
             self._clients.discard(client)
+            self._probation.abort(client)
             self.engine.scheduler.abort_client(client)
 
 

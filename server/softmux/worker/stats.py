@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
+from softmux.cost import cost
 from softmux.engine.engine import Engine, StepNews
+from softmux.scheduler.sequence import Sequence
 from softmux.telemetry.metrics import worker_buckets
 from softmux.worker.messages import Histogram, Stats
+from softmux.worker.throughput import Throughput
 
 
 class _Counts:
@@ -27,21 +30,28 @@ class _Counts:
         return Histogram(tuple(cumulative), self.sum)
 
 
+def _cost(sequence: Sequence) -> float:
+    new = sequence.sampling.max_tokens - sequence.generated if sequence.reading is None else 0
+    return cost(sequence.prompt_length, new)
+
+
 class WorkerStats:
     """Counts what steps bring; `snapshot` adds the engine's present state."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._histograms = {name: _Counts(buckets) for name, buckets in worker_buckets().items()}
+        self._throughput = Throughput()
         self._generated = 0
         self._computed = 0
         self._prefixes = 0
         self._swapped = 0
 
     def observe(self, news: StepNews) -> None:
-        for _, output in news.outputs:
+        for sequence, output in news.outputs:
             self._generated += len(output.tokens)
             if output.queue_seconds:
+                self._throughput.began(_cost(sequence))
                 self._histograms["request_queue_time_seconds"].observe(output.queue_seconds)
         if news.plain is not None:
             self._generated += len(news.plain)
@@ -57,6 +67,12 @@ class WorkerStats:
         self._histograms["step_seconds"].observe(news.seconds)
         self._histograms["batch_rows"].observe(len(news.batch))
         self._histograms["batch_adapters"].observe(news.batch.adapters)
+
+    def measure(self, now: float) -> None:
+        """Called some twice a second."""
+        scheduler = self._engine.scheduler
+        full = len(scheduler.waiting) > 0 or not scheduler.table.free
+        self._throughput.tick(now, full=full, done=cost(self._computed - self._generated, self._generated))
 
     def snapshot(self) -> Stats:
         engine = self._engine
@@ -78,6 +94,8 @@ class WorkerStats:
             gauges={
                 "num_requests_running": scheduler.table.taken,
                 "num_requests_waiting": len(scheduler.waiting),
+                "queue_cost": sum(map(_cost, scheduler.waiting)),
+                "queue_cost_per_second": self._throughput.rate,
                 "step_token_limit": engine.shortage.limit or scheduler.max_step_tokens,
                 "kv_cache_usage_perc": used / scheduler.cache.pool.capacity,
                 "prefix_cache_tokens": scheduler.cache.tree.tokens,

@@ -1,4 +1,7 @@
-"""Keeps one worker process alive: starts it, connects the client, tells of its death, starts it again."""
+"""Keeps one worker process alive: starts it, connects the client, tells of its death, starts it again.
+
+A worker whose loop and steps have stopped moving, by its flight recorder, has died, too: it is killed.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,13 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 
 from softmux.errors import EngineDown, SelfTestFailed, SoftmuxError
+from softmux.recorder import SERVING, FlightRecorder, Running
 from softmux.types import ModelSpec
 from softmux.worker.client import WorkerClient
 from softmux.worker.config import REFUSED, WorkerConfig
@@ -27,13 +33,27 @@ _TERMINATE_SECONDS = 10.0
 _LOAD_ATTEMPTS = 3
 """A worker that has never been ready is not started more often than this."""
 _KEPT_LINES = 20
+_WATCH_SECONDS = 0.25
+
+Cause = Literal["crash", "hang"]
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """Why a worker is no more, and whose rows were in its last steps."""
+
+    cause: Cause
+    running: Running
 
 
 class Supervisor:
     """Runs the worker of `config` for `client`. `run` is the task that does it; `stop` ends both.
 
     `command` is what a worker is started with, its config on standard input. `tell` is called with True each time a
-    worker is there, its model loaded, and with False when it has died.
+    worker is there, its model loaded, and with False when it has died; `died` before that, where nobody wanted it.
+
+    With a `recorder`, whose file the config names, a worker is taken for hung, and killed, that has not moved for
+    `hang_seconds`, or, while it loads its model or compiles, for `load_seconds`.
     """
 
     def __init__(
@@ -43,11 +63,19 @@ class Supervisor:
         *,
         command: Sequence[str] = WORKER_COMMAND,
         tell: Callable[[bool], None] = lambda up: None,
+        died: Callable[[Death], None] = lambda death: None,
+        recorder: FlightRecorder | None = None,
+        hang_seconds: float = 8.0,
+        load_seconds: float = 1800.0,
     ) -> None:
         self._client = client
         self._config = config
         self._command = tuple(command)
         self._tell = tell
+        self._died = died
+        self._recorder = recorder
+        self._hang_seconds, self._load_seconds = hang_seconds, load_seconds
+        self._alive = False
         self._process: asyncio.subprocess.Process | None = None
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._stopping = asyncio.Event()
@@ -106,6 +134,8 @@ class Supervisor:
     async def _one_life(self) -> int:
         """Starts a worker and connects the client; returns its exit code after its death was told."""
         self._lines.clear()
+        if self._recorder is not None:
+            self._recorder.clear()
         # Its own session: Ctrl-C is for the server, which lets running requests finish before it ends the worker.
         process = await asyncio.create_subprocess_exec(
             *self._command,
@@ -114,23 +144,54 @@ class Supervisor:
             start_new_session=True,
         )
         self._process = process
+        self._alive = True
         if self._stopping.is_set():  # `stop` came while it was being started, and could not see it
             process.kill()
         assert process.stdin is not None
         process.stdin.write(msgspec.json.encode(self._config) + b"\n")
         passing = asyncio.create_task(self._pass_stderr(process))
         connecting = asyncio.create_task(self._connect(process))
+        watching = asyncio.create_task(self._watch(process))
         try:
             code = await process.wait()
         except asyncio.CancelledError:
             process.kill()
             raise
         finally:
-            self._client.lost()
-            self._tell(False)
+            watching.cancel()
+            self._tell_death("crash")
             connecting.cancel()
             await asyncio.wait({passing, connecting}, timeout=1.0)
         return code
+
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        """Kills the worker once it hangs. What this process itself slept through (it was stopped, the machine was
+        busy) is not held against the worker."""
+        recorder = self._recorder
+        beats, silent = 0, 0.0
+        while recorder is not None:
+            before = time.monotonic()
+            await asyncio.sleep(_WATCH_SECONDS)
+            if recorder.beats != beats:
+                beats, silent = recorder.beats, 0.0
+                continue
+            silent += min(time.monotonic() - before, 2 * _WATCH_SECONDS)
+            limit = self._hang_seconds if recorder.phase == SERVING else self._load_seconds
+            if silent > limit:
+                log.error("the worker has not moved for %.0f s: killed", silent)
+                self._tell_death("hang")  # before its end, for which a stuck device may let it wait
+                process.kill()
+                return
+
+    def _tell_death(self, cause: Cause) -> None:
+        """Once a life."""
+        if not self._alive:
+            return
+        self._alive = False
+        if not self._stopping.is_set():
+            self._died(Death(cause, Running() if self._recorder is None else self._recorder.running()))
+        self._client.lost()
+        self._tell(False)
 
     async def _connect(self, process: asyncio.subprocess.Process) -> None:
         try:

@@ -16,6 +16,7 @@ from softmux.api.schemas import ActivateBody, ShareBody
 from softmux.api.services import services_of
 from softmux.errors import InvalidRequest, QuotaExceeded, SoftmuxError, VersionNotFound
 from softmux.formats.folder import ALLOWED_FILES, REQUIRED_FILES
+from softmux.marks import version_mark
 from softmux.registry.keyspace import check_name
 from softmux.registry.records import Share, VersionRecord
 
@@ -77,7 +78,12 @@ async def put(request: Request, task: str, activate: bool = True) -> Response:
         check_name(task, "task")
         async with services.uploads:
             files = await read_upload(request, services.settings.max_upload_bytes)
-            admission = await admit(services.worker, caller.tenant, files)
+            admission = await admit(
+                services.worker,
+                caller.tenant,
+                files,
+                check=lambda manifest: services.standing.check_upload(caller.tenant, manifest),
+            )
             published = await services.registry.publish(
                 caller.tenant,
                 task,
@@ -87,6 +93,7 @@ async def put(request: Request, task: str, activate: bool = True) -> Response:
                 warnings=admission.warnings,
                 actor=caller.actor,
             )
+        services.siblings.report_released(version_mark(caller.tenant, admission.manifest.digest))
         await services.siblings.see(caller.tenant, task)
     except SoftmuxError as error:
         services.metrics.upload(error.code)
@@ -138,6 +145,7 @@ async def activate(request: Request, task: str) -> dict[str, Any]:
     began = time.monotonic()
     body = await read_json(request, ActivateBody, _MAX_SMALL_BODY)
     record = await services.registry.activate(caller.tenant, task, body.version, actor=caller.actor)
+    services.siblings.report_released(version_mark(caller.tenant, record.manifest.digest))
     await services.siblings.see(caller.tenant, task)
     services.metrics.swapped(time.monotonic() - began)
     return version_json(record)

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from softmux.api.auth import principal_of
 from softmux.api.body import described, read_json
 from softmux.api.classification import Classification
+from softmux.api.deadline import deadline_of
 from softmux.api.presence import watching
 from softmux.api.replies import ClassificationReply, answers
 from softmux.api.routers.generate import LONGEST_TASK
@@ -41,6 +42,7 @@ async def classify(request: Request, task: Annotated[str | None, Query(max_lengt
     running: Classification | None = None
     try:
         if services.draining:
+            services.metrics.refused("draining")
             raise Overloaded("The server is shutting down; send the request to another one.", retry_after=5.0)
         body = await read_json(request, ClassifyBody, services.settings.max_body_bytes)
         if services.settings.log_prompts:
@@ -48,7 +50,8 @@ async def classify(request: Request, task: Annotated[str | None, Query(max_lengt
         resolved = services.resolve(tenant, task)
         adapter = resolved.adapter
         label = services.metrics.task_label(tenant, adapter.task if adapter else None)
-        running = await Classification.start(services, resolved, body)
+        deadline = deadline_of(request, body.timeout, began)
+        running = await Classification.start(services, resolved, body, deadline)
         with watching(request, running.leave):
             results = await running.results()
         if running.left:

@@ -16,6 +16,7 @@ from softmux.api import sse
 from softmux.api.auth import principal_of
 from softmux.api.body import described, read_json
 from softmux.api.choice import Choice, Piece, choice_json, joined
+from softmux.api.deadline import deadline_of
 from softmux.api.generation import Generation, Prompt
 from softmux.api.presence import ClientGone, watching
 from softmux.api.replies import GenerationReply, events
@@ -47,15 +48,19 @@ async def generate(request: Request, task: Annotated[str | None, Query(max_lengt
     label = BARE if task is None else OTHER  # until it is known that there is such a task
     try:
         if services.draining:
+            services.metrics.refused("draining")
             raise Overloaded("The server is shutting down; send the request to another one.", retry_after=5.0)
         body = await read_json(request, GenerateBody, services.settings.max_body_bytes)
         if services.settings.log_prompts:
             messages = [message.as_chat() for message in body.messages or ()]
             log.info("asked", tenant=tenant, task=task, prompt=body.prompt, messages=messages, variables=body.variables)
+        deadline = deadline_of(request, body.timeout, began)
         resolved = services.resolve(tenant, task)
         label = services.metrics.task_label(tenant, resolved.adapter.task if resolved.adapter else None)
         prompts = await _prompts(services, resolved, body)
-        generation = await Generation.start(services, resolved, body, prompts, body.variables, label=label)
+        generation = await Generation.start(
+            services, resolved, body, prompts, body.variables, label=label, deadline=deadline
+        )
     except SoftmuxError as error:
         services.metrics.request(label, error.code, time.monotonic() - began)
         raise

@@ -11,6 +11,7 @@
     │   └── VersionNotFound 404 version_not_found
     ├── MethodNotAllowed 405 method_not_allowed
     ├── DeadlineExceeded 408 deadline_exceeded
+    ├── Conflict 409 conflict
     ├── BaseMismatch 409 base_mismatch
     ├── TooLarge 413 too_large
     ├── UnsupportedMediaType 415 unsupported_media_type
@@ -90,6 +91,12 @@ class MethodNotAllowed(SoftmuxError):
 
 class DeadlineExceeded(SoftmuxError):
     status, code = 408, "deadline_exceeded"
+
+
+class Conflict(SoftmuxError):
+    """What is asked does not go together with what there is."""
+
+    status, code = 409, "conflict"
 
 
 class BaseMismatch(SoftmuxError):

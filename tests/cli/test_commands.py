@@ -110,6 +110,43 @@ def test_tenants_and_keys_are_made_and_revoked_without_a_server(tmp_path: Path) 
     assert run("key", "revoke", "none", *data).exit_code == 1
 
 
+def test_a_tenants_limits_are_set_and_shown_and_all_is_in_the_log(tmp_path: Path) -> None:
+    data = ("--data", str(tmp_path))
+    assert run("tenant", "create", "acme", *data).exit_code == 0
+    limits = ("--requests-per-minute", "60", "--adapters", "3")
+    changed = json.loads(run("tenant", "set", "acme", "--weight", "2.5", *limits, "--json", *data).output)
+    assert (changed["name"], changed["weight"]) == ("acme", 2.5)
+    assert (changed["limits"]["requests_per_minute"], changed["limits"]["adapters"]) == (60, 3)
+    assert json.loads(run("tenant", "set", "acme", "--adapters", "none", "--json", *data).output)["limits"] == {
+        "requests_per_minute": 60,
+        "tokens_per_minute": None,
+        "tokens_in_flight": None,
+        "stored_bytes": None,
+        "adapters": None,
+    }
+    shown = run("tenant", "show", "acme", *data).output
+    assert "2.5" in shown
+    assert "60" in shown
+    for wrong in (("acme",), ("acme", "--adapters", "many"), ("acme", "--weight", "-1"), ("nobody", "--weight", "2")):
+        assert run("tenant", "set", *wrong, *data).exit_code == 1
+    made = json.loads(run("key", "create", "--tenant", "acme", "--json", *data).output)
+    refused = run("tenant", "delete", "acme", *data)
+    assert (refused.exit_code, "0 tasks and 1 keys" in refused.output) == (1, True)
+    assert json.loads(run("key", "list", "--tenant", "default", "--json", *data).output) == []
+    assert run("tenant", "delete", "acme", "--force", *data).output == "tenant acme is deleted\n"
+    assert json.loads(run("tenant", "list", "--json", *data).output) == ["default"]
+    lines = run("audit", "--json", "--tenant", "acme", *data).output.splitlines()
+    entries = [json.loads(line) for line in lines]
+    assert [(entry["actor"], entry["action"]) for entry in entries] == [
+        ("cli", action)
+        for action in ("tenant.create", "tenant.set", "tenant.set", "key.create", "key.revoke", "tenant.delete")
+    ]
+    assert made["key"] not in "".join(lines)
+    later = run("audit", "--json", "--after", entries[-2]["id"], *data).output
+    assert [json.loads(line)["action"] for line in later.splitlines()] == ["tenant.delete"]
+    assert "tenant.delete" in run("audit", *data).output
+
+
 @pytest.mark.parametrize("arguments", [("--help",), ("serve", "--help")])
 def test_help_needs_no_heavy_library(arguments: tuple[str, ...]) -> None:
     heavy = ("torch", "transformers", "fastapi", "uvicorn", "redis", "zmq", "tokenizers", "httpx")

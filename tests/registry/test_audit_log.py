@@ -28,6 +28,8 @@ CHANGES: list[tuple[Change, str]] = [
     (lambda r: r.share("default", "mood", Share(everyone=True), actor="a"), "task.share"),
     (lambda r: r.share("default", "mood", None, actor="a"), "task.unshare"),
     (lambda r: r.delete("default", "mood", actor="a"), "task.delete"),
+    (lambda r: r.tenants.create("gone", actor="a"), "tenant.create"),
+    (lambda r: r.delete_tenant("gone", actor="a"), "tenant.delete"),
     (lambda r: r.keys.create_key("acme", "user", actor="a"), "key.create"),
 ]
 WITHOUT_EFFECT: list[Change] = [
@@ -36,6 +38,10 @@ WITHOUT_EFFECT: list[Change] = [
     lambda r: r.tenants.set("default", weight=1.0, actor="a"),
     lambda r: r.tenants.set("default", weight=-1.0, actor="a"),
     lambda r: r.tenants.set("nobody", weight=2.0, actor="a"),
+    lambda r: r.tenants.create("gone", actor="a"),
+    lambda r: r.delete_tenant("gone", actor="a"),
+    lambda r: r.delete_tenant("acme", actor="a"),
+    lambda r: r.delete_tenant("default", force=True, actor="a"),
     lambda r: r.publish("nobody", "mood", *adapter(1), actor="a"),
     lambda r: r.publish("default", "kept", *adapter(1), actor="a"),
     lambda r: r.publish_if_absent("default", "kept", *adapter(2), actor="a"),

@@ -8,8 +8,9 @@ import msgspec
 import pytest
 import redis
 
-from registry.registry_fixtures import eventually
-from softmux.errors import InvalidRequest, NotFound
+from registry.registry_fixtures import BASE, LARGE, adapter, eventually
+from softmux.errors import Conflict, InvalidRequest, NotFound, TaskNotFound
+from softmux.registry.records import Share
 from softmux.registry.registry import Registry
 from softmux.registry.tenants import Limits, TenantRecord
 
@@ -89,5 +90,68 @@ def test_a_tenant_kept_as_the_time_it_was_made_is_read_and_changed(registry: Reg
         changed = await registry.tenants.set("old", weight=2.0, actor="t")
         assert changed == TenantRecord(name="old", created_at=1790000000.25, weight=2.0)
         assert await registry.tenants.find("old") == changed
+
+    runner.run(story())
+
+
+def test_only_an_empty_tenant_is_deleted_and_its_name_is_not_given_again(
+    registry: Registry, other: Registry, runner: asyncio.Runner
+) -> None:
+    async def story() -> None:
+        await registry.tenants.create("acme", weight=2.0, actor="t")
+        await registry.publish("acme", "mood", *adapter(1), actor="t")
+        key_id, _ = await registry.keys.create_key("acme", "user", actor="t")
+        with pytest.raises(Conflict, match="1 tasks and 1 keys"):
+            await registry.delete_tenant("acme", actor="t")
+        await registry.keys.revoke_key(key_id, actor="t")
+        with pytest.raises(Conflict, match="1 tasks and 0 keys"):
+            await registry.delete_tenant("acme", actor="t")
+        await registry.delete("acme", "mood", actor="t")
+        await other.delete_tenant("acme", actor="t")
+        assert [tenant.name for tenant in await registry.tenants.list()] == ["default"]
+        await eventually(lambda: registry.tenants.get("acme").weight == 1.0, 5, "it is seen")
+        for refused in (
+            registry.delete_tenant("acme", actor="t"),
+            registry.publish("acme", "mood", *adapter(1), actor="t"),
+            registry.keys.create_key("acme", "user", actor="t"),
+            registry.tenants.set("acme", weight=3.0, actor="t"),
+        ):
+            with pytest.raises(NotFound, match="no tenant 'acme'"):
+                await refused
+        with pytest.raises(Conflict, match="not given again"):
+            await registry.tenants.create("acme", actor="t")
+        for force in (False, True):
+            with pytest.raises(InvalidRequest, match="stays"):
+                await registry.delete_tenant("default", force=force, actor="t")
+
+    runner.run(story())
+
+
+def test_a_forced_deletion_revokes_and_deletes_first_and_tells_of_each(
+    registry: Registry, runner: asyncio.Runner, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        await registry.tenants.create("acme", actor="t")
+        await registry.tenants.create("beta", actor="t")
+        await registry.publish("acme", "large", *adapter(1, size=LARGE), actor="t")
+        await registry.publish("acme", "small", *adapter(2), actor="t")
+        await registry.share("acme", "small", Share(everyone=True), actor="t")
+        assert registry.catalog.resolve("beta", "acme/small", None, BASE).tenant == "acme"
+        _, secret = await registry.keys.create_key("acme", "publisher", actor="t")
+        before = len((await registry.audit.read(limit=1000)).data)
+        await registry.delete_tenant("acme", force=True, actor="t")
+        assert registry.keys.authenticate(secret) is None
+        with pytest.raises(TaskNotFound):
+            registry.catalog.resolve("beta", "acme/small", None, BASE)
+        told = (await registry.audit.read(limit=1000)).data[before:]
+        assert [(entry.action, entry.task) for entry in told] == [
+            ("key.revoke", None),
+            ("task.delete", "large"),
+            ("task.delete", "small"),
+            ("tenant.delete", None),
+        ]
+        assert await registry.collect(grace=0.0) == 1, "its blobs are collected, too"
+        with redis.Redis.from_url(registry.url) as client:
+            assert {key.decode() for key in client.scan_iter("softmux:t:acme:*")} == set()
 
     runner.run(story())

@@ -135,6 +135,18 @@ def test_what_nothing_uses_is_listed_and_is_no_fault(
     runner.run(story())
 
 
+def test_what_a_deleted_tenant_leaves_is_no_fault(registry: Registry, runner: asyncio.Runner) -> None:
+    async def story() -> None:
+        await registry.tenants.create("acme", actor="t")
+        await registry.publish("acme", "large", *adapter("gone", size=LARGE), actor="t")
+        await registry.keys.create_key("acme", "user", actor="t")
+        await registry.delete_tenant("acme", force=True, actor="t")
+        found = await _verified(registry)
+        assert (found.wrong, found.unused) == ((), ())
+
+    runner.run(story())
+
+
 def test_what_killed_writers_left_is_swept_once_it_is_old(
     registry: Registry, runner: asyncio.Runner, tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ _MEANINGS = {
     404: "There is no such thing, or it is another tenant's.",
     405: "The route takes another method.",
     408: "Not finished in the time it was given.",
-    409: "Made for another base model or tokenizer.",
+    409: "Made for another base model or tokenizer; or a tenant that is in use, or was deleted.",
     413: "Larger than this server takes.",
     415: "Sent as another media type than the route takes.",
     422: "It does not fit; `param` names the field, or the file and field.",
@@ -156,7 +156,7 @@ class VersionReply(BaseModel):
     template: str | None
     labels: list[str] | dict[str, str] | None
     trained_lengths: tuple[int, int] | None
-    combines: bool
+    combines: bool | None
     notes: str | None
     tokenizer_fingerprint: str | None
     base_model_name_or_path: str | None
@@ -172,9 +172,88 @@ class VersionPage(VersionsReply):
     next_cursor: str | None
 
 
-def answers(model: type[BaseModel], status: int = 200, *, also: int | None = None) -> dict[int | str, dict[str, Any]]:
-    """A route's `responses`: `model` under `status`, and under `also`."""
-    described = {"model": model, "description": "Done."}
+class SharedVersionReply(VersionReply):
+    owner: str = Field(description="The tenant that shares it; `task` is `owner/task`.")
+    shared: Literal[True]
+
+
+class SharedVersionsReply(BaseModel):
+    data: list[SharedVersionReply]
+
+
+class SharedVersionPage(SharedVersionsReply):
+    next_cursor: str | None
+
+
+class ShareReply(BaseModel):
+    tenants: list[str]
+    everyone: bool
+    files: bool
+
+
+class LimitsReply(BaseModel):
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    tokens_in_flight: int | None
+    stored_bytes: int | None
+    adapters: int | None
+
+
+class TenantReply(BaseModel):
+    name: str
+    created_at: int
+    weight: float
+    limits: LimitsReply
+
+
+class TenantsReply(BaseModel):
+    data: list[TenantReply]
+
+
+class KeyReply(BaseModel):
+    id: str
+    tenant: str
+    role: str
+    prefix: str = Field(description="Its first characters, to tell keys apart by eye.")
+    created_at: int
+    revoked_at: int | None
+
+
+class KeysReply(BaseModel):
+    data: list[KeyReply]
+
+
+class KeyMade(BaseModel):
+    id: str
+    key: str = Field(description="The key itself, which can't be had again.")
+    tenant: str
+    role: str
+
+
+class AuditEntryReply(BaseModel):
+    id: str
+    at: float
+    actor: str = Field(description="`tenant/key id`, or `cli`, or `start`.")
+    action: str
+    tenant: str = Field(description="Whose thing was changed.")
+    task: str | None
+    version: int | None
+    digest: str | None
+    detail: dict[str, Any]
+
+
+class AuditReply(BaseModel):
+    data: list[AuditEntryReply]
+    next_after: str | None = Field(description="For the next page; null where there is nothing more, as yet.")
+
+
+def answers(
+    model: type[BaseModel], status: int = 200, *, also: int | None = None, lines: bool = False
+) -> dict[int | str, dict[str, Any]]:
+    """A route's `responses`: `model` under `status`, and under `also`; where `lines`, as lines of JSON, too."""
+    described: dict[str, Any] = {"model": model, "description": "Done."}
+    if lines:
+        described["content"] = {"application/x-ndjson": {"schema": {"type": "string"}}}
     return {code: described for code in (status, also) if code is not None}
 
 

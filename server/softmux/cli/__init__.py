@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from softmux import __version__
-from softmux.cli import access, inspection, local, registry, remote, serving, sharing
+from softmux.cli import access, inspection, local, registry, remote, serving, sharing, tenants
 from softmux.cli.output import fail
 from softmux.errors import SoftmuxError
 
@@ -54,6 +54,7 @@ app.command("compare-methods")(inspection.compare_methods)
 app.command("fold")(inspection.fold)
 app.command("tune")(local.tune)
 app.command("bench", context_settings=_PASSED_ON)(local.bench)
-app.add_typer(access.tenants, name="tenant")
+app.add_typer(tenants.tenants, name="tenant")
 app.add_typer(access.keys, name="key")
+app.command("audit")(access.audit)
 app.add_typer(registry.registry, name="registry")

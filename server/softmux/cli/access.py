@@ -1,61 +1,19 @@
-"""Tenants and keys, on the registry itself, whether a server runs on it or not."""
+"""Keys, and the log of who changed what."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from softmux.cli.on_registry import ACTOR, DEFAULT_DATA, Data, Json, Redis, on_registry, time_of
 from softmux.cli.output import as_json, fail, table
 
 if TYPE_CHECKING:
+    from softmux.registry.audit import AuditEntry
     from softmux.registry.registry import Registry
 
-tenants = typer.Typer(no_args_is_help=True, help="Tenants of the registry.")
 keys = typer.Typer(no_args_is_help=True, help="Keys of tenants.")
-
-Redis = Annotated[str | None, typer.Option(envvar="SOFTMUX_REDIS", help="redis://… of a real server.")]
-Data = Annotated[Path, typer.Option(envvar="SOFTMUX_DATA", help="The folder of the embedded one.")]
-Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]
-DEFAULT_DATA = Path("softmux-data")
-T = TypeVar("T")
-
-
-def _on_registry(redis: str | None, data: Path, work: Callable[[Registry], Awaitable[T]]) -> T:
-    from softmux.registry.registry import Registry
-
-    async def run() -> T:
-        registry = await Registry.open(redis, data)
-        try:
-            return await work(registry)
-        finally:
-            await registry.close()
-
-    return asyncio.run(run())
-
-
-@tenants.command("create")
-def create_tenant(
-    name: Annotated[str, typer.Argument(help="Up to 64 of a-z, 0-9, '.', '_' and '-'.")],
-    redis: Redis = None,
-    data: Data = DEFAULT_DATA,
-) -> None:
-    """Create a tenant."""
-    _, created = _on_registry(redis, data, lambda registry: registry.tenants.create(name, actor="cli"))
-    typer.echo(f"tenant {name} is created" if created else f"tenant {name} is there already")
-
-
-@tenants.command("list")
-def list_tenants(redis: Redis = None, data: Data = DEFAULT_DATA, json_: Json = False) -> None:
-    """List the tenants."""
-    names = [tenant.name for tenant in _on_registry(redis, data, lambda registry: registry.tenants.list())]
-    if json_:
-        as_json(names)
-    else:
-        typer.echo("\n".join(names))
 
 
 @keys.command("create")
@@ -71,9 +29,9 @@ def create_key(
         fail(f"there is no role {role}: it is one of user, publisher, admin")
 
     async def create(registry: Registry) -> tuple[str, str]:
-        return await registry.keys.create_key(tenant, role, actor="cli")  # type: ignore[arg-type]
+        return await registry.keys.create_key(tenant, role, actor=ACTOR)  # type: ignore[arg-type]
 
-    key_id, secret = _on_registry(redis, data, create)
+    key_id, secret = on_registry(redis, data, create)
     if json_:
         as_json({"id": key_id, "key": secret, "tenant": tenant, "role": role})
     else:
@@ -81,18 +39,21 @@ def create_key(
 
 
 @keys.command("list")
-def list_keys(redis: Redis = None, data: Data = DEFAULT_DATA, json_: Json = False) -> None:
+def list_keys(
+    tenant: Annotated[str | None, typer.Option(help="Of this tenant alone.")] = None,
+    redis: Redis = None,
+    data: Data = DEFAULT_DATA,
+    json_: Json = False,
+) -> None:
     """List the keys, without their secrets."""
-    from datetime import UTC, datetime
-
-    found = _on_registry(redis, data, lambda registry: registry.keys.list_keys())
+    found = on_registry(redis, data, lambda registry: registry.keys.list_keys(tenant))
     rows: list[dict[str, Any]] = [
         {
             "id": key.id,
             "tenant": key.tenant,
             "role": key.role,
             "prefix": key.prefix,
-            "created": datetime.fromtimestamp(key.created_at, UTC).isoformat(timespec="seconds"),
+            "created": time_of(key.created_at),
             "revoked": key.revoked_at is not None,
         }
         for key in found
@@ -110,5 +71,47 @@ def revoke_key(
     data: Data = DEFAULT_DATA,
 ) -> None:
     """Revoke a key: it is refused within 5 seconds, everywhere."""
-    _on_registry(redis, data, lambda registry: registry.keys.revoke_key(key_id, actor="cli"))
+    on_registry(redis, data, lambda registry: registry.keys.revoke_key(key_id, actor=ACTOR))
     typer.echo(f"key {key_id} is revoked")
+
+
+def audit(
+    tenant: Annotated[str | None, typer.Option(help="Changes of this tenant's things alone.")] = None,
+    after: Annotated[str | None, typer.Option(help="Only what came after the entry of this id.")] = None,
+    redis: Redis = None,
+    data: Data = DEFAULT_DATA,
+    json_: Annotated[bool, typer.Option("--json", help="Write a line of JSON an entry.")] = False,
+) -> None:
+    """Show the log of every change to tasks, versions, shares, keys and tenants, oldest first."""
+    import msgspec
+
+    async def read(registry: Registry) -> list[AuditEntry]:
+        found: list[AuditEntry] = []
+        beyond = after
+        while True:
+            page = await registry.audit.read(after=beyond, limit=1000, tenant=tenant)
+            found += page.data
+            if page.next_after is None:
+                return found
+            beyond = page.next_after
+
+    entries = on_registry(redis, data, read)
+    if json_:
+        for entry in entries:
+            typer.echo(msgspec.json.encode(entry).decode())
+        return
+    table(
+        ("when", "who", "what", "tenant", "task", "digest", ""),
+        [
+            (
+                time_of(entry.at),
+                entry.actor,
+                entry.action,
+                entry.tenant,
+                (entry.task or "") + (f"@{entry.version}" if entry.version else ""),
+                (entry.digest or "")[:19],
+                msgspec.json.encode(entry.detail).decode() if entry.detail else "",
+            )
+            for entry in entries
+        ],
+    )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from softmux.cli.access import DEFAULT_DATA, Data, Json, Redis
+from softmux.cli.on_registry import DEFAULT_DATA, Data, Json, Redis
 from softmux.cli.output import as_json, fail
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import asyncio
 from softmux.registry import scripts
 from softmux.registry.blobs import BlobStore
 from softmux.registry.connection import Connection
-from softmux.registry.keyspace import TENANTS, of_tenant
+from softmux.registry.keyspace import DELETED_TENANTS, TENANTS, of_tenant
 from softmux.registry.publication import BLOB_DELETION_SECONDS
 
 GRACE_SECONDS = 3600.0
@@ -28,7 +28,9 @@ class Collector:
     async def collect(self, grace: float = GRACE_SECONDS) -> int:
         """One round over all tenants; how many blobs it deleted. `grace` in seconds. Raises `RegistryDown`."""
         await asyncio.to_thread(self._blobs.sweep, UNFINISHED_SECONDS)
-        tenants = await self._connection.call(lambda client: client.hkeys(TENANTS))
+        tenants: list[bytes] = []
+        for known in (TENANTS, DELETED_TENANTS):
+            tenants += await self._connection.call(lambda client, known=known: client.hkeys(known))  # type: ignore[misc]
         return sum([await self._collect(tenant.decode(), grace) for tenant in tenants])
 
     async def _collect(self, tenant: str, grace: float) -> int:

@@ -5,6 +5,7 @@ softmux:seq                         string  counts changes, one up with each
 softmux:changes                     stream  one entry a change, `<seq>-0`: kind (task | tenant | keys), tenant, task, at
 softmux:audit                       stream  one entry a change that somebody made, who and what; never trimmed
 softmux:tenants                     hash    tenant -> TenantRecord (JSON; older ones just the time they were made)
+softmux:tenants:deleted             hash    tenant -> id of its deletion; the name is never given again
 softmux:keys                        hash    key id -> KeyRecord (JSON; a key is looked up before its tenant is known)
 softmux:processes                   zset    API process -> when it was last heard of, while any tenant has limits
 
@@ -41,6 +42,7 @@ SEQ = "softmux:seq"
 CHANGES = "softmux:changes"
 AUDIT = "softmux:audit"
 TENANTS = "softmux:tenants"
+DELETED_TENANTS = "softmux:tenants:deleted"
 KEYS = "softmux:keys"
 PROCESSES = "softmux:processes"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 import uuid
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from softmux.errors import RegistryDown
+from softmux.errors import Conflict, RegistryDown, TaskNotFound
 from softmux.registry.audit import AuditLog
 from softmux.registry.blobs import BlobStore, default_blob_url
 from softmux.registry.catalog import Catalog
@@ -30,6 +31,8 @@ from softmux.types import DEFAULT_TENANT, Manifest
 log = logging.getLogger(__name__)
 
 _COLLECT_SECONDS = 300.0
+_DELETIONS = 10
+"""How often a tenant that is being deleted may be found to have something new."""
 
 
 class Registry:
@@ -162,6 +165,34 @@ class Registry:
     async def shared_with(self, tenant: str, task: str) -> Share | None:
         """Who else may use the task. Raises `TaskNotFound`."""
         return (await self._versions.task(tenant, task)).share
+
+    async def delete_tenant(self, name: str, *, force: bool = False, actor: str) -> None:
+        """Deletes a tenant. `force`: after revoking its keys and deleting its tasks, each of which the audit log tells.
+
+        Raises `Conflict` where it has some (with `force`: where others are made faster than they go), and as
+        `Tenants.delete`.
+        """
+        left = await self.tenants.delete(name, actor=actor)
+        for _ in range(_DELETIONS if force else 0):
+            if left is None:
+                break
+            await self._empty(name, actor)
+            left = await self.tenants.delete(name, actor=actor)
+        if left is not None:
+            raise Conflict(
+                f"tenant {name!r} has {left.tasks} tasks and {left.keys} keys: delete and revoke them, or force it",
+                param="tenant",
+            )
+
+    async def _empty(self, tenant: str, actor: str) -> None:
+        for key in await self.keys.list_keys(tenant):
+            await self.keys.revoke_key(key.id, actor=actor)
+        after: str | None = None
+        while tasks := await self._versions.names(tenant, after=after, prefix="", limit=100):
+            for task in tasks:
+                with contextlib.suppress(TaskNotFound):  # somebody else deleted it
+                    await self.delete(tenant, task, actor=actor)
+            after = tasks[-1]
 
     async def active(self, tenant: str, task: str, base: str) -> VersionRecord:
         return await self._versions.active(tenant, task, base)

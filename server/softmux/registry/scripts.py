@@ -263,7 +263,8 @@ return doomed
 )
 
 SHARE = (
-    _CHANGED
+    _ALLOWED_WHEN_FULL
+    + _CHANGED
     + _AUDITED
     + """
 -- KEYS: seq changes audit versions shares; ARGV: tenant task share actor. An empty share ends it. Answers {state}.
@@ -301,16 +302,48 @@ return {'ok'}
 """
 )
 
-PUT_TENANT = (
-    _CHANGED
+DELETE_TENANT = (
+    _ALLOWED_WHEN_FULL
+    + _CHANGED
     + _AUDITED
     + """
--- KEYS: seq changes audit tenants; ARGV: tenant expected record actor action detail. Answers {state, what is there}.
-local seq, changes, audit, tenants = unpack(KEYS)
+-- KEYS: seq changes audit tenants deleted keys tasks, then what else goes; ARGV: tenant deletion actor.
+-- Answers {state, tasks, keys that are not revoked}. What its tasks had is the collector's.
+local seq, changes, audit, tenants, deleted, keys, tasks = unpack(KEYS, 1, 7)
+local tenant, deletion, actor = unpack(ARGV)
+if redis.call('HEXISTS', tenants, tenant) == 0 then
+  if redis.call('HGET', deleted, tenant) == deletion then return {'ok'} end  -- our own, its reply was lost
+  return {'no_tenant'}
+end
+local active = 0
+for _, data in ipairs(redis.call('HVALS', keys)) do
+  local key = cjson.decode(data)
+  if key.tenant == tenant and (key.revoked_at == nil or key.revoked_at == cjson.null) then active = active + 1 end
+end
+local count = redis.call('ZCARD', tasks)
+if count > 0 or active > 0 then return {'in_use', count, active} end
+redis.call('HDEL', tenants, tenant)
+redis.call('HSET', deleted, tenant, deletion)
+redis.call('DEL', unpack(KEYS, 8))
+audited(audit, actor, 'tenant.delete', tenant, '', '', '', '')
+changed(seq, changes, 'tenant', tenant, '')
+return {'ok'}
+"""
+)
+
+PUT_TENANT = (
+    _ALLOWED_WHEN_FULL
+    + _CHANGED
+    + _AUDITED
+    + """
+-- KEYS: seq changes audit tenants deleted; ARGV: tenant expected record actor action detail.
+-- Answers {state, what is there}.
+local seq, changes, audit, tenants, deleted = unpack(KEYS)
 local tenant, expected, record, actor, action, detail = unpack(ARGV)
 local current = redis.call('HGET', tenants, tenant) or ''
 if current == record then return {'ok'} end  -- our own, its reply was lost
 if current ~= expected then return {'other', current} end
+if redis.call('HEXISTS', deleted, tenant) == 1 then return {'deleted'} end
 redis.call('HSET', tenants, tenant, record)
 audited(audit, actor, action, tenant, '', '', '', detail)
 changed(seq, changes, 'tenant', tenant, '')

@@ -6,15 +6,17 @@ import asyncio
 import logging
 import math
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from softmux.errors import InvalidRequest, NotFound, RegistryDown
+from softmux.errors import Conflict, InvalidRequest, NotFound, RegistryDown
 from softmux.registry import scripts
 from softmux.registry.connection import Connection
 from softmux.registry.follower import Change
-from softmux.registry.keyspace import AUDIT, CHANGES, SEQ, TENANTS, check_name
+from softmux.registry.keyspace import AUDIT, CHANGES, DELETED_TENANTS, KEYS, SEQ, TENANTS, check_name, of_tenant
+from softmux.types import DEFAULT_TENANT
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,13 @@ class TenantRecord(msgspec.Struct, frozen=True, kw_only=True):
     created_at: float
     weight: float = 1.0
     limits: Limits = Limits()
+
+
+class InUse(msgspec.Struct, frozen=True):
+    """Why a tenant is not deleted: how many tasks and keys it has."""
+
+    tasks: int
+    keys: int
 
 
 _record = msgspec.json.Decoder(TenantRecord | float)
@@ -90,7 +99,10 @@ class Tenants:
     async def create(
         self, name: str, *, weight: float = 1.0, limits: Limits | None = None, actor: str
     ) -> tuple[TenantRecord, bool]:
-        """The tenant, and whether it is new: one that is there stays as it is. Raises `InvalidRequest`."""
+        """The tenant, and whether it is new: one that is there stays as it is.
+
+        Raises `InvalidRequest`, and `Conflict` for the name of one that was deleted.
+        """
         check_name(name, "tenant")
         record = TenantRecord(name=name, created_at=time.time(), weight=weight, limits=limits or Limits())
         _check(record)
@@ -128,6 +140,27 @@ class Tenants:
                 raise no_tenant(name)
             stored = present  # another change came between: this one is made on top of it
 
+    async def delete(self, name: str, *, actor: str) -> InUse | None:
+        """Deletes a tenant that has neither tasks nor keys; else does nothing, and says what it has.
+
+        Its name is never given again: what is kept under it elsewhere (shares, usage, the audit log) goes on meaning
+        it. Raises `NotFound`, and `InvalidRequest` for the tenant that every registry has.
+        """
+        if name == DEFAULT_TENANT:
+            raise InvalidRequest(f"the tenant {name!r} is every registry's own and stays", param="tenant")
+        kinds = ("tasks", "counters", "tombstones", "shares")
+        reply = await self._connection.script(
+            scripts.DELETE_TENANT,
+            [SEQ, CHANGES, AUDIT, TENANTS, DELETED_TENANTS, KEYS, *(of_tenant(name, kind) for kind in kinds)],
+            [name, uuid.uuid4().hex, actor],
+        )
+        if reply[0] == b"no_tenant":
+            raise no_tenant(name)
+        if reply[0] == b"in_use":
+            return InUse(tasks=reply[1], keys=reply[2])
+        await self._reload_if_up(name)
+        return None
+
     async def reload(self) -> None:
         async with self._reading:
             self._records = await self._read()
@@ -154,16 +187,23 @@ class Tenants:
         detail = msgspec.json.encode({"weight": record.weight, "limits": record.limits})
         reply = await self._connection.script(
             scripts.PUT_TENANT,
-            [SEQ, CHANGES, AUDIT, TENANTS],
+            [SEQ, CHANGES, AUDIT, TENANTS, DELETED_TENANTS],
             [record.name, expected, msgspec.json.encode(record), actor, action, detail],
         )
         if reply[0] == b"other":
             return bytes(reply[1])
+        if reply[0] == b"deleted":
+            raise Conflict(
+                f"tenant {record.name!r} was deleted, and its name is not given again: choose another", param="name"
+            )
+        await self._reload_if_up(record.name)
+        return None
+
+    async def _reload_if_up(self, name: str) -> None:
         try:
             await self.reload()
         except RegistryDown as error:  # what was done is done; the follower sees it when Redis is back
-            log.warning("the change to tenant %s will count with the registry's return: %s", record.name, error.message)
-        return None
+            log.warning("the change to tenant %s will count with the registry's return: %s", name, error.message)
 
 
 def _check(record: TenantRecord) -> None:

@@ -17,7 +17,7 @@ from softmux.registry.blobs import BlobStore
 from softmux.registry.connection import Connection
 from softmux.registry.files import is_inline
 from softmux.registry.keys import KeyRecord
-from softmux.registry.keyspace import ID, KEYS, TENANTS, of_tenant
+from softmux.registry.keyspace import DELETED_TENANTS, ID, KEYS, TENANTS, of_tenant
 from softmux.registry.snapshot import Snapshot, TenantData
 from softmux.types import FileEntry
 
@@ -81,7 +81,7 @@ async def verify(connection: Connection, blobs: BlobStore, *, heal_from: Path | 
 def _wrong(found: Snapshot) -> Iterator[str]:
     if ID not in found.top:
         yield "there is no registry here"
-    tenants = {name.decode() for name in found.top.get(TENANTS, ("hash", {}))[1]}
+    tenants = {name.decode() for known in (TENANTS, DELETED_TENANTS) for name in found.top.get(known, ("hash", {}))[1]}
     for key_id, record in found.top.get(KEYS, ("hash", {}))[1].items():
         try:
             tenant = msgspec.json.decode(record, type=KeyRecord).tenant

@@ -12,6 +12,7 @@ from softmux.api.admission import admit
 from softmux.api.auth import principal_of, require
 from softmux.api.body import described, read_json
 from softmux.api.multipart import read_upload
+from softmux.api.replies import ShareReply, answers
 from softmux.api.schemas import ActivateBody, ShareBody
 from softmux.api.services import services_of
 from softmux.errors import InvalidRequest, QuotaExceeded, SoftmuxError, VersionNotFound
@@ -166,13 +167,18 @@ async def delete(request: Request, task: str) -> Response:
     return Response(status_code=204)
 
 
-@router.get("/{task}/shares", summary="Who else may use a task")
+@router.get("/{task}/shares", responses=answers(ShareReply), summary="Who else may use a task")
 async def shares(request: Request, task: str) -> dict[str, Any]:
     share = await services_of(request).registry.shared_with(principal_of(request).tenant, task)
     return share_json(share or Share())
 
 
-@router.put("/{task}/shares", openapi_extra=described(ShareBody), summary="Share a task with other tenants, to be read")
+@router.put(
+    "/{task}/shares",
+    openapi_extra=described(ShareBody),
+    responses=answers(ShareReply),
+    summary="Share a task with other tenants, to be read",
+)
 async def share(request: Request, task: str) -> dict[str, Any]:
     services = services_of(request)
     caller = require(request, "publisher")

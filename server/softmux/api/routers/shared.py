@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from softmux.api.auth import principal_of
+from softmux.api.replies import SharedVersionPage, SharedVersionReply, SharedVersionsReply, answers
 from softmux.api.routers.adapters import file_response, version_json, version_number
 from softmux.api.services import services_of
 from softmux.errors import Forbidden
@@ -27,7 +28,11 @@ def _view(request: Request, owner: str, task: str) -> TaskView:
     return services_of(request).registry.catalog.shared(principal_of(request).tenant, f"{owner}/{task}")
 
 
-@router.get("", summary="The active versions of all tasks that others share with you, by tenant/task")
+@router.get(
+    "",
+    responses=answers(SharedVersionPage),
+    summary="The active versions of all tasks that others share with you, by tenant/task",
+)
 async def tasks(
     request: Request,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
@@ -41,13 +46,17 @@ async def tasks(
     return {"data": [shared_json(record) for record in page.data], "next_cursor": page.next_cursor}
 
 
-@router.get("/{owner}/{task}", summary="A shared task's active version")
+@router.get("/{owner}/{task}", responses=answers(SharedVersionReply), summary="A shared task's active version")
 async def active(request: Request, owner: str, task: str) -> dict[str, Any]:
     view = _view(request, owner, task)
     return shared_json(active_of(view, f"{owner}/{task}", services_of(request).worker.spec.base_fingerprint))
 
 
-@router.get("/{owner}/{task}/versions", summary="All versions of a shared task, newest first")
+@router.get(
+    "/{owner}/{task}/versions",
+    responses=answers(SharedVersionsReply),
+    summary="All versions of a shared task, newest first",
+)
 async def versions(request: Request, owner: str, task: str) -> dict[str, Any]:
     view = _view(request, owner, task)
     return {"data": [shared_json(view.versions[number]) for number in sorted(view.versions, reverse=True)]}

@@ -1,4 +1,5 @@
-"""The registry against a model of it: dictionaries, on a real server, with the server killed now and then."""
+"""The registry against a model of it: dictionaries, on a real server, which is killed now and then, or closed and
+opened again: tasks, versions and their files, shares, tenants and keys."""
 
 from __future__ import annotations
 
@@ -17,7 +18,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from registry.registry_fixtures import BASE, OTHER_BASE, adapter, pid_if_up, server_pid, wait_for
-from softmux.errors import SoftmuxError, TaskNotFound, VersionNotFound
+from softmux.errors import NotFound, SoftmuxError, TaskNotFound, VersionNotFound
+from softmux.registry.blobs import BlobStore, default_blob_url
+from softmux.registry.keys import ROLES, Role
+from softmux.registry.records import Share
 from softmux.registry.registry import Registry
 from softmux.types import Manifest
 
@@ -26,6 +30,10 @@ TASKS = st.sampled_from(["a", "a.b", "b"])
 BASES = st.sampled_from([BASE, OTHER_BASE])
 SEEDS = st.integers(0, 3)
 SIZES = st.sampled_from([10, 70_000])
+WEIGHTS = st.sampled_from([0.5, 1.0, 3.0])
+SHARES = st.sampled_from([None, Share(everyone=True), Share(tenants=("acme",)), Share(tenants=("late", "default"))])
+WHO = ("default", "acme", "late")
+"""All who may come to exist."""
 
 
 @dataclass
@@ -35,6 +43,16 @@ class _Task:
     count: int = 0
     versions: dict[int, Manifest] = field(default_factory=dict)
     active: dict[str, int] = field(default_factory=dict)
+    share: Share | None = None
+
+
+@dataclass
+class _Key:
+    id: str
+    secret: str
+    tenant: str
+    role: Role
+    revoked: bool = False
 
 
 class RegistryMachine(RuleBasedStateMachine):
@@ -42,10 +60,16 @@ class RegistryMachine(RuleBasedStateMachine):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="softmux-model-"))
         self.runner = asyncio.Runner()
-        self.registry = self.runner.run(Registry.open(None, self.folder))
-        self.runner.run(self.registry.follow())
+        self._open()
         self.runner.run(self.registry.tenants.create("acme", actor="t"))
+        self.tenants = {"default": 1.0, "acme": 1.0}
+        """Weights, by name."""
+        self.keys: list[_Key] = []
         self.model = {(tenant, task): _Task() for tenant in ("default", "acme") for task in ("a", "a.b", "b")}
+
+    def _open(self) -> None:
+        self.registry = self.runner.run(Registry.open(None, self.folder))
+        self.runner.run(self.registry.follow(collect=False))
 
     def teardown(self) -> None:
         self.runner.run(self.registry.close())
@@ -97,10 +121,69 @@ class RegistryMachine(RuleBasedStateMachine):
                 self.runner.run(self.registry.delete(tenant, task, actor="t"))
         model.versions.clear()
         model.active.clear()
+        model.share = None
+
+    @rule(tenant=TENANTS, task=TASKS, share=SHARES)
+    def share(self, tenant: str, task: str, share: Share | None) -> None:
+        model = self.model[tenant, task]
+        if model.versions:
+            self.runner.run(self.registry.share(tenant, task, share, actor="t"))
+            model.share = share
+        else:
+            with pytest.raises(TaskNotFound):
+                self.runner.run(self.registry.share(tenant, task, share, actor="t"))
+
+    @rule(name=st.sampled_from(WHO), weight=WEIGHTS)
+    def create_tenant(self, name: str, weight: float) -> None:
+        record, new = self.runner.run(self.registry.tenants.create(name, weight=weight, actor="t"))
+        assert new == (name not in self.tenants)
+        assert record.weight == self.tenants.setdefault(name, weight)
+
+    @rule(name=st.sampled_from(WHO), weight=WEIGHTS)
+    def weigh_tenant(self, name: str, weight: float) -> None:
+        if name in self.tenants:
+            self.runner.run(self.registry.tenants.set(name, weight=weight, actor="t"))
+            self.tenants[name] = weight
+        else:
+            with pytest.raises(NotFound):
+                self.runner.run(self.registry.tenants.set(name, weight=weight, actor="t"))
+
+    @rule(tenant=st.sampled_from(WHO), role=st.sampled_from(ROLES))
+    def create_key(self, tenant: str, role: Role) -> None:
+        if tenant in self.tenants:
+            key_id, secret = self.runner.run(self.registry.keys.create_key(tenant, role, actor="t"))
+            self.keys.append(_Key(key_id, secret, tenant, role))
+        else:
+            with pytest.raises(NotFound):
+                self.runner.run(self.registry.keys.create_key(tenant, role, actor="t"))
+
+    @rule(draw=st.data())
+    def revoke_key(self, draw: st.DataObject) -> None:
+        """One that is there, perhaps revoked already, or one that never was."""
+        key = draw.draw(st.sampled_from([None, *self.keys]))
+        if key is None:
+            with pytest.raises(NotFound):
+                self.runner.run(self.registry.keys.revoke_key("0" * 12, actor="t"))
+        else:
+            self.runner.run(self.registry.keys.revoke_key(key.id, actor="t"))
+            key.revoked = True
 
     @rule()
     def collect(self) -> None:
+        """What no version names is gone afterwards, and all that one names is there."""
         self.runner.run(self.registry.collect(grace=0))
+        named = {
+            (tenant, entry.sha256)
+            for (tenant, _), model in self.model.items()
+            for manifest in model.versions.values()
+            for entry in manifest.files
+        }
+        assert set(BlobStore(default_blob_url(self.folder)).names()) == named
+
+    @rule()
+    def reopen(self) -> None:
+        self.runner.run(self.registry.close())
+        self._open()
 
     @rule()
     def kill_the_server(self) -> None:
@@ -127,11 +210,37 @@ class RegistryMachine(RuleBasedStateMachine):
                     await self.registry.versions(tenant, task)
             for base, version in itertools.product((BASE, OTHER_BASE), (None, 1, 2)):
                 self._compare_catalog(tenant, task, version, base, model)
+                self._compare_shares(tenant, task, version, base, model)
         for tenant, base in itertools.product(("default", "acme"), (BASE, OTHER_BASE)):
             expected = sorted(task for (t, task), model in self.model.items() if t == tenant and base in model.active)
             page = await self.registry.tasks(tenant, base, limit=10)
             assert [record.task for record in page.data] == expected
             assert page.next_cursor is None
+        await self._compare_tenants_and_keys()
+
+    async def _compare_tenants_and_keys(self) -> None:
+        tenants, keys = self.registry.tenants, self.registry.keys
+        assert {record.name: record.weight for record in await tenants.list()} == self.tenants
+        assert all(tenants.get(name).weight == weight for name, weight in self.tenants.items())
+        listed = {record.id: record for record in await keys.list_keys()}
+        assert set(listed) == {key.id for key in self.keys}
+        assert keys.has_keys() == bool(self.keys)
+        for key in self.keys:
+            assert (listed[key.id].revoked_at is not None) == key.revoked
+            assert (listed[key.id].tenant, listed[key.id].role) == (key.tenant, key.role)
+            who = keys.authenticate(key.secret)
+            assert (who is None) == key.revoked
+            assert who is None or (who.tenant, who.role, who.key_id) == (key.tenant, key.role, key.id)
+            assert keys.authenticate(key.secret[:-1]) is None
+
+    def _compare_shares(self, owner: str, task: str, version: int | None, base: str, model: _Task) -> None:
+        """What is shared resolves for whom it reaches as for its owner; for others it does not exist."""
+        for tenant in WHO:
+            if tenant == owner or (model.share is not None and model.share.reaches(tenant)):
+                self._compare_catalog(tenant, f"{owner}/{task}", version, base, model)
+            else:
+                with pytest.raises(TaskNotFound):
+                    self.registry.catalog.resolve(tenant, f"{owner}/{task}", version, base)
 
     def _compare_catalog(self, tenant: str, task: str, version: int | None, base: str, model: _Task) -> None:
         wanted = model.active.get(base) if version is None else version
@@ -146,8 +255,8 @@ class RegistryMachine(RuleBasedStateMachine):
 
 TestRegistryModel = RegistryMachine.TestCase
 TestRegistryModel.settings = settings(
-    max_examples=5,
-    stateful_step_count=20,
+    max_examples=6,
+    stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

@@ -18,7 +18,6 @@ from softmux.errors import RegistryDown, SoftmuxError
 from softmux.registry.reader import BlobReader
 from softmux.registry.registry import Registry
 
-_KILLS = 20
 _JOINER = """
 import asyncio, sys
 from pathlib import Path
@@ -51,8 +50,9 @@ def _joiner(data: Path, what: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", _JOINER, str(data), what], stdout=subprocess.PIPE, text=True)
 
 
-def test_no_acknowledged_upload_is_lost_when_redis_is_killed(tmp_path: Path) -> None:
-    """Four clients upload, small and large, while Redis is killed 20 times."""
+@pytest.mark.parametrize("kills", [20, pytest.param(200, marks=[pytest.mark.nightly, pytest.mark.timeout(1800)])])
+def test_no_acknowledged_upload_is_lost_when_redis_is_killed(tmp_path: Path, kills: int) -> None:
+    """Four clients upload, small and large, while Redis is killed over and over."""
     acknowledged: dict[tuple[str, int], str] = {}
     tried: dict[str, set[str]] = {}
     refused = 0
@@ -76,12 +76,12 @@ def test_no_acknowledged_upload_is_lost_when_redis_is_killed(tmp_path: Path) -> 
             acknowledged[task, made.version.version] = manifest.digest
 
     async def kill(registry: Registry, done: asyncio.Event) -> None:
-        for _ in range(_KILLS):
+        for _ in range(kills):
             before, goal = server_pid(registry.url), len(acknowledged) + random.randint(3, 12)
-            await eventually(lambda goal=goal: len(acknowledged) >= goal, 20, "uploads go on")  # type: ignore[misc]
+            await eventually(lambda goal=goal: len(acknowledged) >= goal, 60, "uploads go on")  # type: ignore[misc]
             os.kill(before, signal.SIGKILL)
             await asyncio.to_thread(
-                wait_for, lambda before=before: pid_if_up(registry.url) not in (None, before), 10, "back"
+                wait_for, lambda before=before: pid_if_up(registry.url) not in (None, before), 30, "back"
             )
         done.set()
 
@@ -111,12 +111,10 @@ def test_no_acknowledged_upload_is_lost_when_redis_is_killed(tmp_path: Path) -> 
             assert sum(record.active for record in versions) == bool(versions)
         reader.close()
         await registry.close()
-        print(f"{_KILLS} kills: {len(acknowledged)} acknowledged, {refused} refused, {found} found, all whole")
+        print(f"{kills} kills: {len(acknowledged)} acknowledged, {refused} refused, {found} found, all whole")
         assert found >= len(acknowledged)
 
-    start = time.monotonic()
     asyncio.run(story())
-    assert time.monotonic() - start < 60
 
 
 def test_while_redis_is_away_changes_are_refused_within_a_second_and_resolve_goes_on(tmp_path: Path) -> None:

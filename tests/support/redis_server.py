@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -37,7 +38,11 @@ class RedisServer:
         base = {"port": str(self.port), "bind": "127.0.0.1", "dir": str(self.folder), "daemonize": "no"}
         options = [part for name, value in (base | self._options).items() for part in (f"--{name}", value)]
         self.process = subprocess.Popen(
-            [server_binary(), *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=self.folder
+            [server_binary(), *options],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=self.folder,
+            restore_signals=False,  # a file beyond `leave_room` is an error to it, as on a full disk, and no signal
         )
         limit = time.monotonic() + 30
         while True:
@@ -72,6 +77,13 @@ class RedisServer:
             yield
         finally:
             self.send(signal.SIGCONT)
+
+    def leave_room(self, bytes_: int) -> None:
+        """From now on its log of writes may grow by so much: beyond it, writing fails as on a full disk."""
+        assert self.process is not None
+        size = sum(path.stat().st_size for path in self.folder.rglob("*.incr.aof"))
+        _, hard = resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, (size + bytes_, hard))
 
     def __enter__(self) -> RedisServer:
         self.start()

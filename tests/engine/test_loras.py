@@ -15,6 +15,7 @@ from softmux.engine.delta_products import TritonDeltas
 from softmux.engine.delta_slots import DeltaSlots
 from softmux.engine.deltas import Deltas
 from softmux.errors import InvalidAdapter
+from softmux.worker.stats import WorkerStats
 from support.engines import TestEngine
 from support.loras import linear_names, make_lora
 from support.models import VOCABULARY, greedy_reference, make_base
@@ -89,6 +90,33 @@ def test_a_lora_on_the_output_projection_acts_on_the_rows_whose_logits_are_wante
     tasks = Tasks(tmp_path, 3, target_modules=["q_proj", "lm_head"])
     engine = TestEngine(tmp_path / "base")
     tasks.check(engine, [engine.adapter(tmp_path / f"task-{number}") for number in range(3)])
+    engine.close()
+
+
+def test_slots_are_told_while_rows_run_and_after(tmp_path: Path) -> None:
+    tasks = Tasks(tmp_path, 3)
+    engine = TestEngine(tmp_path / "base", max_loras=2)
+    stats = WorkerStats(engine.engine)
+    loaded = engine.engine.tiers.slots.loads  # by the self-test
+    adapters = [engine.adapter(tmp_path / f"task-{number}") for number in range(3)]
+
+    def told() -> tuple[float, float, float]:
+        now = stats.snapshot()
+        slots = now.gauges["lora_slots_in_use"], now.gauges["lora_slots_resident"]
+        return *slots, now.counters["lora_slot_loads_total"] - loaded
+
+    assert told() == (0, 0, 0)
+    for number, adapter in enumerate(adapters[:2], start=1):
+        engine.add(tasks.prompts[0], *adapter, max_tokens=2, ignore_eos=True)
+        running = set()
+        while engine.engine.scheduler.running or len(engine.engine.scheduler.waiting):
+            engine.step()
+            running.add(told()[0])
+        assert running >= {1, 0}
+        assert told() == (0, number, number)
+    engine.add(tasks.prompts[0], *adapters[2], max_tokens=2, ignore_eos=True)
+    engine.run()
+    assert told() == (0, 2, 3), "the least recently used gave way"
     engine.close()
 
 

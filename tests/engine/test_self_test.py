@@ -124,4 +124,5 @@ def test_a_deep_model_that_makes_much_of_a_last_bit_is_served() -> None:
     module = tf.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="eager")
     settings = Settings(model="deep", device="cpu", kv_tokens=256, kv_cache_dtype="fp8")
     engine = Engine(settings, lambda key: {}, model=PackedModel(module, None, "deep"))
+    assert "lora" in engine.spec.serves
     engine.close()

@@ -96,6 +96,11 @@ class DeltaSlots:
         """Adapters that have a slot."""
         return len(self._slots)
 
+    @property
+    def in_use(self) -> int:
+        """Of them, those that rows run on."""
+        return len(self._holds)
+
     # --- what the step asks ------------------------------------------------------------------------------------------
 
     def await_arrivals(self) -> None:

@@ -6,6 +6,7 @@ import torch
 
 from softmux.engine.encoder_selftest import self_test_encoder
 from softmux.engine.host_adapter import HostAdapter
+from softmux.engine.rounding import Told, apart
 from softmux.engine.runner import ModelRunner
 from softmux.engine.trial import run_trial, trial_scheduler
 from softmux.errors import SelfTestFailed
@@ -16,13 +17,6 @@ from softmux.types import ModelSpec, Output, SamplingParams, TokenLogprobs
 _VIRTUAL = 3
 _GENERATED = 3
 _LENGTHS = (5, 9, 6, 4)
-_TOLERANCE = {torch.float32: 2e-3}
-_HALF_TOLERANCE = 0.3
-"""Of log probabilities. Half precision rounds each of a model's many sums; a wrong position or mask is far beyond."""
-_SHAKEN = 2.0
-_MOST = 3.0
-"""A deep model, or keys and values in fp8, may make more of a last bit: where the eager module's own log probabilities
-move when the last bits of its input do, so many times that is rounding, too, but never beyond this."""
 
 
 def self_test(runner: ModelRunner, spec: ModelSpec) -> None:
@@ -56,11 +50,9 @@ def self_test(runner: ModelRunner, spec: ModelSpec) -> None:
     try:
         for sequence, out in run_trial(runner, scheduler):
             _heard(sequence, out, told)
-        worst = max(_difference(runner, vectors, sequence, told[sequence.id]) for sequence in sequences)
-        tolerance = _TOLERANCE.get(runner.model.dtype, _HALF_TOLERANCE)
-        if worst > tolerance and runner.model.dtype not in _TOLERANCE:
-            moved = max(_moved(runner, vectors, sequence, told[sequence.id]) for sequence in sequences)
-            tolerance = min(_MOST, max(tolerance, _SHAKEN * moved))
+        model = runner.model
+        rows = [Told(one, told[one.id], _embedded(runner, vectors, one), model.eager) for one in sequences]
+        worst, tolerance = apart(rows, model.dtype)
         scheduler.check_integrity()
     finally:  # a fast path may fail here, and the server starts without it: nothing of this may stay
         scheduler.abort_client(b"")
@@ -88,28 +80,3 @@ def _embedded(runner: ModelRunner, vectors: torch.Tensor, sequence: Sequence) ->
     embeddings: torch.Tensor = runner.model.embedding(ids.clamp(min=0))
     embeddings[: sequence.lead] = vectors[: sequence.lead].to(embeddings)
     return embeddings
-
-
-@torch.inference_mode()
-def _difference(runner: ModelRunner, vectors: torch.Tensor, sequence: Sequence, told: list[TokenLogprobs]) -> float:
-    """The largest difference, over the tokens a sequence generated, between its log probabilities and eager ones."""
-    expected = runner.model.eager(_embedded(runner, vectors, sequence)).float().log_softmax(-1)
-    worst = 0.0
-    for i, row in enumerate(told):
-        reference = expected[sequence.prompt_length - 1 + i, list(row.top_ids)].cpu()
-        worst = max(worst, float((reference - torch.tensor(row.top_logprobs)).abs().max()))
-    return worst
-
-
-@torch.inference_mode()
-def _moved(runner: ModelRunner, vectors: torch.Tensor, sequence: Sequence, told: list[TokenLogprobs]) -> float:
-    """By how much the eager module's own log probabilities of these tokens move with its input's last bits."""
-    embeddings = _embedded(runner, vectors, sequence)
-    signs = torch.randint(0, 2, embeddings.shape, generator=torch.Generator().manual_seed(1)).to(embeddings) * 2 - 1
-    shaken = embeddings * (1 + signs * torch.finfo(embeddings.dtype).eps)
-    before, after = (runner.model.eager(x).float().log_softmax(-1) for x in (embeddings, shaken))
-    most = 0.0
-    for i, row in enumerate(told):
-        at = sequence.prompt_length - 1 + i
-        most = max(most, float((before[at] - after[at])[list(row.top_ids)].abs().max()))
-    return most

@@ -171,6 +171,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("step_token_limit", "gauge", "worker", "Tokens a step may have; less than asked for while memory is short."),
     Metric("engine_step_tokens_total", "counter", "worker", "Tokens computed by forward passes."),
     Metric("engine_generated_tokens_total", "counter", "worker", "Tokens sampled."),
+    Metric("model_weight_bytes", "gauge", "worker", "What the base's weights take, as they are held."),
     Metric("step_seconds", "histogram", "worker", "Duration of a step.", (), LATENCY),
     Metric("batch_rows", "histogram", "worker", "Rows of a step.", (), COUNTS),
     Metric("batch_adapters", "histogram", "worker", "Distinct adapters of a step.", (), COUNTS),
@@ -190,6 +191,9 @@ METRICS: tuple[Metric, ...] = (
     Metric("adapters_in_host_memory", "gauge", "worker", "Adapters in the host tier."),
     Metric("adapters_host_bytes", "gauge", "worker", "Bytes of the host tier."),
     Metric("adapters_with_resident_vectors", "gauge", "worker", "Adapters whose vectors are in the table."),
+    Metric("lora_slots_in_use", "gauge", "worker", "Slots of LoRAs and rows of tokens on which rows run now."),
+    Metric("lora_slots_resident", "gauge", "worker", "Such slots that hold an adapter, in use or not."),
+    Metric("lora_slot_loads_total", "counter", "worker", "Adapters put into a slot."),
 )
 
 BY_NAME: dict[str, Metric] = {metric.name: metric for metric in METRICS}

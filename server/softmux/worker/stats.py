@@ -90,6 +90,7 @@ class WorkerStats:
                 "adapter_prefixes_computed_total": self._prefixes,
                 "adapter_prefixes_copied_total": self._swapped,
                 "adapter_vector_swaps_total": engine.runner.vocabulary.swaps,
+                "lora_slot_loads_total": tiers.slots.loads,
             },
             gauges={
                 "num_requests_running": scheduler.table.taken,
@@ -102,6 +103,9 @@ class WorkerStats:
                 "adapters_in_host_memory": tiers.resident,
                 "adapters_host_bytes": tiers.host_bytes,
                 "adapters_with_resident_vectors": engine.runner.vocabulary.resident,
+                "lora_slots_in_use": tiers.slots.in_use,
+                "lora_slots_resident": tiers.slots.resident,
+                "model_weight_bytes": engine.spec.weight_bytes,
             },
             histograms={name: counts.snapshot() for name, counts in self._histograms.items()},
             labelled={

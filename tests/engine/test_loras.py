@@ -26,9 +26,9 @@ NEW_TOKENS = 6
 class Tasks:
     """LoRAs of different ranks on one base, with prompts and what PEFT says to them."""
 
-    def __init__(self, folder: Path, count: int, **config: Any) -> None:
+    def __init__(self, folder: Path, count: int, architecture: str = "llama", **config: Any) -> None:
         self.folder = folder
-        base = make_base("llama", folder / "base")
+        base = make_base(architecture, folder / "base")
         names = linear_names(base)
         self.models: list[Any] = []
         for number in range(count):
@@ -86,9 +86,13 @@ def test_a_step_mixes_many_loras_and_the_bare_model_in_one_forward(tmp_path: Pat
     engine.close()
 
 
-def test_a_lora_on_the_output_projection_acts_on_the_rows_whose_logits_are_wanted(tmp_path: Path) -> None:
-    tasks = Tasks(tmp_path, 3, target_modules=["q_proj", "lm_head"])
-    engine = TestEngine(tmp_path / "base")
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])  # gemma2's is tied to the embedding, and capped behind
+def test_a_lora_on_the_output_projection_acts_on_the_rows_whose_logits_are_wanted(
+    architecture: str, device: str, tmp_path: Path
+) -> None:
+    tasks = Tasks(tmp_path, 3, architecture, target_modules=["q_proj", "lm_head"])
+    engine = TestEngine(tmp_path / "base", device=device)
     tasks.check(engine, [engine.adapter(tmp_path / f"task-{number}") for number in range(3)])
     engine.close()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+import time
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +138,20 @@ def test_a_prompt_another_tenant_sent_is_not_in_the_bare_models_cache(shared: Sh
     assert generate(asker, None, prompt).json()["usage"]["cached_tokens"] == 0, "another tenant has sent it"
     again = generate(asker, None, prompt).json()["usage"]
     assert again["cached_tokens"] == again["prompt_tokens"] - 1, "it has sent it itself"
+
+
+def test_nor_does_the_time_of_an_answer_tell_of_it(shared: Shared) -> None:
+    """Measured and shown, not asserted: a busy machine's times prove nothing. The counts do."""
+    sender, asker = shared.newcomer(), shared.newcomer()
+    seconds: dict[str, list[float]] = {"sent by another": [], "sent by nobody": [], "sent by itself": []}
+    for number in range(12):
+        words = " ".join(f"{number} tells of {word}" for word in range(20))
+        assert generate(sender, None, f"known {words}").status_code == 200
+        first = [("sent by another", f"known {words}", False), ("sent by nobody", f"fresh {words}", False)]
+        for case, prompt, cached in (*first[:: 1 if number % 2 else -1], ("sent by itself", f"fresh {words}", True)):
+            began = time.perf_counter()
+            usage = generate(asker, None, prompt, max_tokens=1).json()["usage"]
+            seconds[case].append(time.perf_counter() - began)
+            assert (usage["cached_tokens"] > usage["prompt_tokens"] // 2) is cached, (case, usage)
+    for case, times in seconds.items():
+        print(f"{case}: median {1e3 * statistics.median(times):.2f} ms of {len(times)}")

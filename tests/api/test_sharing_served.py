@@ -178,6 +178,29 @@ def test_a_share_with_nobody_is_refused(shared: Shared, mood: str, body: dict[st
     assert (refused.status_code, refused.json()["error"]["param"]) == (422, param), refused.text
 
 
+def test_sharing_tells_nobody_what_tenants_there_are(shared: Shared, mood: str) -> None:
+    answers = [
+        shared.client("acme").put(f"/v1/adapters/{mood}/shares", json={"tenants": [name]}) for name in ("beta", "hide")
+    ]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert answers[0].content.replace(b"beta", b"hide") == answers[1].content
+
+
+def test_a_shared_task_classifies(shared: Shared, mood: str, adapters: dict[str, Path]) -> None:
+    softmux = {"softmux.json": b'{"labels": ["good", "bad"]}'}
+    acme = shared.client("acme")
+    uploaded = acme.put(f"/v1/adapters/{mood}", files=upload_parts(adapters["p-tuning-lstm"], **softmux))
+    assert uploaded.status_code == 201, uploaded.text
+    share(shared, mood, tenants=["beta"])
+    body = {"input": ["a film", "another"]}
+    own = acme.post("/v1/classify", params={"task": mood}, json=body)
+    theirs = shared.client("beta").post("/v1/classify", params={"task": f"acme/{mood}"}, json=body)
+    assert (own.status_code, theirs.status_code) == (200, 200), theirs.text
+    assert theirs.json()["adapter"] == {**own.json()["adapter"], "task": f"acme/{mood}"}
+    for mine, other in zip(own.json()["results"], theirs.json()["results"], strict=True):
+        assert other["scores"] == pytest.approx(mine["scores"], abs=1e-5)
+
+
 def test_what_is_shared_is_listed_page_by_page(shared: Shared, adapters: dict[str, Path]) -> None:
     acme, beta = shared.client("acme"), shared.client("beta")
     names = [f"page{number}" for number in range(5)]

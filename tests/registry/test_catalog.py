@@ -13,6 +13,7 @@ import redis
 from registry.registry_fixtures import BASE, OTHER_BASE, adapter, eventually, server_pid
 from softmux.errors import BaseMismatch, SoftmuxError, TaskNotFound, VersionNotFound
 from softmux.registry.keyspace import CHANGES, SEQ
+from softmux.registry.records import Share
 from softmux.registry.registry import Registry
 
 
@@ -78,6 +79,34 @@ def test_changes_by_another_process_show_within_a_second(
         await other.tenants.create("acme", actor="t")
         await other.publish("acme", "mood", *adapter(1), actor="t")
         await eventually(lambda: len(registry.catalog) == 1, 1, "a new tenant's task is seen")
+
+    runner.run(story())
+
+
+def test_shares_by_another_process_show_within_a_second(
+    registry: Registry, other: Registry, runner: asyncio.Runner
+) -> None:
+    def seen(tenant: str) -> bool:
+        try:
+            return registry.catalog.resolve(tenant, "default/mood", None, BASE).version == 1
+        except TaskNotFound:
+            return False
+
+    async def story() -> None:
+        await other.publish("default", "mood", *adapter(1), actor="t")
+        await other.share("default", "mood", Share(tenants=("acme",)), actor="t")
+        await eventually(lambda: seen("acme"), 1, "the share is seen")
+        assert not seen("beta")
+        assert [record.task for record in registry.catalog.shared_tasks("acme", BASE).data] == ["mood"]
+        assert registry.catalog.shared_tasks("acme", OTHER_BASE).data == ()
+        await other.share("default", "mood", Share(everyone=True), actor="t")
+        await eventually(lambda: seen("beta"), 1, "it is everyone's")
+        await other.share("default", "mood", None, actor="t")
+        await eventually(lambda: not seen("acme"), 1, "its end is seen")
+        assert seen("default"), "it stays its owner's, by either name"
+        assert registry.catalog.shared_tasks("acme", BASE).data == ()
+        with redis.Redis.from_url(registry.url) as client:
+            assert client.hgetall("softmux:t:default:shares") == {}
 
     runner.run(story())
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,8 +21,9 @@ from softmux.errors import ContextTooLong, Overloaded, SoftmuxError
 from softmux.scheduler.batch import Batch, Chunk, PrefixLoad, PrefixSave, StepOutput
 from softmux.scheduler.cache import PrefixCache
 from softmux.scheduler.counters import VirtualTokenCounters
+from softmux.scheduler.newcomers import Newcomers
 from softmux.scheduler.news import News, PlainTokens, tell
-from softmux.scheduler.queue import Line, WaitingQueue
+from softmux.scheduler.queue import WaitingQueue
 from softmux.scheduler.radix import RootKey
 from softmux.scheduler.reading import Reading
 from softmux.scheduler.roster import Roster
@@ -31,17 +31,7 @@ from softmux.scheduler.rows import Rows, RowTable, Step
 from softmux.scheduler.seats import Seats
 from softmux.scheduler.sequence import Sequence
 from softmux.scheduler.shelf import AdapterShelf
-from softmux.scheduler.turns import SlotTurns
 from softmux.types import FinishReason
-
-
-@dataclass(slots=True)
-class _Group:
-    """A tenant's sequences of one root and priority that go in together: as many as are `left`."""
-
-    root: RootKey
-    priority: int
-    left: int
 
 
 class Scheduler:
@@ -74,7 +64,7 @@ class Scheduler:
         self._max_waiting = max_waiting
         self._eos = tuple(eos)
         self._shelf = shelf
-        self._turns = SlotTurns(shelf, self.waiting, self.counters)
+        self._newcomers = Newcomers(shelf, self.waiting, self.counters)
         self._unsaved: set[RootKey] = set()
         self._displaced: list[tuple[Sequence, SoftmuxError]] = []
         self.limit: int | None = None
@@ -264,7 +254,8 @@ class Scheduler:
 
     def _bring_inputs(self, batch: Batch, budget: int, now: float, failed: list[tuple[Sequence, SoftmuxError]]) -> None:
         """Spends the budget a chunk at a time, each time for the tenant that has had least by then."""
-        under_way, groups, room = self._seats.under_way(), dict[int, _Group](), True
+        under_way, room = self._seats.under_way(), True
+        self._newcomers.begin()
 
         def first(tenant: int) -> int:
             return -1 if tenant in under_way else self.waiting.coming(tenant)
@@ -272,16 +263,16 @@ class Scheduler:
         while budget:
             newcomers = room and bool(self.table.free) and len(self.waiting) > 0
             if newcomers:
-                self._turns.resume()
+                self._newcomers.resume()
             tenant = self.counters.least(under_way, first, waiting=newcomers)
             if tenant is None:
                 return
             if tenant in under_way:
                 used = self._go_on(under_way, tenant, batch, budget)
             else:
-                line = self._next_line(tenant, groups, failed)
-                used = self._start(line[0], batch, budget, now) if line else 0
-                room = not line or used > 0
+                newcomer = self._newcomer(tenant, failed)
+                used = self._start(newcomer, batch, budget, now) if newcomer is not None else 0
+                room = newcomer is None or used > 0
             budget = max(0, budget - used)
 
     def _go_on(self, under_way: dict[int, deque[Sequence]], tenant: int, batch: Batch, budget: int) -> int:
@@ -290,32 +281,16 @@ class Scheduler:
             del under_way[tenant]
         return self._chunk(sequence, batch, budget) if sequence in self._seats.filling else 0  # or it gave way
 
-    def _next_line(
-        self, tenant: int, groups: dict[int, _Group], failed: list[tuple[Sequence, SoftmuxError]]
-    ) -> Line | None:
-        """The line of a waiting tenant whose first may start; None where it has to be passed over, and has been."""
-        group = groups.get(tenant)
-        if group is not None and group.left:
-            line = self.waiting.line(group.root)
-            if line and line[0].priority == group.priority:
-                group.left -= 1
-                return line
-        line = self.waiting.next_line(tenant)
-        assert line is not None
-        adapter = line[0].adapter
+    def _newcomer(self, tenant: int, failed: list[tuple[Sequence, SoftmuxError]]) -> Sequence | None:
+        """A waiting tenant's next; None where it had to be put aside, or ended for want of its adapter."""
         try:
-            if adapter is not None and not self._shelf.ready(adapter):
-                self.waiting.park(adapter)
-                return None
-            if adapter is not None and not self._turns.may_start(adapter):
-                return None
+            line = self._newcomers.next_line(tenant)
         except SoftmuxError as error:
-            for sequence in list(line):
+            for sequence in list(self.waiting.next_line(tenant) or ()):
                 self._end(sequence, "abort")
                 failed.append((sequence, error))
             return None
-        groups[tenant] = _Group(line[0].root, line[0].priority, self.waiting.group - 1)
-        return line
+        return line[0] if line else None
 
     def _start(self, sequence: Sequence, batch: Batch, budget: int, now: float) -> int:
         """Moves the first of a line into the step; 0 where the pool has no room for its input yet."""

@@ -95,5 +95,12 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(
         default=300.0, ge=0, description="After SIGTERM, running requests may take this long to end; seconds."
     )
+    usage_flush_seconds: float = Field(
+        default=5.0,
+        gt=0,
+        le=3600,
+        description="How often an API process tells the registry what tenants used; seconds.",
+    )
+    usage_days: int = Field(default=400, ge=1, description="Days that tenants' usage is kept.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Log verbosity.")
     log_prompts: bool = Field(default=False, description="Write prompts to the log (off: never).")

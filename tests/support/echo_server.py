@@ -1,6 +1,6 @@
 """A real server over the worker without a model: `python echo_server.py`, its settings as JSON on standard input.
 
-`EchoServed` runs it as `Served` runs `softmux serve`, in a second instead of ten. Its model folder needs a tokenizer
+`EchoServed` runs it as `Served` runs `softmux serve`. Its model folder needs a tokenizer
 alone; what `EchoWorker` says of prompts holds: send token ids below 256, 13, 254 and 255 aside.
 """
 

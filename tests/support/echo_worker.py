@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections import deque
+from collections import defaultdict, deque
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,6 +34,7 @@ from softmux.worker.messages import (
     Hello,
     Outputs,
     Ping,
+    Spent,
     Stats,
     ToWorker,
     Welcome,
@@ -55,6 +56,8 @@ SPEC = ModelSpec(
     device="cpu",
     embedding_norm=1.0,
 )
+TOKEN = 0.001
+"""Seconds of the engine's time that a token is said to take."""
 
 
 ROWS = 256
@@ -78,6 +81,7 @@ class EchoWorker:
         self.aborted: list[str] = []
         self.running: deque[tuple[bytes, Generate, int]] = deque()
         self.stopping = False
+        self.spent: defaultdict[tuple[bytes, str, str], float] = defaultdict(float)
         self._socket: Any = zmq.Context.instance().socket(zmq.ROUTER)
         self._socket.set_hwm(0)
         self._socket.setsockopt(zmq.LINGER, 0)
@@ -153,6 +157,7 @@ class EchoWorker:
             new = tuple(real[(done + i) % len(real)] for i in range(min(self.burst, wanted - done)))
             done += len(new)
             last = done >= wanted
+            self.spent[client, request.tenant, request.adapter.task if request.adapter else ""] += len(new) * TOKEN
             outputs.setdefault(client, []).append(
                 Output(
                     id=request.id,
@@ -169,6 +174,9 @@ class EchoWorker:
             self._send(client, Outputs(outputs=tuple(rows)))
 
     def _stats(self, client: bytes) -> None:
+        mine = [key for key in self.spent if key[0] == client]
+        if mine:
+            self._send(client, Spent(booked=tuple((key[1], key[2], self.spent.pop(key)) for key in mine)))
         gauges = {"num_requests_running": float(len(self.running)), "num_requests_waiting": 0.0}
         self._send(client, Stats(counters={"engine_steps_total": 1.0}, gauges=gauges))
 

@@ -14,7 +14,7 @@ import secrets
 import time
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from softmux.api import verdicts
@@ -23,11 +23,13 @@ from softmux.api.limits import Charge
 from softmux.api.schemas import ClassifyBody
 from softmux.api.services import Resolved, Services
 from softmux.api.tokenizer import LONG_TEXT
+from softmux.api.usage import Meter
 from softmux.api.windows import Piece, Window, windows
 from softmux.cost import cost
 from softmux.errors import ContextTooLong, InternalError, InvalidRequest, SoftmuxError, WrongTaskKind
 from softmux.formats.layout import check_text, lay_out, virtual_ids
 from softmux.marks import content_mark, version_mark
+from softmux.registry.usage import Used
 from softmux.types import Manifest, Output
 from softmux.worker.channel import Channel, SequenceFailed
 from softmux.worker.messages import Read
@@ -58,8 +60,25 @@ class Classification:
     """Each row's content and version, by `softmux.marks`, in the rows' order."""
     prompt_tokens: int
     charge: Charge
+    virtual_tokens: int
     deadline: float | None = None
     left: bool = False
+    _cached: int = 0
+    _meter: Meter = field(init=False)
+
+    def __post_init__(self) -> None:
+        adapter = self.resolved.adapter
+        self._meter = self.services.usage.begin(self.resolved.tenant, adapter.task if adapter else None, self.used)
+
+    def used(self) -> Used:
+        """What it has used by now. A row counts as its part of the whole once it has been read."""
+        part = len(self.channel.told) / len(self.marks)
+        return Used(
+            requests=1,
+            prompt_tokens=round(self.prompt_tokens * part),
+            virtual_tokens=round(self.virtual_tokens * part),
+            cached_tokens=self._cached,
+        )
 
     @classmethod
     async def start(
@@ -98,11 +117,9 @@ class Classification:
         inputs = await asyncio.to_thread(laid_out) if long else laid_out()
         name = "cls-" + secrets.token_hex(12)
         requests = _reads(services, resolved, manifest, body, inputs, name, deadline)
-        prompt_tokens = sum(
-            sum(token >= 0 for token in tokens) - scored
-            for given in inputs
-            for tokens, scored in _first(given, manifest)
-        )
+        counted = [row for given in inputs for row in _first(given, manifest)]
+        prompt_tokens = sum(sum(token >= 0 for token in tokens) - scored for tokens, scored in counted)
+        virtual_tokens = sum(sum(token < 0 for token in tokens) for tokens, _ in counted)
         charge = await services.limits.admit(resolved.tenant, prompt_tokens)
         try:
             channel = services.worker.submit(requests)
@@ -111,7 +128,9 @@ class Classification:
             raise
         services.backlog.submitted(len(requests), sum(cost(len(request.tokens), 0) for request in requests))
         marks = {request.id: (request.content, request.version) for request in requests}
-        return cls(services, resolved, manifest, body, inputs, channel, marks, prompt_tokens, charge, deadline)
+        return cls(
+            services, resolved, manifest, body, inputs, channel, marks, prompt_tokens, charge, virtual_tokens, deadline
+        )
 
     async def results(self) -> list[dict[str, Any]]:
         """A result for each input, in order. Raises the first error of a row."""
@@ -125,6 +144,7 @@ class Classification:
                     raise InternalError("The engine gave the request up; try again.")
                 self.services.standing.ended_well(*marks)
                 found[event.id] = event
+                self._cached += event.cached_tokens
         if self.left:
             return []
         scores = iter([_floats(found[name].scores) for name in self.marks])
@@ -137,6 +157,7 @@ class Classification:
 
     def close(self) -> None:
         self.channel.close()
+        self._meter.end()
         self.charge.settle(self.prompt_tokens)
 
     def _result(self, given: _Input, rows: list[list[float]]) -> dict[str, Any]:

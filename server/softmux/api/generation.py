@@ -19,10 +19,12 @@ from softmux.api.schemas import Sampling
 from softmux.api.services import Resolved, Services
 from softmux.api.standing import Standing
 from softmux.api.tokenizer import LONG_TEXT
+from softmux.api.usage import Meter
 from softmux.cost import cost
 from softmux.errors import ContextTooLong, InternalError, InvalidRequest, SoftmuxError, WrongTaskKind
 from softmux.formats.layout import lay_out
 from softmux.marks import content_mark, version_mark
+from softmux.registry.usage import Used
 from softmux.types import AdapterRef, Output, SamplingParams
 from softmux.worker.channel import Channel, SequenceFailed
 from softmux.worker.messages import Generate
@@ -67,11 +69,15 @@ class Generation:
     usage: Usage
     charge: Charge
     """Of the tenant's limits."""
+    sizes: list[tuple[int, int]]
+    """Of each prompt its own tokens, and learned ones."""
     marks: dict[str, tuple[int, int]]
     """Each sequence's content and version, by `softmux.marks`."""
     deadline: float | None = None
     left: bool = False
     """The client has gone away."""
+    _over: bool = False
+    _meter: Meter = field(init=False)
     _by_id: dict[str, Choice] = field(default_factory=dict)
     _seen: dict[str, float] = field(default_factory=dict)
 
@@ -99,8 +105,9 @@ class Generation:
         tokenizer = services.encoder()
         _check(services, body, params, prompts)
         inputs = await _laid_out(services, resolved, prompts, variables)
-        virtual = sum(1 for tokens in inputs for token in tokens if token < 0)
-        usage = Usage(prompt_tokens=sum(map(len, inputs)) - virtual, virtual_tokens=virtual)
+        learned = [sum(1 for token in tokens if token < 0) for tokens in inputs]
+        sizes = [(len(tokens) - virtual, virtual) for tokens, virtual in zip(inputs, learned, strict=True)]
+        usage = Usage(prompt_tokens=sum(own for own, _ in sizes), virtual_tokens=sum(learned))
         adapter = resolved.adapter
         digest = None if adapter is None else adapter.digest
         version = 0 if adapter is None else version_mark(adapter.tenant, adapter.digest)
@@ -159,7 +166,24 @@ class Generation:
             charge=charge,
             marks=marks,
             deadline=deadline,
+            sizes=sizes,
             _by_id=choices,
+        )
+
+    def __post_init__(self) -> None:
+        adapter = self.resolved.adapter
+        self._meter = self.services.usage.begin(self.resolved.tenant, adapter.task if adapter else None, self.used)
+
+    def used(self) -> Used:
+        """What it has used by now. A prompt counts once anything has come of it."""
+        told = self.channel.told
+        begun = {number // self.samples for number, name in enumerate(self._by_id) if name in told}
+        return Used(
+            requests=1,
+            prompt_tokens=sum(self.sizes[number][0] for number in begun),
+            virtual_tokens=sum(self.sizes[number][1] for number in begun),
+            completion_tokens=self.usage.completion_tokens if self._over else sum(told.values()),
+            cached_tokens=sum(choice.cached_tokens for choice in self.choices[:: self.samples]),
         )
 
     async def pieces(self, *, whole: bool = False) -> AsyncIterator[list[tuple[Choice, Piece]]]:
@@ -203,6 +227,8 @@ class Generation:
         """Ends what still runs and counts what was used. Call it however the request ended, once."""
         self.channel.close()
         self.settle()
+        self._over = True
+        self._meter.end()
         self.charge.settle(self.usage.prompt_tokens + self.usage.completion_tokens)
         metrics = self.services.metrics
         metrics.tokens(self.label, self.usage.prompt_tokens, self.usage.completion_tokens)

@@ -45,6 +45,7 @@ from softmux.api.services import Services
 from softmux.api.siblings import Siblings
 from softmux.api.standing import Standing
 from softmux.api.tokenizer import Tokenizer
+from softmux.api.usage import Ledger
 from softmux.errors import EngineDown, RegistryDown
 from softmux.registry.budgets import Budgets
 from softmux.registry.registry import Registry
@@ -62,7 +63,7 @@ class ApiProcess:
     def __init__(self, config: ApiConfig, settings: Settings, registry: Registry, line: Line) -> None:
         self._config, self._registry, self._line = config, registry, line
         self._drain_seconds = settings.drain_seconds
-        self._worker = WorkerClient()
+        self._worker = WorkerClient(on_spent=lambda message: self._usage.spent(message))
         self._state = State()
         self._in_flight = InFlight()
         self._metrics = Metrics(
@@ -73,11 +74,11 @@ class ApiProcess:
             up=lambda: self._worker.ready,
             registry=lambda: (registry.away is None, len(registry.catalog)),
         )
-        self._limits = Limiter(
-            registry.tenants,
-            Budgets(config.registry_url, secrets.token_hex(8)),
-            self._metrics,
-            least=settings.api_processes or 1,
+        name = secrets.token_hex(8)
+        budgets = Budgets(config.registry_url, name)
+        self._limits = Limiter(registry.tenants, budgets, self._metrics, least=settings.api_processes or 1)
+        self._usage = Ledger(
+            registry.usage, name, self._metrics, seconds=settings.usage_flush_seconds, days=settings.usage_days
         )
         siblings = Siblings(line)
         self._services = Services(
@@ -87,6 +88,7 @@ class ApiProcess:
             self._metrics,
             siblings,
             self._limits,
+            self._usage,
             Standing(siblings, self._metrics),
             Backlog(settings, self._worker, self._metrics, config.processes),
         )
@@ -99,13 +101,16 @@ class ApiProcess:
     async def run(self) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._leave)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        hearing, limiting = self._task(self._hear()), self._task(self._limits.run())
+        going = [self._task(work) for work in (self._hear(), self._limits.run(), self._usage.run())]
         try:
             await self._http.answer()
         finally:
-            hearing.cancel()
-            limiting.cancel()
+            await self._worker.refresh_stats()  # and how the engine's time was spent
+            for task in going:
+                task.cancel()
             await self._limits.close()
+            if not await self._usage.try_to_flush():
+                log.error("what was used since %.0f s ago could not be told the registry, and is lost", self._usage.age)
             self._line.send(Counted(self._metrics.counts()))
             self._worker.close()
 

@@ -247,6 +247,29 @@ class AuditReply(BaseModel):
     next_after: str | None = Field(description="For the next page; null where there is nothing more, as yet.")
 
 
+class UsageTotal(BaseModel):
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    virtual_tokens: int
+    gpu_seconds: float = Field(description="Estimated: each step's duration, shared out by tokens computed.")
+
+
+class UsageRow(UsageTotal):
+    date: str
+    tenant: str
+    task: str | None = Field(description="Null for the bare model.")
+
+
+class UsageReport(BaseModel):
+    object: Literal["usage"]
+    since: str = Field(alias="from")
+    to: str
+    data: list[UsageRow]
+    total: UsageTotal
+
+
 def answers(
     model: type[BaseModel], status: int = 200, *, also: int | None = None, lines: bool = False
 ) -> dict[int | str, dict[str, Any]]:

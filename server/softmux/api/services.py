@@ -14,6 +14,7 @@ from softmux.api.limits import Limiter
 from softmux.api.siblings import Siblings
 from softmux.api.standing import Standing
 from softmux.api.tokenizer import Tokenizer
+from softmux.api.usage import Ledger
 from softmux.errors import EngineDown, InvalidRequest, VersionNotFound
 from softmux.formats.combination import combined_manifest
 from softmux.formats.layout import Layout
@@ -49,6 +50,7 @@ class Services:
     metrics: Metrics
     siblings: Siblings
     limits: Limiter
+    usage: Ledger
     standing: Standing
     backlog: Backlog
     tokenizer: Tokenizer | None = None

@@ -7,6 +7,7 @@ softmux:audit                       stream  one entry a change that somebody mad
 softmux:tenants                     hash    tenant -> TenantRecord (JSON; older ones just the time they were made)
 softmux:tenants:deleted             hash    tenant -> id of its deletion; the name is never given again
 softmux:keys                        hash    key id -> KeyRecord (JSON; a key is looked up before its tenant is known)
+softmux:usage:flushed:<process>     string  number of the API process's last batch of usage that is booked
 softmux:processes                   zset    API process -> when it was last heard of, while any tenant has limits
 
 softmux:t:<tenant>:tasks            zset    names of the tasks that have versions, all of score 0 (so: by name)
@@ -26,6 +27,7 @@ softmux:t:<tenant>:loose            zset    blob that no manifest has -> when it
 softmux:t:<tenant>:deleting         hash    blob being deleted from the store -> since when
 softmux:t:<tenant>:limits:requests  hash    half second -> requests drawn from the limit then; `limits:tokens` likewise
 softmux:t:<tenant>:limits:in_flight hash    API process -> the tokens in flight that it holds
+softmux:t:<tenant>:usage:<day>      hash    `task:counter` -> what was used on that day (UTC); expires
 """
 
 from __future__ import annotations
@@ -68,3 +70,8 @@ def of_tenant(tenant: str, kind: str) -> str:
 def of_task(tenant: str, kind: str, task: str) -> str:
     """The key of a task's `kind` (`versions`, `active`, `digests`)."""
     return f"softmux:t:{tenant}:{kind}:{task}"
+
+
+def flushed(process: str) -> str:
+    """The key of an API process's last batch of usage."""
+    return f"softmux:usage:flushed:{process}"

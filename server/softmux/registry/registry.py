@@ -25,6 +25,7 @@ from softmux.registry.keyspace import ID, TENANTS
 from softmux.registry.publication import Publisher
 from softmux.registry.records import Published, Share, TaskPage, VersionRecord
 from softmux.registry.tenants import TenantRecord, Tenants
+from softmux.registry.usage import UsageStore
 from softmux.registry.versions import VersionReader
 from softmux.types import DEFAULT_TENANT, Manifest
 
@@ -51,6 +52,7 @@ class Registry:
         self._versions = VersionReader(connection, blobs)
         self._collector = Collector(connection, blobs)
         self.tenants = Tenants(connection)
+        self.usage = UsageStore(connection)
         self.keys = KeyRing(connection)
         self.audit = AuditLog(connection)
         self.catalog = Catalog(connection, self._versions)

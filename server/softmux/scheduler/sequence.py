@@ -53,6 +53,9 @@ class Sequence:
     version: int = 0
     """What `softmux.marks` says of it, for the flight recorder."""
 
+    task: str = ""
+    """The task that its time is booked to, beside the tenant."""
+
     prompt_length: int = field(init=False)
     lead: int = field(init=False)
     said: list[int] = field(default_factory=list)

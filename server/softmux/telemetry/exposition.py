@@ -118,6 +118,9 @@ class Metrics:
     def limited(self, limit: str) -> None:
         self._own["limit_refusals_total"].labels(limit).inc()
 
+    def flushed(self, outcome: str) -> None:
+        self._own["usage_flushes_total"].labels(outcome).inc()
+
     def drew(self, outcome: str) -> None:
         self._own["limit_draws_total"].labels(outcome).inc()
 

@@ -93,6 +93,13 @@ METRICS: tuple[Metric, ...] = (
         "Times this server drew from tenants' limits in Redis, or gave back (granted, refused, unanswered).",
         ("outcome",),
     ),
+    Metric(
+        "usage_flushes_total",
+        "counter",
+        "api",
+        "Times the registry was told what tenants used (done), or could not be (unanswered).",
+        ("outcome",),
+    ),
     Metric("worker_restarts_total", "counter", "supervisor", "How often the worker was started again."),
     Metric("worker_deaths_total", "counter", "supervisor", "Workers that died, by cause: crash, hang.", ("cause",)),
     Metric(

@@ -24,11 +24,13 @@ Event = Output | SequenceFailed
 class Channel:
     """One reader at a time; it is woken once, however much has come. `abort` tells the worker to end a sequence."""
 
-    __slots__ = ("_abort", "_arrived", "_failed", "_open", "_patient", "_waiter")
+    __slots__ = ("_abort", "_arrived", "_failed", "_open", "_patient", "_waiter", "told")
 
     def __init__(self, abort: Callable[[str], None], ids: Iterable[str]) -> None:
         self._abort = abort
         self._open = set(ids)
+        self.told: dict[str, int] = {}
+        """How many tokens have come of each sequence that anything has come of."""
         self._arrived: list[tuple[float, Event]] = []
         self._failed = False
         self._patient = False
@@ -70,6 +72,8 @@ class Channel:
     def deliver(self, event: Event, at: float, *, last: bool) -> None:
         """Called by the client's receive loop."""
         self._arrived.append((at, event))
+        if isinstance(event, Output):
+            self.told[event.id] = self.told.get(event.id, 0) + len(event.tokens)
         if last:
             self._open.discard(event.id)
             self._failed = self._failed or isinstance(event, SequenceFailed)

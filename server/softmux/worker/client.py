@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ from softmux.worker.messages import (
     Outputs,
     Ping,
     Read,
+    Spent,
     Stats,
     ToClient,
     ToWorker,
@@ -52,10 +53,13 @@ class _Stream:
 class WorkerClient:
     """Connects to a worker, and again after it was restarted. All methods belong to one event loop.
 
+    `on_spent` hears how the engine's time was spent.
+
     While no worker is connected, `submit`, `generate` and `admit` raise `EngineDown`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_spent: Callable[[Spent], None] = lambda _: None) -> None:
+        self._on_spent = on_spent
         self._context: zmq.Context[Any] = zmq.Context()
         self._socket: Any = None
         self._fd = -1
@@ -239,6 +243,8 @@ class WorkerClient:
                 if self._fresh is not None:
                     self._fresh.set_result(None)
                     self._fresh = None
+            case Spent():
+                self._on_spent(message)
             case Welcome():
                 self._welcomed(message)
 

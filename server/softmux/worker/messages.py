@@ -164,5 +164,12 @@ class Stats(_Message, frozen=True, kw_only=True):
     """Gauges that are 1 and say something in their labels, as `fast_paths_info`."""
 
 
+class Spent(_Message, frozen=True, kw_only=True):
+    """The engine's time since the last of these, in seconds, by the tenant that asked and the task (empty: the bare
+    model), of this client's sequences. Comes with `Stats`."""
+
+    booked: tuple[tuple[str, str, float], ...]
+
+
 ToWorker = Hello | Generate | Read | Abort | Admit | Ping
-ToClient = Welcome | Outputs | Failed | Admitted | Stats
+ToClient = Welcome | Outputs | Failed | Admitted | Stats | Spent

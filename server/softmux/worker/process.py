@@ -41,6 +41,7 @@ from softmux.worker.messages import (
 )
 from softmux.worker.outbox import messages
 from softmux.worker.probation import Probation, Suspect
+from softmux.worker.spending import Spending
 from softmux.worker.stats import WorkerStats
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class Worker:
         self._recorder = self.engine.recorder
         self._stats = WorkerStats(self.engine)
         self._probation = Probation()
+        self._spending = Spending(settings.max_rows)
         self._canary = Canary(self.engine)
         self._socket: Any = zmq.Context.instance().socket(zmq.ROUTER)
         self._socket.set_hwm(0)  # a slow client's tokens wait in memory rather than being dropped
@@ -115,6 +117,7 @@ class Worker:
                     break
                 self._tell_stats()
             rest = 0.0 if news.ran else _IDLE_SECONDS if self.engine.idle else _STUCK_SECONDS
+        self._tell_stats()
         self.engine.close()
         self._socket.close()
 
@@ -148,7 +151,7 @@ class Worker:
             case Hello():
                 self._hello(client, message)
             case Ping():
-                self._send(client, self._stats.snapshot())
+                self._tell_stats()
 
     def _hello(self, client: bytes, hello: Hello) -> None:
         if hello.protocol != PROTOCOL:
@@ -184,16 +187,19 @@ class Worker:
         deadline = None if message.deadline is None else came + message.deadline
         marks = (message.content, message.version)
         if isinstance(message, Generate):
-            return self.engine.add(
+            sequence = self.engine.add(
                 message.id, message.tokens, message.sampling, root=root, now=came, client=client,
                 sample=message.sample, deadline=deadline, priority=message.priority, weight=message.weight, marks=marks,
             )  # fmt: skip
-        return self.engine.read(
-            message.id, message.tokens, root=root, now=came, head=message.head,
-            trained_prefix=message.adapter is not None and message.adapter.method in KV_METHODS,
-            scored=message.scored, client=client, deadline=deadline, priority=message.priority, weight=message.weight,
-            marks=marks,
-        )  # fmt: skip
+        else:
+            sequence = self.engine.read(
+                message.id, message.tokens, root=root, now=came, head=message.head,
+                trained_prefix=message.adapter is not None and message.adapter.method in KV_METHODS,
+                scored=message.scored, client=client, deadline=deadline, priority=message.priority,
+                weight=message.weight, marks=marks,
+            )  # fmt: skip
+        sequence.task = message.adapter.task if message.adapter else ""
+        return sequence
 
     def _root(self, message: Generate | Read) -> RootKey:
         adapter = message.adapter
@@ -207,6 +213,7 @@ class Worker:
 
     def _deliver(self, news: StepNews) -> None:
         self._stats.observe(news)
+        self._spending.observe(news)
         outputs: defaultdict[bytes, list[Output]] = defaultdict(list)
         for sequence, output in news.outputs:
             if sequence.client == CLIENT:
@@ -243,7 +250,10 @@ class Worker:
     def _tell_stats(self) -> None:
         self._stats.measure(time.monotonic())
         snapshot = self._stats.snapshot()
+        spent = self._spending.told()
         for client in list(self._clients):
+            if client in spent:
+                self._send(client, spent[client])
             self._send(client, snapshot)
 
     def _send(self, client: bytes, message: ToClient) -> None:

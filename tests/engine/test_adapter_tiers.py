@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import threading
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 
@@ -19,7 +21,7 @@ from softmux.engine.tiers import _PREFETCHED, AdapterTiers
 from softmux.errors import RegistryDown, SoftmuxError
 from softmux.scheduler.batch import PrefixLoad, PrefixSave
 from softmux.scheduler.radix import RootKey
-from softmux.types import LayerKV
+from softmux.types import DEFAULT_TENANT, LayerKV
 from support.engines import TestEngine
 from support.learned import eager_greedy, prompt_part, vectors_for
 from support.models import make_adapter
@@ -470,3 +472,32 @@ def test_many_that_find_no_room_take_one_slab(
     assert found is not None
     assert found.nbytes == shape[0]
     assert len(asked) == 1
+
+
+def test_a_combination_comes_back_from_disk_as_it_was_each_order_as_its_own(
+    base: Any, base_folder: Path, tmp_path: Path
+) -> None:
+    for number, name in enumerate(("one", "other")):
+        torch.manual_seed(number)
+        config = peft.CartridgeConfig(task_type="CAUSAL_LM", num_virtual_tokens=4 + number)
+        model = peft.get_peft_model(copy.deepcopy(base), config)
+        for parameter in model.prompt_encoder.parameters():
+            parameter.data = torch.randn_like(parameter)
+        model.save_pretrained(tmp_path / name)
+        (tmp_path / name / "softmux.json").write_text('{"combines": true}')
+    heard: list[list[list[int]]] = []
+    for start in range(2):
+        engine = TestEngine(base_folder, disk_folder=tmp_path / "disk")
+        digests = [str(engine.adapter(tmp_path / name)[0].digest) for name in ("one", "other")]
+        said = []
+        for order in (digests, digests[::-1]):
+            asked = engine.add([5, 6, 7], engine.engine.key(DEFAULT_TENANT, "+".join(order)), 9, max_tokens=6)
+            engine.run()
+            assert engine.done[asked].error is None
+            said.append(engine.done[asked].tokens)
+        heard.append(said)
+        assert engine.engine.tiers.loader.settle(30)
+        assert engine.source.fetched == ([*digests, *digests[::-1]] if start == 0 else [])
+        engine.close()
+    assert heard[0] == heard[1]
+    assert heard[0][0] == heard[0][1], "no layer here has a window, and these keys know no place"

@@ -47,7 +47,9 @@ ENV PATH=/opt/softmux/bin:$PATH \
     SOFTMUX_PORT=8000 \
     SOFTMUX_DATA=/data \
     SOFTMUX_CACHE=/cache \
-    HF_HOME=/cache/huggingface
+    HF_HOME=/cache/huggingface \
+    TRITON_CACHE_DIR=/cache/triton \
+    TORCHINDUCTOR_CACHE_DIR=/cache/torchinductor
 USER 10001
 WORKDIR /data
 VOLUME ["/data", "/cache"]

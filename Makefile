@@ -94,6 +94,12 @@ lint: $(VENV)/.dev ## Check format, style, types, layers, and the files around t
 	$(BIN)/shellcheck .ci/run
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml deploy/compose.cuda.yml
 
+.PHONY: audit
+audit: $(VENV)/.dev ## Check that the pinned packages agree, are still offered, and that none was withdrawn
+	$(PIP) install --quiet 'pip>=24'
+	$(PIP) check
+	$(PIP) install --dry-run --ignore-installed --no-deps --quiet --report - -r constraints.txt | $(BIN)/python .ci/audit.py
+
 .PHONY: format
 format: $(VENV)/.dev ## Rewrite the code in the house's format
 	$(BIN)/ruff format .

@@ -103,13 +103,9 @@ def test_a_redis_that_hangs_slows_no_request_and_refuses_changes_at_once(tmp_pat
                 assert server.http.put(f"/v1/adapters/{task}", files=upload_parts(folder)).status_code == 200
             assert not clients.failed
             away, before = clients.most("away") * 1e3, clients.most("before") * 1e3
-            print(
-                f"{len(clients.seconds['away'])} requests while Redis hung {seconds} s: {away:.0f} ms at most, before it"
-            )
-            print(
-                f"{before:.0f} ms; changes refused in {max(refusals):.2f} s; a key revoked on its return refused after"
-            )
-            print(f"{took_to_revoke:.2f} s")
+            print(f"{len(clients.seconds['away'])} requests while Redis hung {seconds} s: {away:.0f} ms at most")
+            print(f"(before it {before:.0f} ms); changes refused in {max(refusals):.2f} s")
+            print(f"a key revoked on its return is refused after {took_to_revoke:.2f} s")
             assert clients.most("away") < clients.most("before") + 0.5
             assert took_to_revoke < 5
             assert max(refusals) < 1.5, "a second, and something for a busy machine"

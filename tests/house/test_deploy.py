@@ -99,6 +99,27 @@ def test_the_health_check_believes_the_server(status: int, code: int) -> None:
     assert (done.returncode, asked) == (code, ["/health/ready"])
 
 
+@pytest.mark.parametrize("service", sorted(COMPOSE["services"]))
+def test_a_service_has_no_rights_it_does_not_need(service: str) -> None:
+    described = COMPOSE["services"][service]
+    assert described["cap_drop"] == ["ALL"]
+    assert described["security_opt"] == ["no-new-privileges:true"]
+    assert not described.get("privileged")
+    assert "cap_add" not in described
+    if "secrets" not in described:  # see below
+        assert described["read_only"] is True
+        assert described["tmpfs"] == ["/tmp"]
+
+
+def test_the_image_runs_as_nobody_in_particular_and_writes_to_its_volumes_alone() -> None:
+    final = DOCKERFILE.rpartition("\nFROM ")[2]
+    assert re.findall(r"^USER (\S+)$", final, re.MULTILINE) == ["10001"]
+    volumes = json.loads(re.findall(r"^VOLUME (\[.*\])$", final, re.MULTILINE)[0])
+    named = dict(re.findall(r"(\w+)=(/\S+)", final.partition("ENV PATH")[2].partition("USER")[0]))
+    for name in ("SOFTMUX_DATA", "SOFTMUX_CACHE", "HF_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"):
+        assert any(named[name] == volume or named[name].startswith(volume + "/") for volume in volumes), name
+
+
 def test_no_read_only_service_takes_a_secret_from_the_environment() -> None:
     """Compose copies such a secret into the container's file system, and cannot where that is read-only."""
     for service in COMPOSE["services"].values():

@@ -93,6 +93,7 @@ def test_no_acknowledged_upload_is_lost_when_redis_is_killed(tmp_path: Path, kil
 
         registry = await Registry.open(None, tmp_path)  # a cold start reads everything from disk
         reader = BlobReader(registry.url, registry.blob_url)
+        told = await _published(registry)
         found = 0
         for task, digests in tried.items():
             try:
@@ -104,6 +105,7 @@ def test_no_acknowledged_upload_is_lost_when_redis_is_killed(tmp_path: Path, kil
                 assert name != task or numbers.get(number) == digest, f"lost {name}@{number}"
             for record in versions:
                 assert record.manifest.digest in digests
+                assert told.pop((task, record.version), None) == record.manifest.digest, "the audit log has it, once"
                 manifest, files = reader.read("default", record.manifest.digest)  # raises where a part is missing
                 assert manifest == record.manifest
                 assert set(files) == {entry.name for entry in manifest.files}
@@ -113,8 +115,24 @@ def test_no_acknowledged_upload_is_lost_when_redis_is_killed(tmp_path: Path, kil
         await registry.close()
         print(f"{kills} kills: {len(acknowledged)} acknowledged, {refused} refused, {found} found, all whole")
         assert found >= len(acknowledged)
+        assert not told, "the audit log has what is not there"
 
     asyncio.run(story())
+
+
+async def _published(registry: Registry) -> dict[tuple[str | None, int | None], str | None]:
+    """What the audit log says was published: (task, version) -> digest."""
+    found: dict[tuple[str | None, int | None], str | None] = {}
+    after: str | None = None
+    while True:
+        page = await registry.audit.read(after=after, limit=1000)
+        for entry in page.data:
+            assert entry.action == "task.publish"
+            assert (entry.task, entry.version) not in found
+            found[entry.task, entry.version] = entry.digest
+        if page.next_after is None:
+            return found
+        after = page.next_after
 
 
 def test_while_redis_is_away_changes_are_refused_within_a_second_and_resolve_goes_on(tmp_path: Path) -> None:

@@ -111,6 +111,18 @@ def test_shares_by_another_process_show_within_a_second(
     runner.run(story())
 
 
+def test_a_share_of_nothing_shows_nowhere(registry: Registry, runner: asyncio.Runner) -> None:
+    async def story() -> None:
+        with redis.Redis.from_url(registry.url) as client:
+            client.hset("softmux:t:default:shares", "ghost", '{"everyone": true}')
+        await registry.catalog.refresh("default", "ghost")
+        assert registry.catalog.shared_tasks("acme", BASE).data == ()
+        with pytest.raises(TaskNotFound):
+            registry.catalog.shared("acme", "default/ghost")
+
+    runner.run(story())
+
+
 def test_messages_lost_cost_a_moment(registry: Registry, other: Registry, runner: asyncio.Runner) -> None:
     """The stream without the entries that tell of the changes: the counter tells that there were some."""
 

@@ -102,7 +102,7 @@ class Catalog:
                         known[task] = view
                     else:
                         known.pop(task, None)
-                    (self._shares.add if view.share else self._shares.discard)(f"{tenant}/{task}")
+                    (self._shares.add if view.versions and view.share else self._shares.discard)(f"{tenant}/{task}")
 
     async def reload(self) -> None:
         async with self._writing:

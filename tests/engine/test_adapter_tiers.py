@@ -18,7 +18,7 @@ from softmux.engine.disk import DiskTier
 from softmux.engine.host_adapter import HostAdapter
 from softmux.engine.kv import KVPool
 from softmux.engine.tiers import _PREFETCHED, AdapterTiers
-from softmux.errors import RegistryDown, SoftmuxError
+from softmux.errors import BlobDamaged, RegistryDown, SoftmuxError
 from softmux.scheduler.batch import PrefixLoad, PrefixSave
 from softmux.scheduler.radix import RootKey
 from softmux.types import DEFAULT_TENANT, LayerKV
@@ -105,12 +105,30 @@ def test_a_damaged_file_is_dropped_and_made_again(make_engine: Make, base: Any, 
     root = again.learned("tuned", vectors)
     assert ask(again, root) == cold
     assert again.source.fetched == ["tuned"]
-    assert again.tiers.loader.damaged_on_disk == 1
+    assert again.engine.tiers.loader.damaged_on_disk == 1
     assert again.virtual_tokens_run() == 8
     written(again)
     whole = make_engine(disk_folder=tmp_path)
     assert ask(whole, root) == cold
     assert whole.source.fetched == []
+
+
+def test_a_file_that_the_registry_has_lost_is_counted_and_asked_for_again(make_engine: Make, base: Any) -> None:
+    engine = make_engine()
+    root = engine.learned("tuned", vectors_for(base, 8))
+    whole = engine.source.files
+
+    class Lost(dict[str, Any]):
+        def __missing__(self, digest: str) -> Any:
+            raise BlobDamaged(f"the files of {digest} are damaged")
+
+    engine.source.files = Lost()
+    with pytest.raises(BlobDamaged, match="of tuned are damaged"):
+        ask(engine, root)
+    assert engine.engine.tiers.counts.damaged == 1
+    engine.source.files = whole
+    assert ask(engine, root)
+    assert engine.engine.tiers.counts.damaged == 1
 
 
 def test_the_disk_tier_keeps_its_budget_drops_the_oldest_and_clears_what_was_never_finished(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from softmux.engine.serves import SERVES
 from softmux.formats.methods import METHODS
 from softmux.formats.parts import PAIR
-from softmux.formats.peft_types import FAMILIES, GENERATES, HEADS, INSTEAD, why_not
+from softmux.formats.peft_types import FAMILIES, GENERATES, HEADS, INSTEAD, TRANSFORMS, why_not
 from softmux.types import Family
 
 BEGIN, END = "<!-- support table: begin -->", "<!-- support table: end -->"
@@ -22,6 +22,9 @@ EXACT = frozenset(
 )
 """Types whose tokens the tests compare with PEFT's; a test holds this to what they compare."""
 
+EXACT_TRANSFORMS = frozenset({"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "LORA"})
+"""The same of an encoder-decoder's tokens."""
+
 EXACT_HEADS: Mapping[Family, frozenset[str]] = MappingProxyType(
     {
         "decoder": frozenset({"PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CARTRIDGE", "LORA"}),
@@ -31,7 +34,7 @@ EXACT_HEADS: Mapping[Family, frozenset[str]] = MappingProxyType(
 )
 """The same of scores, with a head."""
 
-TASKS = (GENERATES, *HEADS, "SEQ_2_SEQ_LM", "QUESTION_ANS", "FEATURE_EXTRACTION")
+TASKS = (GENERATES, *HEADS, TRANSFORMS, "QUESTION_ANS", "FEATURE_EXTRACTION")
 _PAIRED = "`LORA` with a soft prompt"
 
 
@@ -65,7 +68,7 @@ def _grouped(reasons: dict[str, int]) -> Iterator[tuple[list[str], str, tuple[st
         for peft_type in METHODS:
             cells = tuple(_cell(peft_type, task, family, METHODS[peft_type].kinds, reasons) for family in FAMILIES)
             rows.setdefault(cells, []).append(f"`{peft_type}`")
-        if task in (GENERATES, *HEADS):
+        if task in (GENERATES, *HEADS, TRANSFORMS):
             both = frozenset({"lora", "prompt", "prefix", PAIR})
             cells = tuple(_cell("LORA", task, family, both, reasons) for family in FAMILIES)
             rows.setdefault(cells, []).append(_PAIRED)
@@ -81,7 +84,12 @@ def _cell(peft_type: str, task: str, family: str, kinds: frozenset[str], reasons
     head = {"SEQ_CLS": {"sequence_head"}, "TOKEN_CLS": {"token_head"}}.get(task, set())
     if not kinds | head <= SERVES[chosen]:
         return "*read*"
-    exact = peft_type in EXACT_HEADS[chosen] and PAIR not in kinds if head else peft_type in EXACT
+    if head:
+        exact = peft_type in EXACT_HEADS[chosen] and PAIR not in kinds
+    elif chosen == "encoder-decoder":
+        exact = peft_type in EXACT_TRANSFORMS and PAIR not in kinds
+    else:
+        exact = peft_type in EXACT
     return "**exact**" if exact else "served"
 
 

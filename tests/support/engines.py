@@ -92,8 +92,9 @@ class TestEngine:
         )
 
     def add(
-        self, ids: list[int], root: RootKey | None = None, virtual: int = 0, sample: int = 0, **sampling: Any
-    ) -> str:
+        self, ids: list[int], root: RootKey | None = None, virtual: int = 0, sample: int = 0,
+        trained_prefix: bool = False, **sampling: Any,
+    ) -> str:  # fmt: skip
         self._count += 1
         name = str(self._count)
         self.done[name] = Finished()
@@ -104,6 +105,7 @@ class TestEngine:
             root=root or self.engine.key(DEFAULT_TENANT, None),
             now=0.0,
             sample=sample,
+            trained_prefix=trained_prefix,
         )
         return name
 

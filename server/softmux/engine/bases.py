@@ -12,6 +12,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from softmux.engine.encoder import PackedEncoder
+from softmux.engine.encoder_decoder import PackedEncoderDecoder
 from softmux.engine.packed import PackedModel
 from softmux.engine.quantised_loading import own_method
 from softmux.errors import SelfTestFailed
@@ -36,11 +37,10 @@ def load_base(model: str, *, device: torch.device, dtype: torch.dtype, quantizat
         config: Any = AutoConfig.from_pretrained(model, trust_remote_code=False)
     except Exception as error:
         raise SelfTestFailed(f"--model {model} has no config that can be read: {error}") from error
-    kind = PackedEncoder if family_of(config) == "encoder" else PackedModel
-    if kind is PackedEncoder and quantization != "auto":
-        raise SelfTestFailed(f"--quantization {quantization} is for decoders, and {model} is an encoder; leave it out")
-    if kind is PackedEncoder and own_method(config):
-        raise SelfTestFailed(
-            f"{model} is an encoder with quantised weights; softmux serves encoders in full: save it so"
-        )
+    family = family_of(config)
+    if family != "decoder" and quantization != "auto":
+        raise SelfTestFailed(f"--quantization {quantization} is for decoders, and {model} is an {family}; leave it out")
+    if family != "decoder" and own_method(config):
+        raise SelfTestFailed(f"{model} is an {family} with quantised weights; softmux serves those in full: save it so")
+    kind = {"decoder": PackedModel, "encoder": PackedEncoder, "encoder-decoder": PackedEncoderDecoder}[family]
     return kind.load(model, device=device, dtype=dtype, quantization=quantization)

@@ -29,6 +29,8 @@ class DeltaStep:
 
     tokens: Spread
     wanted: Spread
+    source: Spread | None
+    """On an encoder-decoder whose each source token is; `tokens` are then the decoder's."""
     modules: tuple[str, ...]
     """Those that some adapter of the step updates."""
     scores: bool
@@ -39,39 +41,48 @@ class Deltas:
     """Knows the module's parts by their paths. A step of rows that change nothing never comes here.
 
     `head` is the output projection's path: it is given the wanted rows, where every other module is given all tokens.
+    On an encoder-decoder those of `on_source` are given the source tokens, all others the decoder's.
     """
 
-    def __init__(self, slots: DeltaSlots, products: DeltaProducts, tokens: TokenRows, head: str) -> None:
+    def __init__(
+        self, slots: DeltaSlots, products: DeltaProducts, tokens: TokenRows, head: str, on_source: frozenset[str]
+    ) -> None:
         self.slots = slots
         self.products = products
         self.head = head
+        self._on_source = on_source
         self._token_rows = tokens
         self.columns: FusedColumns | None = None
         """Where the fused layers can run such steps, too; and `graphs`, where those can be captured."""
         self.graphs: DeltaGraphs | None = None
 
     @classmethod
-    def of(cls, module: Any, slots: DeltaSlots) -> Deltas:
+    def of(cls, module: Any, slots: DeltaSlots, on_source: frozenset[str] = frozenset()) -> Deltas:
         """On the module as loaded, by our kernels where they run."""
         given = module.get_input_embeddings()
         on_gpu = slots.device.type == "cuda" and importlib.util.find_spec("triton") is not None
         products = TritonDeltas(slots) if on_gpu else TorchDeltas(slots)
         vocabulary = int(module.config.get_text_config().vocab_size)
-        return cls(slots, products, TokenRows(slots, vocabulary, row_scale(given) or 1.0), embeddings(module)[1])
+        rows = TokenRows(slots, vocabulary, row_scale(given) or 1.0)
+        return cls(slots, products, rows, embeddings(module)[1], on_source)
 
-    def step(self, slots: Ints, counts: Ints, samples: Ints) -> DeltaStep | None:
-        """By row of the step: `slots` of their adapters (−1: none), `counts` of tokens; `samples`: the slots of the
-        rows whose logits are wanted. None where no row has a slot."""
+    def step(self, slots: Ints, counts: Ints, samples: Ints, sources: Ints | None = None) -> DeltaStep | None:
+        """By row of the step: `slots` of their adapters (−1: none), `counts` of tokens, `sources` how many of those are
+        an encoder's; `samples`: the slots of the rows whose logits are wanted. None where no row has a slot."""
         if not (slots >= 0).any():
             return None
         self.slots.await_arrivals()
         device = self.slots.device
+        source = None
+        if self._on_source and sources is not None:
+            new = sources > 0
+            source, counts = Spread(slots[new], sources[new], device), counts - sources
         tokens = Spread(slots, counts, device)
         wanted = Spread(samples, np.ones(len(samples), np.int64), device)
         self.products.begin(tokens)
         deltas = [self.slots.deltas[slot] for slot in tokens.active]
         modules = {update.name: None for delta in deltas if delta is not None for update in delta.updates}
-        return DeltaStep(tokens, wanted, tuple(modules), self._token_rows.there("output", tokens))
+        return DeltaStep(tokens, wanted, source, tuple(modules), self._token_rows.there("output", tokens))
 
     def embed(self, step: DeltaStep, embeddings: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """`embeddings [tokens, hidden]` with the adapters' own rows in their places."""
@@ -112,6 +123,8 @@ class Deltas:
                 handles.append(module.get_submodule(self.head).register_forward_hook(self._score(step)))
             for name in step.modules:
                 spread = step.wanted if name == self.head else step.tokens
+                if name in self._on_source and step.source is not None:
+                    spread = step.source
                 handles.append(module.get_submodule(name).register_forward_hook(self._gain(name, spread)))
             yield
         finally:

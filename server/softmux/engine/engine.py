@@ -19,6 +19,7 @@ from softmux.engine.delta_slots import DeltaSlots
 from softmux.engine.deltas import Deltas
 from softmux.engine.device import is_shortage
 from softmux.engine.disk import DiskTier
+from softmux.engine.encoder_decoder import PackedEncoderDecoder, encoder_input
 from softmux.engine.fast import best_backend, prove
 from softmux.engine.host_adapter import HostAdapter
 from softmux.engine.kv import KVPool
@@ -134,8 +135,8 @@ class Engine:
         self.scheduler = Scheduler(
             slots=slots,
             max_rows=settings.max_rows,
-            max_step_tokens=max(settings.max_step_tokens, 0 if self.model.causal else context),  # rows run whole
-            context_length=context,
+            max_step_tokens=max(settings.max_step_tokens, 0 if self.model.causal else context + 1),  # rows run whole
+            context_length=self.model.row_length(context),
             eos=self.model.eos_token_ids,
             shelf=self.tiers,
             max_waiting=settings.max_waiting,
@@ -145,11 +146,11 @@ class Engine:
             self.model,
             slots=slots,
             max_rows=settings.max_rows,
-            context_length=context,
+            context_length=self.model.row_length(context),
             resident_vectors=settings.resident_vectors,
             tiers=self.tiers,
-            deltas=Deltas.of(model.module, deltas),
-            backend=best_backend(device, settings.attention_backend),
+            deltas=Deltas.of(model.module, deltas, model.on_source),
+            backend=best_backend(device, settings.attention_backend, self.spec.family),
         )
         self._overlap = device.type == "cuda"
         if device.type == "cuda":
@@ -183,6 +184,7 @@ class Engine:
         *,
         root: RootKey,
         now: float,
+        trained_prefix: bool = False,
         client: bytes = b"",
         sample: int = 0,
         deadline: float | None = None,
@@ -190,8 +192,9 @@ class Engine:
         weight: float = 1.0,
         marks: tuple[int, int] = (0, 0),
     ) -> Sequence:
-        """Queues a sequence. Raises a `SoftmuxError` where it can't ever run. `marks` are its content's and its
-        version's, for the flight recorder."""
+        """Queues a sequence. `trained_prefix`: its virtual tokens are keys and values, which an encoder-decoder takes
+        into its decoder. `marks` are its content's and its version's, for the flight recorder. Raises a `SoftmuxError`
+        where it can't ever run."""
         self._check_tokens(tokens, root, "prompt")
         if self.spec.family == "encoder":
             raise InvalidRequest("an encoder generates nothing: POST /v1/classify?task=…", param="prompt")
@@ -202,11 +205,15 @@ class Engine:
                 raise InvalidRequest(f"token id {token} is not below {self.spec.vocab_size}", param="logit_bias")
         if sampling.seed is None and sampling.temperature > 0:
             sampling = msgspec.structs.replace(sampling, seed=secrets.randbits(63))
+        prompt, source, model = list(tokens), None, self.model
+        if isinstance(model, PackedEncoderDecoder):
+            source = encoder_input(tokens, sampling.max_tokens, self.spec.context_length, trained_prefix=trained_prefix)
+            prompt.append(model.start)
         sequence = Sequence(
             id=sequence_id,
             client=client,
             root=root,
-            prompt=list(tokens),
+            prompt=prompt,
             sampling=sampling,
             arrival=now,
             sample=sample,
@@ -215,6 +222,8 @@ class Engine:
             weight=weight,
             content=marks[0],
             version=marks[1],
+            source=source,
+            closes=isinstance(model, PackedEncoderDecoder) and model.last is not None,
         )
         self.scheduler.add(sequence)
         return sequence
@@ -246,7 +255,18 @@ class Engine:
         if (head is None and not scored) or (head is not None and root.digest is None) or (alone and head is None):
             raise InvalidRequest("nothing is to be read of this input: name a task with a head, or tokens to score")
         whole_from = lead if trained_prefix else 0
-        if head is None:
+        prompt, source = list(tokens), None
+        if isinstance(self.model, PackedEncoderDecoder):
+            if head is not None:
+                raise InvalidRequest(
+                    "an encoder-decoder is served without heads: name a task with labels", param="task"
+                )
+            given, context = tokens[: length - scored], self.spec.context_length
+            source = encoder_input(given, scored + 2, context, trained_prefix=trained_prefix)
+            prompt = [*given, *self.model.begins, *tokens[length - scored :]]
+            length = len(prompt)
+            reading = Reading("likelihood", length - scored, length, whole_from, alone=True)
+        elif head is None:
             reading = Reading("likelihood", length - scored, length, length - scored - 1)
         elif head == "token":
             reading = Reading("head", lead, length, whole_from if alone else lead, alone)
@@ -258,7 +278,7 @@ class Engine:
             id=sequence_id,
             client=client,
             root=root,
-            prompt=list(tokens),
+            prompt=prompt,
             sampling=SamplingParams(max_tokens=1, ignore_eos=True),
             arrival=now,
             deadline=deadline,
@@ -267,6 +287,7 @@ class Engine:
             reading=reading,
             content=marks[0],
             version=marks[1],
+            source=source,
         )
         self.scheduler.add(sequence)
         return sequence

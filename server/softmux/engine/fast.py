@@ -16,16 +16,21 @@ from softmux.engine.runner import ModelRunner
 from softmux.engine.selftest import self_test
 from softmux.engine.ways import Path
 from softmux.errors import SelfTestFailed
-from softmux.types import ModelSpec
+from softmux.types import Family, ModelSpec
 
 log = logging.getLogger(__name__)
 
 
-def best_backend(device: torch.device, asked: str = "auto") -> type[AttentionBackend]:
-    """The backend of that name. `auto`: Triton on a CUDA device where it is installed, torch elsewhere.
+def best_backend(device: torch.device, asked: str = "auto", family: Family = "decoder") -> type[AttentionBackend]:
+    """The backend of that name. `auto`: Triton on a CUDA device where it is installed, torch elsewhere, and for an
+    encoder-decoder.
 
     Raises `SelfTestFailed`, in words, where what was asked for can't run here.
     """
+    if family == "encoder-decoder":
+        if asked not in ("auto", "torch"):
+            raise SelfTestFailed(f"--attention-backend {asked} runs no encoder-decoder: use auto")
+        return TorchAttention
     on_gpu = device.type == "cuda"
     has_triton = importlib.util.find_spec("triton") is not None
     if asked == "triton" and not (on_gpu and has_triton):

@@ -21,16 +21,17 @@ def ranges(starts: Ints, counts: Ints) -> Ints:
 class Layout:
     """One packed step. The batch's decoding rows come first, so their tokens do, too.
 
-    By row: `rows` (of the table), `starts`, `counts`. By token: `ids` (0 where it is not known or no real one),
-    `positions`, `slots`. `wanted`: the tokens whose logits are needed, first those behind which rows choose one, then
-    those before each of `targets`, whose likelihood is read. `heads`: tokens whose hidden states heads read. `futures`:
-    tokens that the step before is choosing; `virtual`: tokens that are learned vectors, with the adapters they belong
-    to and their numbers there.
+    By row: `rows` (of the table), `starts`, `counts`, `sources`. By token: `ids` (0 where it is not known or no real
+    one), `positions`, `slots`. `wanted`: the tokens whose logits are needed, first those behind which rows choose one,
+    then those before each of `targets`, whose likelihood is read. `heads`: tokens whose hidden states heads read.
+    `futures`: tokens that the step before is choosing; `virtual`: tokens that are learned vectors, with the adapters
+    they belong to and their numbers there.
     """
 
     rows: Rows
     starts: Ints
     counts: Ints
+    sources: Ints
     ids: Ints
     positions: Ints
     slots: Ints
@@ -41,6 +42,12 @@ class Layout:
     vectors: Ints
     heads: Ints
     targets: list[int]
+
+    @property
+    def source_counts(self) -> Ints:
+        """How many of each row's tokens are an encoder's."""
+        counts: Ints = np.clip(self.sources[:, 1] - self.starts, 0, self.counts)
+        return counts
 
 
 def lay_out(batch: Batch) -> Layout:
@@ -59,6 +66,7 @@ def lay_out(batch: Batch) -> Layout:
         rows=rows,
         starts=starts,
         counts=counts,
+        sources=table.sources[rows],
         ids=np.maximum(ids, 0),
         positions=positions,
         slots=table.slots[at_row, positions].astype(np.int64),

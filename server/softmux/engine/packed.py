@@ -25,6 +25,8 @@ from softmux.engine.quantised import QuantisedLinear, format_of, size
 from softmux.engine.quantised_loading import load_quantised, own_method
 from softmux.engine.serves import SERVES
 from softmux.errors import SelfTestFailed
+from softmux.scheduler.batch import Batch
+from softmux.scheduler.rows import Ints
 from softmux.types import LayerKV, ModelSpec
 
 log = logging.getLogger(__name__)
@@ -169,6 +171,10 @@ class PackedModel:
         logits: torch.Tensor = output.logits[0]
         return logits
 
+    def forced(self, batch: Batch) -> Ints | None:
+        """By row that chooses a token: the one it must choose, −1 where it is free. None where nothing is forced."""
+        return None
+
     def states(self, at: torch.Tensor) -> torch.Tensor:
         """The last hidden states, as heads read them, of the tokens `at` of the forward that ran last: `[len(at),
         state_width]`."""
@@ -246,6 +252,13 @@ class PackedModel:
         return layers
 
     # --- what others may know ----------------------------------------------------------------------------------------
+
+    on_source: frozenset[str] = frozenset()
+    """On an encoder-decoder: the paths of the linear modules that are given its source."""
+
+    def row_length(self, context: int) -> int:
+        """How many positions a row has where `context` is the most that one may use."""
+        return context
 
     @property
     def state_width(self) -> int:

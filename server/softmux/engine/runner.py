@@ -26,6 +26,7 @@ from softmux.engine.tiers import AdapterTiers
 from softmux.engine.vocabulary import VirtualVocabulary
 from softmux.engine.ways import Ways
 from softmux.scheduler.batch import Batch, StepOutput
+from softmux.scheduler.rows import Ints
 
 if TYPE_CHECKING:  # Triton is there on GPU machines only
     from softmux.engine.fused import FusedDecoder
@@ -158,23 +159,28 @@ class ModelRunner:
         rows, lengths = batch.sampled[batch.choosing], batch.lengths[batch.choosing]
         if not len(rows):
             return
-        launched.special = np.flatnonzero(batch.table.plain_from[rows] > lengths).tolist()
+        forced = self.model.forced(batch)
+        special = batch.table.plain_from[rows] > lengths
+        launched.special = np.flatnonzero(special if forced is None else special | (forced >= 0)).tolist()
         kept = tokens is not None and not launched.special
         if launched.special:
-            tokens = self._sample(launched, logits, tokens)
+            tokens = self._sample(launched, logits, tokens, forced)
         elif tokens is None:
             tokens = greedy(logits)
         if not kept:
             self.last_tokens.index_copy_(0, to_device(rows, self.device), tokens.clamp(min=0))
         launched.landing.tensor[: len(rows)].copy_(tokens, non_blocking=True)
 
-    def _sample(self, launched: Launched, logits: torch.Tensor, tokens: torch.Tensor | None) -> torch.Tensor:
-        """The tokens of all rows, those of the special ones as they wish."""
+    def _sample(
+        self, launched: Launched, logits: torch.Tensor, tokens: torch.Tensor | None, forced: Ints | None
+    ) -> torch.Tensor:
+        """The tokens of all rows, those of the special ones as they wish, or must (`forced`, by row)."""
         batch, special = launched.batch, launched.special
         rows, lengths = batch.sampled[batch.choosing], batch.lengths[batch.choosing]
         for place in special:
             sequence = batch.table.sequences[rows[place]]
-            launched.choices.append(Choice(sequence, int(lengths[place]) - sequence.prompt_length))
+            must = -1 if forced is None else int(forced[place])
+            launched.choices.append(Choice(sequence, int(lengths[place]) - sequence.prompt_length, must))
         if len(special) == len(rows):
             launched.sampled = sample(logits, launched.choices, self._eos)
             return launched.sampled.tokens
@@ -236,6 +242,7 @@ class ModelRunner:
             table=self.table,
             slots=slots,
             causal=self.model.causal,
+            sources=layout.sources,
         )
         logits = self._through_layers(embeddings, positions, wanted, packed, deltas)
         if not batch.read:
@@ -251,8 +258,9 @@ class ModelRunner:
             return None
         of = batch.table.deltas
         return self.deltas.step(
-            of[layout.rows], layout.counts, of[np.repeat(layout.rows, layout.counts)[layout.wanted]]
-        )
+            of[layout.rows], layout.counts, of[np.repeat(layout.rows, layout.counts)[layout.wanted]],
+            layout.source_counts,
+        )  # fmt: skip
 
     def _through_layers(
         self, embeddings: torch.Tensor, positions: torch.Tensor, wanted: torch.Tensor, packed: PackedRows,

@@ -29,10 +29,12 @@ def uniform(seed: int, sample: int, position: int) -> float:
 
 @dataclass(slots=True)
 class Choice:
-    """One row of logits and how its token is chosen. `position` counts the tokens generated before it."""
+    """One row of logits and how its token is chosen. `position` counts the tokens generated before it; `forced` is the
+    token that it must choose, −1 where it is free."""
 
     sequence: Sequence
     position: int
+    forced: int = -1
 
 
 @dataclass(slots=True)
@@ -54,8 +56,8 @@ def sample(logits: torch.Tensor, choices: list[Choice], eos: tuple[int, ...]) ->
     """Chooses each row's token. `logits [rows, vocab]`; changed in place where a row asks for it.
 
     Order: logit bias, the ban on ending before `min_tokens`, penalties; then for rows with a temperature:
-    temperature, top-k, top-p, min-p, and inverse-CDF sampling by `uniform`. Log probabilities are of the model's own
-    distribution, before any of it.
+    temperature, top-k, top-p, min-p, and inverse-CDF sampling by `uniform`; a forced token comes after all. Log
+    probabilities are of the model's own distribution, before any of it.
     """
     logits = logits.float()
     wanting = tuple(i for i, choice in enumerate(choices) if choice.sequence.sampling.logprobs is not None)
@@ -68,6 +70,9 @@ def sample(logits: torch.Tensor, choices: list[Choice], eos: tuple[int, ...]) ->
     if drawn:
         index = to_device(drawn, logits.device)
         tokens[index] = _draw(logits[index], [choices[i] for i in drawn])
+    forced = [i for i, choice in enumerate(choices) if choice.forced >= 0]
+    if forced:
+        tokens[to_device(forced, logits.device)] = to_device([choices[i].forced for i in forced], logits.device)
     tokens = torch.where(finite, tokens, -1)
     if raw is None:
         return Sampled(tokens)
@@ -105,11 +110,13 @@ def _adjust(logits: torch.Tensor, choices: list[Choice], eos: tuple[int, ...]) -
 
 
 def _penalise(logits: torch.Tensor, sequence: Sequence) -> None:
-    """Repetition (CTRL, arXiv 1909.05858: prompt and output), frequency and presence (OpenAI's: output only)."""
+    """Repetition (CTRL, arXiv 1909.05858: prompt and output, of an encoder-decoder its decoder's), frequency and
+    presence (OpenAI's: output only)."""
     sampling = sequence.sampling
     tokens = sequence.tokens
     if sampling.repetition_penalty != 1.0:
-        seen = to_device(sorted({token for token in tokens if token >= 0}), logits.device)
+        given = tokens if sequence.source is None else tokens[sequence.source[1] :]
+        seen = to_device(sorted({token for token in given if token >= 0}), logits.device)
         if len(seen):
             values = logits[seen]
             logits[seen] = torch.where(

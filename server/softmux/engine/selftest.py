@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from softmux.engine.encoder_decoder_selftest import self_test_encoder_decoder
 from softmux.engine.encoder_selftest import self_test_encoder
 from softmux.engine.host_adapter import HostAdapter
 from softmux.engine.rounding import Told, apart
@@ -23,10 +24,14 @@ def self_test(runner: ModelRunner, spec: ModelSpec) -> None:
     """Runs four short rows, two of them behind random learned vectors, in chunks of a few tokens with decodes between,
     and compares the log probabilities of what they generate with the eager module's.
 
-    Raises `SelfTestFailed` where they differ by more than rounding. An encoder has a self-test of its own.
+    Raises `SelfTestFailed` where they differ by more than rounding. Encoders and encoder-decoders have self-tests of
+    their own.
     """
     if spec.family == "encoder":
         self_test_encoder(runner, spec)
+        return
+    if spec.family == "encoder-decoder":
+        self_test_encoder_decoder(runner, spec)
         return
     generator = torch.Generator().manual_seed(0)
     weight: torch.Tensor = runner.model.embedding.weight

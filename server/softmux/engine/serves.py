@@ -16,6 +16,6 @@ SERVES: Mapping[Family, frozenset[str]] = MappingProxyType(
     {
         "decoder": frozenset({"prompt", "prefix", "lora", "token_rows", PAIR, "sequence_head", "token_head"}),
         "encoder": frozenset({"prompt", "prefix", "lora", PAIR, "sequence_head", "token_head", POOLER}),
-        "encoder-decoder": frozenset(),
+        "encoder-decoder": frozenset({"prompt", "prefix", "lora", PAIR}),
     }
 )

@@ -70,6 +70,13 @@ def invalid_field(field: str, message: str) -> InvalidAdapter:
     return InvalidAdapter(f"{CONFIG_FILE}: {message}", param=f"{CONFIG_FILE}: {field}")
 
 
+def saved_tokens(config: PromptLearningConfig, spec: ModelSpec) -> int:
+    """How many vectors PEFT saves: for an encoder-decoder twice as many, unless told otherwise, of which it gives the
+    first half to the encoder, and the rest to nobody."""
+    default = 2 if spec.family == "encoder-decoder" else 1
+    return config.num_virtual_tokens * (config.num_transformer_submodules or default)
+
+
 def hidden_size(config: PromptLearningConfig, spec: ModelSpec) -> int:
     """The width of a learned vector."""
     if config.token_dim not in (None, spec.hidden_size):
@@ -126,11 +133,14 @@ def _refuse_unserved(config: AdapterConfig, spec: ModelSpec, task: str | None) -
 
 def _check_against(config: PromptLearningConfig, spec: ModelSpec) -> None:
     """The numbers every prompt-learning method shares, against the running model."""
-    if config.num_transformer_submodules not in (None, 1):
+    submodules = config.num_transformer_submodules
+    if spec.family != "encoder-decoder" and submodules not in (None, 1):
         raise invalid_field(
             "num_transformer_submodules",
-            f"{config.num_transformer_submodules} submodules are an encoder-decoder's; a causal model has 1.",
+            f"{submodules} submodules are an encoder-decoder's; a causal model has 1.",
         )
+    if submodules not in (None, 1, 2):
+        raise invalid_field("num_transformer_submodules", f"{submodules} submodules; an encoder-decoder has 2.")
     if config.num_virtual_tokens < 1:
         raise invalid_field(
             "num_virtual_tokens", f"{config.num_virtual_tokens} virtual tokens learn nothing; at least 1 is needed."
@@ -141,7 +151,7 @@ def _check_against(config: PromptLearningConfig, spec: ModelSpec) -> None:
             f"{config.num_virtual_tokens} virtual tokens leave no room for text in the model's context of "
             f"{spec.context_length} tokens; train with fewer.",
         )
-    if config.num_layers not in (None, len(spec.layers)):
+    if spec.family != "encoder-decoder" and config.num_layers not in (None, len(spec.layers)):
         raise invalid_field(
             "num_layers",
             f"made for a model of {config.num_layers} layers, but {spec.model_id} has {len(spec.layers)}; "

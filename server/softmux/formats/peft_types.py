@@ -33,19 +33,29 @@ INSTEAD: Mapping[str, str] = MappingProxyType(
 
 GENERATES = "CAUSAL_LM"
 HEADS = ("SEQ_CLS", "TOKEN_CLS")
-TASK_TYPES = (GENERATES, *HEADS, "SEQ_2_SEQ_LM", "QUESTION_ANS", "FEATURE_EXTRACTION")
-"""`task_type` null is read as `CAUSAL_LM`."""
+TRANSFORMS = "SEQ_2_SEQ_LM"
+TASK_TYPES = (GENERATES, *HEADS, TRANSFORMS, "QUESTION_ANS", "FEATURE_EXTRACTION")
+"""`task_type` null is read as `CAUSAL_LM`, on an encoder-decoder as `SEQ_2_SEQ_LM`."""
 
 FAMILIES: tuple[Family, ...] = ("decoder", "encoder", "encoder-decoder")
 
 _GENERATIVE_ONLY = ("CPT", "TRAINABLE_TOKENS")
+_NOT_ON_PAIRS: Mapping[str, str] = MappingProxyType(
+    {
+        "CPT": "CPT's tokens are a decoder's context, in PEFT too: train it with PROMPT_TUNING",
+        "CARTRIDGE": "a cartridge is distilled from a decoder's cache: train it with PREFIX_TUNING",
+        "TRAINABLE_TOKENS": "rows of tokens are shared by an encoder and its decoder, and only decoders serve them: "
+        "train a LoRA or PROMPT_TUNING",
+    }
+)
+"""What is not served on encoder-decoders, and why."""
 _NO_PREFIX = ("deberta", "deberta-v2", "distilbert", "modernbert")
 """Encoders that take no past keys and values, in PEFT neither."""
 
 
 def why_not(peft_type: str, task_type: str | None, family: Family) -> str | None:
     """Why an adapter of a served PEFT type can't be served for that task on that kind of base; None if it can."""
-    task = task_type or GENERATES
+    task = task_type or (TRANSFORMS if family == "encoder-decoder" else GENERATES)
     if task not in TASK_TYPES:
         return f"it is none of {', '.join(TASK_TYPES)}"
     if task == "QUESTION_ANS":
@@ -53,8 +63,12 @@ def why_not(peft_type: str, task_type: str | None, family: Family) -> str | None
     if task == "FEATURE_EXTRACTION":
         return "no route answers with hidden states: train it with the head that uses them, as SEQ_CLS"
     if family == "encoder-decoder":
-        return "encoder-decoder bases are not served yet: train it on a decoder (CAUSAL_LM)"
-    if task == "SEQ_2_SEQ_LM":
+        if task == TRANSFORMS:
+            return _NOT_ON_PAIRS.get(peft_type)
+        if task in HEADS:
+            return f"an encoder-decoder is served without a head: train it with {TRANSFORMS}, and the label as text"
+        return f"this base is an encoder-decoder: train it with {TRANSFORMS}"
+    if task == TRANSFORMS:
         return f"it needs an encoder-decoder, and this base is {_a(family)}: train it with CAUSAL_LM on a decoder"
     if task == GENERATES and family == "encoder":
         return "an encoder generates nothing: train it with SEQ_CLS or TOKEN_CLS, or on a decoder"

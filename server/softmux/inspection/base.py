@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from softmux.engine.anatomy import embeddings, linear_shapes
 from softmux.engine.bases import family_of
 from softmux.engine.fingerprint import base_fingerprint, tokenizer_fingerprint
 from softmux.engine.serves import SERVES
 from softmux.errors import InvalidRequest
-from softmux.types import LayerKV, ModelSpec
+from softmux.types import Family, LayerKV, ModelSpec
 
+_LOADS_AS: Mapping[Family, Any] = MappingProxyType(
+    {"decoder": AutoModelForCausalLM, "encoder": AutoModel, "encoder-decoder": AutoModelForSeq2SeqLM}
+)
 UNKNOWN = "unknown"
 """A fingerprint that can't be told, as the files that it is made of are not there."""
 
@@ -28,7 +33,7 @@ def describe(model: str, *, fingerprints: bool = False, quantization: str | None
     try:
         config: Any = AutoConfig.from_pretrained(model, trust_remote_code=False)
         family = family_of(config)
-        kind: Any = AutoModelForCausalLM if family == "decoder" else AutoModel
+        kind: Any = _LOADS_AS[family]
         with torch.device("meta"):
             module = kind.from_config(config, trust_remote_code=False)
     except Exception as error:
@@ -49,7 +54,7 @@ def describe(model: str, *, fingerprints: bool = False, quantization: str | None
         context_length=int(getattr(text, "max_position_embeddings", None) or 1 << 20),
         base_fingerprint=base_fingerprint(folder, config.to_dict(), quantization) if has_weights else UNKNOWN,
         tokenizer_fingerprint=tokenizer_fingerprint(folder) if fingerprints and folder.is_dir() else UNKNOWN,
-        layers=(_layer(text),) * int(text.num_hidden_layers),
+        layers=(_layer(text),) * _layers(text),
         eos_token_ids=(),
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         device="meta",
@@ -65,8 +70,15 @@ def describe(model: str, *, fingerprints: bool = False, quantization: str | None
     )
 
 
+def _layers(config: Any) -> int:
+    """Those that keep keys and values: of an encoder-decoder its decoder's."""
+    named = (getattr(config, name, None) for name in ("num_decoder_layers", "decoder_layers"))
+    return int(next((count for count in named if count), None) or config.num_hidden_layers)
+
+
 def _layer(config: Any) -> LayerKV:
-    heads = int(config.num_attention_heads)
+    heads = int(getattr(config, "decoder_attention_heads", None) or config.num_attention_heads)
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    head_dim = getattr(config, "head_dim", None) or int(config.hidden_size) // heads
+    width = getattr(config, "head_dim", None) or getattr(config, "d_kv", None)
+    head_dim = width or int(config.hidden_size) // heads
     return LayerKV(int(kv_heads), int(head_dim))

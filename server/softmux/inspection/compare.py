@@ -45,7 +45,8 @@ def costs(spec: ModelSpec, *, virtual_tokens: int = 20, rank: int = 8, labels: i
         raise InvalidRequest("Virtual tokens, rank and labels are at least 1.", param="--virtual-tokens")
     k, d = virtual_tokens, spec.hidden_size
     kv = sum(2 * layer.kv_heads * layer.head_dim for layer in spec.layers)
-    base, kv_bytes = spec.parameters * _BF16, k * kv * _BF16
+    shares = spec.family != "encoder-decoder"  # there a prompt is part of each request's own source, and nothing stays
+    base, kv_bytes = spec.parameters * _BF16, k * kv * _BF16 * shares
     vectors, prefix, head = k * d, k * kv, labels * d + labels
     targets = lora_targets(spec)
     low_rank = sum(rank * (linear.inputs + linear.outputs) for linear in targets)
@@ -67,7 +68,7 @@ def costs(spec: ModelSpec, *, virtual_tokens: int = 20, rank: int = 8, labels: i
             shares_base=bool(more.get("shared", True)),
         )
 
-    return [
+    found = [
         cost("prompt_tuning", "the input", vectors, kv=kv_bytes, tokens=k),
         cost("p_tuning", "the input, anywhere in a template", vectors, kv=kv_bytes, tokens=k, trained=vectors + mlp),
         cost("prefix_tuning", "keys and values of every layer", prefix, tokens=k),
@@ -76,6 +77,12 @@ def costs(spec: ModelSpec, *, virtual_tokens: int = 20, rank: int = 8, labels: i
         cost("qlora", f"{where}, rank {rank}, over a 4-bit base", low_rank, base=_quantised(spec)),
         cost("full_fine_tuning", "every weight", spec.parameters, shared=False),
     ]
+    return [each for each in found if each.method != "p_tuning_v2" or _has_heads(spec)]
+
+
+def _has_heads(spec: ModelSpec) -> bool:
+    """Whether tasks on this kind of base have classification heads."""
+    return spec.family != "encoder-decoder"
 
 
 def lora_targets(spec: ModelSpec) -> Sequence[LinearShape]:
@@ -108,7 +115,7 @@ def guide(spec: ModelSpec, found: Sequence[Cost]) -> list[dict[str, str]]:
         if not small
         else "tasks are many and easy; on a base this small the others usually reach more (2104.08691, figure 1)"
     )
-    return [
+    advice = [
         {
             "use": "prompt_tuning",
             "when": prompt_when,
@@ -147,3 +154,4 @@ def guide(spec: ModelSpec, found: Sequence[Cost]) -> list[dict[str, str]]:
             "because": f"each task stores {by_name['full_fine_tuning'].bytes_bfloat16:,} bytes, and shares no batch",
         },
     ]
+    return [each for each in advice if each["use"] in by_name]

@@ -94,6 +94,8 @@ def _kv_bytes(parts: Parts, spec: ModelSpec | None) -> int | None:
         if isinstance(part, PromptPart):
             if spec is None:
                 return None
+            if spec.family == "encoder-decoder":  # it is part of each request's own source
+                return 0
             return part.virtual_tokens * sum(2 * layer.kv_heads * layer.head_dim for layer in spec.layers) * _BF16
     return 0
 

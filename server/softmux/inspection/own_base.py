@@ -10,10 +10,10 @@ from softmux.formats.config import CONFIG_FILE
 from softmux.formats.folder import LORA_FILES
 from softmux.formats.json_file import read_object
 from softmux.formats.parts import KINDS, PAIR
-from softmux.formats.peft_types import HEADS
+from softmux.formats.peft_types import HEADS, TRANSFORMS
 from softmux.formats.softmux_json import SOFTMUX_FILE
 from softmux.formats.tensors import WEIGHTS_FILE, Tensor, read_safetensors
-from softmux.types import LayerKV, LinearShape, ModelSpec
+from softmux.types import Family, LayerKV, LinearShape, ModelSpec
 
 _PAIR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
 _ROWS = re.compile(r"base_model\.model\.(.+?)(?:\.token_adapter)?\.trainable_tokens_delta(?:\.default)?")
@@ -42,7 +42,7 @@ def own_base(files: Mapping[str, bytes]) -> ModelSpec:
         device="none",
         embedding_norm=0.0,
         model_type=_kind_of_head(config, tensors),
-        family="encoder" if _is_encoder(config, tensors) else "decoder",
+        family=_family(config, tensors),
         serves=frozenset({*KINDS, PAIR}),
         linears=_linears(tensors),
         input_embedding=next((name for name in tables if not name.endswith("head")), ""),
@@ -82,6 +82,12 @@ def _linears(tensors: Mapping[str, Tensor]) -> tuple[LinearShape, ...]:
         if match and len(tensor.shape) == 2:
             sides.setdefault(match[1], {})[match[2]] = tensor.shape[1 if match[2] == "A" else 0]
     return tuple(LinearShape(name, found.get("A", 0), found.get("B", 0)) for name, found in sides.items())
+
+
+def _family(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Family:
+    if config.get("task_type") == TRANSFORMS:
+        return "encoder-decoder"
+    return "encoder" if _is_encoder(config, tensors) else "decoder"
 
 
 def _is_encoder(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bool:

@@ -70,6 +70,8 @@ def tell(
     reason: FinishReason | None = None
     if token < 0:
         reason = "abort"
+    elif stopped and sequence.closes and sequence.generated + 1 >= sequence.sampling.max_tokens:
+        reason = "length"
     elif stopped or sequence.reading is not None:
         reason = "stop"
     elif sequence.generated >= sequence.sampling.max_tokens:

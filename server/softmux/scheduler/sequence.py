@@ -56,6 +56,9 @@ class Sequence:
     task: str = ""
     """The task that its time is booked to, beside the tenant."""
 
+    closes: bool = False
+    """Where `max_tokens` alone ends it, its last token is an end token that nothing but the length has chosen."""
+
     prompt_length: int = field(init=False)
     lead: int = field(init=False)
     said: list[int] = field(default_factory=list)
@@ -91,9 +94,9 @@ class Sequence:
     def whole(self) -> tuple[int, int]:
         """From where to where its tokens run in one step, and are computed whatever the cache has: an encoder's input
         with the first token of its decoder behind it, or what is read of it; `(0, 0)` where that is nothing."""
-        if self.source is not None:
-            return self.source[0], self.source[1] + 1
-        return (self.reading.whole_from, self.prompt_length) if self.reading is not None else (0, 0)
+        if self.reading is not None:
+            return self.reading.whole_from, self.prompt_length
+        return (self.source[0], self.source[1] + 1) if self.source is not None else (0, 0)
 
     @property
     def reusable(self) -> int:

@@ -69,7 +69,10 @@ class Canary:
             for name, (key, tokens) in rows.items():
                 sequence_id = f"{admit.id}/{name}"
                 marks = (0, version_mark(key.tenant, key.digest))
-                engine.add(sequence_id, tokens, self._sampling, root=key, now=now, client=CLIENT, marks=marks)
+                engine.add(
+                    sequence_id, tokens, self._sampling, root=key, now=now, client=CLIENT, marks=marks,
+                    trained_prefix=name == "tuned" and admit.manifest.method in KV_METHODS,
+                )  # fmt: skip
                 trial.open.add(sequence_id)
         except SoftmuxError as error:
             self._trials.pop(admit.id, None)

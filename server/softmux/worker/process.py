@@ -186,15 +186,16 @@ class Worker:
         root = self._root(message)
         deadline = None if message.deadline is None else came + message.deadline
         marks = (message.content, message.version)
+        trained = message.adapter is not None and message.adapter.method in KV_METHODS
         if isinstance(message, Generate):
             sequence = self.engine.add(
                 message.id, message.tokens, message.sampling, root=root, now=came, client=client,
-                sample=message.sample, deadline=deadline, priority=message.priority, weight=message.weight, marks=marks,
+                trained_prefix=trained, sample=message.sample, deadline=deadline, priority=message.priority,
+                weight=message.weight, marks=marks,
             )  # fmt: skip
         else:
             sequence = self.engine.read(
-                message.id, message.tokens, root=root, now=came, head=message.head,
-                trained_prefix=message.adapter is not None and message.adapter.method in KV_METHODS,
+                message.id, message.tokens, root=root, now=came, head=message.head, trained_prefix=trained,
                 scored=message.scored, client=client, deadline=deadline, priority=message.priority,
                 weight=message.weight, marks=marks,
             )  # fmt: skip

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from softmux.engine.kv import KVPool
+from softmux.scheduler.rows import Ints
 
 
 @dataclass(slots=True)
@@ -27,6 +28,16 @@ class PackedRows:
     """`[tokens]` int64: where each new token's keys and values go."""
     causal: bool = True
     """False: each new token attends to all of its row, those after it included. A row is then whole."""
+    sources: Ints | None = None
+    """On an encoder-decoder, `[rows, 2]`: which positions of each row are its encoder's input (`Sequence.source`)."""
+    keys: list[int] | None = None
+    """How many keys each row attends to, where they are not those up to its last new token."""
+
+    def lengths(self) -> list[int]:
+        """How many keys each row attends to."""
+        if self.keys is not None:
+            return self.keys
+        return [start + count for start, count in zip(self.starts, self.counts, strict=True)]
 
 
 @dataclass(slots=True)
@@ -50,6 +61,10 @@ class AttentionBackend(ABC):
         self._pool = pool
         self._slots = torch.empty(0, dtype=torch.int64, device=pool.device)
         """Where the step's new tokens go: each backend's `begin` says."""
+
+    @property
+    def pool(self) -> KVPool:
+        return self._pool
 
     @abstractmethod
     def begin(self, rows: PackedRows) -> None:

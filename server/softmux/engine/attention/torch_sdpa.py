@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 
 from softmux.engine.attention.base import AttentionBackend, PackedRows
+from softmux.engine.attention.distances import DistanceBias
 from softmux.engine.kv import KVPool
+
+KeysAt = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""A layer's keys and values `[slots, kv_heads, head_dim]` at slots `[slots]`."""
 
 _WASTE = 1.5
 """A group may compute this many times what its rows need: beyond it, two smaller launches are cheaper."""
@@ -33,6 +38,17 @@ class _Group:
     """`[rows]` keys each row has."""
     causal: bool
     masks: dict[int | None, torch.Tensor | None] = field(default_factory=dict)
+    biased: dict[DistanceBias, torch.Tensor] = field(default_factory=dict)
+
+    def scores(self, window: int | None, bias: DistanceBias | None, dtype: torch.dtype) -> torch.Tensor | None:
+        """What is added to the scores, `[rows, 1 or heads, queries, keys]`, made once a step. None: nothing."""
+        mask = self.mask(window, dtype)
+        if bias is None:
+            return mask
+        if bias not in self.biased:
+            values = bias.values(self.query_positions, self.keys)
+            self.biased[bias] = (values if mask is None else values + mask).to(dtype)
+        return self.biased[bias]
 
     def mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
         """`[rows, 1, queries, keys]` additive mask, made once a step for each window size. None: nothing is hidden."""
@@ -74,8 +90,9 @@ class TorchAttention(AttentionBackend):
         offset = torch.tensor([offsets[i] for i in members], device=device)
         table_rows = torch.tensor([rows.table_rows[i] for i in members], device=device)
         queries = max(rows.counts[i] for i in members)
-        keys = max(rows.starts[i] + rows.counts[i] for i in members)
-        lengths = starts + counts
+        reach = rows.lengths()
+        keys = max(reach[i] for i in members)
+        lengths = torch.tensor([reach[i] for i in members], device=device)
         step = torch.arange(queries, device=device)
         real = step < counts[:, None]
         query_index = offset[:, None] + torch.where(real, step, 0)
@@ -97,13 +114,23 @@ class TorchAttention(AttentionBackend):
     def attend_written(
         self, layer: int, query: torch.Tensor, *, scaling: float, window: int | None, softcap: float | None
     ) -> torch.Tensor:
+        def keys_at(slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self._pool.take(layer, slots, query.dtype)
+
+        return self.attend_at(query, keys_at, scaling=scaling, window=window, softcap=softcap)
+
+    def attend_at(
+        self, query: torch.Tensor, keys_at: KeysAt, *, scaling: float, window: int | None = None,
+        softcap: float | None = None, bias: DistanceBias | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """As `attend_written`, over the keys and values of `keys_at`, wherever the table's slots lie."""
         output = torch.empty_like(query, memory_format=torch.contiguous_format)
         for group in self._groups:
             q = _block(query.index_select(0, group.query_index), group.rows, group.queries)
-            keys, values = self._pool.take(layer, group.slots, query.dtype)
+            keys, values = keys_at(group.slots)
             k = _block(keys, group.rows, group.keys)
             v = _block(values, group.rows, group.keys)
-            mask = group.mask(window, query.dtype)
+            mask = group.scores(window, bias, query.dtype)
             if softcap is None:
                 grouped = k.shape[1] != q.shape[1]
                 o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling, enable_gqa=grouped)
@@ -136,11 +163,12 @@ def _softcapped(
 
 def _gather_alike(rows: PackedRows) -> list[list[int]]:
     """Splits the step's rows into groups that waste little when padded to their largest member."""
-    order = sorted(range(len(rows.counts)), key=lambda i: (rows.counts[i], rows.starts[i]))
+    reach = rows.lengths()
+    order = sorted(range(len(rows.counts)), key=lambda i: (rows.counts[i], reach[i]))
     groups: list[list[int]] = []
     queries = keys = area = 0
     for i in order:
-        count, length = rows.counts[i], rows.starts[i] + rows.counts[i]
+        count, length = rows.counts[i], reach[i]
         wide, deep = max(queries, count), max(keys, length)
         if groups and wide * deep * (len(groups[-1]) + 1) <= _WASTE * (area + count * length):
             groups[-1].append(i)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from softmux.formats import encoders
-from softmux.formats.config import Count, PromptLearningConfig, hidden_size
+from softmux.formats.config import Count, PromptLearningConfig, hidden_size, saved_tokens
 from softmux.formats.methods.encoded import Tensors, encoded
 from softmux.formats.parts import Parts, PromptPart
 from softmux.types import ModelSpec
@@ -24,8 +24,10 @@ class PTuningConfig(PromptLearningConfig):
 
 def read_p_tuning(config: PTuningConfig, tensors: Tensors, spec: ModelSpec) -> Parts:
     dim = hidden_size(config, spec)
-    k, hidden, layers = config.num_virtual_tokens, config.encoder_hidden_size or dim, config.encoder_num_layers
+    k, hidden, layers = saved_tokens(config, spec), config.encoder_hidden_size or dim, config.encoder_num_layers
     if config.encoder_reparameterization_type == "LSTM":
         shapes = encoders.lstm_shapes(k, dim, hidden, layers)
-        return (PromptPart(encoded(tensors, (k, dim), shapes, lambda weights: encoders.fold_lstm(weights, layers))),)
-    return (PromptPart(encoded(tensors, (k, dim), encoders.mlp_shapes(k, dim, hidden), encoders.fold_mlp)),)
+        vectors = encoded(tensors, (k, dim), shapes, lambda weights: encoders.fold_lstm(weights, layers))
+    else:
+        vectors = encoded(tensors, (k, dim), encoders.mlp_shapes(k, dim, hidden), encoders.fold_mlp)
+    return (PromptPart(vectors[: config.num_virtual_tokens]),)

@@ -35,7 +35,7 @@ class CartridgeConfig(KeyValueConfig):
 
 def read_prefix_tuning(config: PrefixTuningConfig, tensors: Tensors, spec: ModelSpec) -> Parts:
     kv = _checked(config, spec)
-    k, layers, dim = config.num_virtual_tokens, len(spec.layers), kv.kv_heads * kv.head_dim
+    k, layers, dim = config.num_virtual_tokens, _saved_layers(config, spec), kv.kv_heads * kv.head_dim
     if not config.prefix_projection:
         return (_prefix(expect(tensors, {SAVED: (k, layers * 2 * dim)})[SAVED], spec),)
     shapes = encoders.projection_shapes(k, dim, config.encoder_hidden_size or dim, layers)
@@ -88,8 +88,34 @@ def _checked(config: KeyValueConfig, spec: ModelSpec) -> LayerKV:
     return kv
 
 
+def _saved_layers(config: PrefixTuningConfig, spec: ModelSpec) -> int:
+    """How many layers' keys and values PEFT saves: of an encoder-decoder as many as it took its encoder to have."""
+    if spec.family != "encoder-decoder":
+        return len(spec.layers)
+    if config.num_transformer_submodules == 1:
+        raise invalid_field(
+            "num_transformer_submodules",
+            "PEFT itself can't run a prefix of one submodule on an encoder-decoder; train it with 2, its default.",
+        )
+    layers = config.num_layers or len(spec.layers)
+    if layers < len(spec.layers):
+        raise invalid_field(
+            "num_layers",
+            f"a prefix for {layers} layers, but {spec.model_id}'s decoder has {len(spec.layers)}; train it on this "
+            "base.",
+        )
+    return layers
+
+
 def _prefix(flat: Float32Array, spec: ModelSpec) -> PrefixPart:
-    """PEFT views a row as [layers · 2, kv_heads, head_dim]: the keys of layer l at 2l, its values at 2l + 1."""
+    """PEFT views a row as [layers · 2, kv_heads, head_dim]: the keys of layer l at 2l, its values at 2l + 1.
+
+    For an encoder-decoder it lays that out twice, one behind the other, and deals it out in fours: keys and values of
+    a layer, and two more that its cross-attention does not keep. So layer l has what was saved as layer 2l, counted
+    around.
+    """
     kv = spec.layers[0]
-    stacked = flat.reshape(len(flat), len(spec.layers), 2, kv.kv_heads, kv.head_dim).transpose(2, 1, 0, 3, 4)
+    stacked = flat.reshape(len(flat), -1, 2, kv.kv_heads, kv.head_dim).transpose(2, 1, 0, 3, 4)
+    if spec.family == "encoder-decoder":
+        stacked = stacked[:, [2 * layer % stacked.shape[1] for layer in range(len(spec.layers))]]
     return PrefixPart(np.ascontiguousarray(stacked[0]), np.ascontiguousarray(stacked[1]))

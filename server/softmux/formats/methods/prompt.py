@@ -9,7 +9,15 @@ from pydantic import Field, StrictStr
 
 from softmux.errors import InvalidAdapter
 from softmux.formats import encoders
-from softmux.formats.config import Count, Label, PromptLearningConfig, TokenIds, hidden_size, invalid_field
+from softmux.formats.config import (
+    Count,
+    Label,
+    PromptLearningConfig,
+    TokenIds,
+    hidden_size,
+    invalid_field,
+    saved_tokens,
+)
 from softmux.formats.methods.encoded import SAVED, Tensors, encoded
 from softmux.formats.parts import Float32Array, Parts, PromptPart
 from softmux.formats.tensors import expect, invalid_tensor
@@ -48,7 +56,8 @@ class CptConfig(PromptLearningConfig):
 
 
 def read_prompt_tuning(config: PromptTuningConfig, tensors: Tensors, spec: ModelSpec) -> Parts:
-    return (PromptPart(expect(tensors, {SAVED: (config.num_virtual_tokens, hidden_size(config, spec))})[SAVED]),)
+    saved = expect(tensors, {SAVED: (saved_tokens(config, spec), hidden_size(config, spec))})[SAVED]
+    return (PromptPart(saved[: config.num_virtual_tokens]),)
 
 
 def read_multitask(config: MultitaskConfig, tensors: Tensors, spec: ModelSpec) -> Parts:
@@ -60,12 +69,15 @@ def read_multitask(config: MultitaskConfig, tensors: Tensors, spec: ModelSpec) -
             f"the folder holds {tasks} tasks, and a version is one. Take each out as a folder of its own, and publish "
             "those: `softmux fold DIR --task-id N --out DIR-N`.",
         )
-    return (PromptPart(fold_task(config, tensors, hidden_size(config, spec), 0)),)
+    folded = fold_task(config, tensors, hidden_size(config, spec), 0, saved_tokens(config, spec))
+    return (PromptPart(folded[: config.num_virtual_tokens]),)
 
 
-def fold_task(config: MultitaskConfig, tensors: Tensors, dim: int, task: int) -> Float32Array:
-    """`[k, dim]`: the shared prompt times, element by element, the task's low-rank matrix (2303.02861, eq. 1)."""
-    k, tasks, ranks = config.num_virtual_tokens, config.num_tasks or 1, config.num_ranks or 1
+def fold_task(config: MultitaskConfig, tensors: Tensors, dim: int, task: int, k: int | None = None) -> Float32Array:
+    """`[k, dim]`: the shared prompt times, element by element, the task's low-rank matrix (2303.02861, eq. 1). `k`: how
+    many vectors were saved, where the config does not say it."""
+    k = k or config.num_virtual_tokens * (config.num_transformer_submodules or 1)
+    tasks, ranks = config.num_tasks or 1, config.num_ranks or 1
     weights = expect(
         tensors,
         {SAVED: (k, dim), "prefix_task_cols": (tasks, k, ranks), "prefix_task_rows": (tasks, ranks, dim)},

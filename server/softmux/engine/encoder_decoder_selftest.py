@@ -1,0 +1,95 @@
+"""The self-test of an encoder-decoder: what packed rows generate, against the eager module row by row."""
+
+from __future__ import annotations
+
+import torch
+
+from softmux.engine.encoder_decoder import PackedEncoderDecoder, encoder_input
+from softmux.engine.host_adapter import HostAdapter
+from softmux.engine.runner import ModelRunner
+from softmux.engine.trial import run_trial, trial_scheduler
+from softmux.errors import SelfTestFailed
+from softmux.scheduler.radix import RootKey
+from softmux.scheduler.sequence import Sequence
+from softmux.types import ModelSpec, SamplingParams, TokenLogprobs
+
+_VIRTUAL = 3
+_GENERATED = 4
+_LENGTHS = (5, 9, 1, 6)
+_TOLERANCE = {torch.float32: 2e-3}
+_HALF_TOLERANCE = 0.3
+"""Of log probabilities. Half precision rounds each of a model's many sums; a wrong position or mask is far beyond."""
+
+
+@torch.inference_mode()
+def self_test_encoder_decoder(runner: ModelRunner, spec: ModelSpec) -> None:
+    """Runs four short rows, one with random learned vectors in its source and one behind a random trained prefix of its
+    decoder, two in the first step and the others beside their decodes, and compares log probabilities.
+
+    Raises `SelfTestFailed` where they differ by more than rounding.
+    """
+    model = runner.model
+    assert isinstance(model, PackedEncoderDecoder)
+    generator = torch.Generator().manual_seed(0)
+    spread = float(model.embedding.weight.float().std())
+    vectors = (torch.randn((_VIRTUAL, spec.hidden_size), generator=generator) * spread).to(model.dtype)
+    prefix = torch.randn(runner.pool.prefix_shape(_VIRTUAL), generator=generator).to(model.dtype)
+    bare = RootKey("self-test", None, spec.base_fingerprint, spec.kv_format)
+    tuned, trained = bare._replace(digest="self-test"), bare._replace(digest="self-test-prefix")
+    for key, adapter in ((tuned, HostAdapter(vectors)), (trained, HostAdapter(None, prefix, trained=True))):
+        runner.tiers.adopt(key, adapter)
+        runner.tiers.hold(key)  # it is in no store: were it let go between two rows, it could not be had again
+    scheduler = trial_scheduler(runner, spec, rows=4, step_tokens=18)
+    sampling = SamplingParams(max_tokens=_GENERATED, logprobs=min(20, spec.vocab_size))
+    told: dict[str, tuple[Sequence, list[TokenLogprobs]]] = {}
+    for root, length in zip((bare, tuned, trained, bare), _LENGTHS, strict=True):
+        lead = tuple(-1 - i for i in range(0 if root is bare else _VIRTUAL))
+        tokens = (*lead, *torch.randint(0, spec.vocab_size, (length,), generator=generator).tolist())
+        source = encoder_input(tokens, _GENERATED, spec.context_length, trained_prefix=root is trained)
+        prompt = [*tokens, model.start]
+        sequence = Sequence(str(len(told)), b"", root, prompt, sampling, 0.0, source=source)
+        told[sequence.id] = sequence, []
+        scheduler.add(sequence)
+    worst = 0.0
+    try:
+        for sequence, output in run_trial(runner, scheduler):
+            if output.finish_reason == "abort":
+                raise SelfTestFailed("self-test: the model gives logits that are not finite")
+            told[sequence.id][1].extend(output.logprobs)
+        for sequence, heard in told.values():
+            behind = prefix if sequence.root is trained else None
+            worst = max(worst, _difference(model, vectors, behind, sequence, heard))
+        scheduler.check_integrity()
+    finally:  # a fast path may fail here, and the server starts without it: nothing of this may stay
+        scheduler.abort_client(b"")
+        runner.forget_rows()
+        runner.vocabulary.forget(tuned)
+        for key in (tuned, trained):
+            runner.tiers.release(key)
+            runner.tiers.forget(key)
+    tolerance = _TOLERANCE.get(model.dtype, _HALF_TOLERANCE)
+    if not worst <= tolerance:
+        raise SelfTestFailed(
+            f"self-test: the packed run of {spec.architecture} differs from the eager module by {worst:.3g} in log "
+            f"probability (at most {tolerance:g} is rounding); softmux cannot serve this model correctly"
+        )
+
+
+def _difference(
+    model: PackedEncoderDecoder, vectors: torch.Tensor, prefix: torch.Tensor | None, sequence: Sequence,
+    told: list[TokenLogprobs],
+) -> float:  # fmt: skip
+    """The largest, over the tokens a sequence generated."""
+    assert sequence.source is not None
+    first, end = sequence.source
+    ids = torch.tensor(sequence.tokens, device=model.device)
+    embeddings = model.embedding(ids.clamp(min=0))
+    if prefix is None:
+        embeddings[: sequence.lead] = vectors[: sequence.lead].to(embeddings)
+    else:
+        prefix = prefix.to(model.device)
+    expected = model.eager(embeddings[first:end], embeddings[end:], prefix).float().log_softmax(-1)
+    return max(
+        float((expected[i, list(row.top_ids)].cpu() - torch.tensor(row.top_logprobs)).abs().max())
+        for i, row in enumerate(told)
+    )

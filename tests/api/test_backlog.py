@@ -23,6 +23,7 @@ def gauges(waiting: float = 0.0, rate: float = 0.0, running: float = 0.0) -> Sta
     return Stats(
         counters={},
         gauges={"queue_cost": waiting, "queue_cost_per_second": rate, "num_requests_running": running},
+        queues={"a": (waiting, 1.0)} if waiting else {},
     )
 
 
@@ -32,50 +33,62 @@ def backlog(stats: Stats | None, processes: int = 1, **settings: Any) -> Backlog
 
 
 def test_nothing_known_and_room_mean_no_wait() -> None:
-    assert backlog(None).wait_seconds() == 0
-    assert backlog(gauges(waiting=1e6)).wait_seconds() == 0  # no rate has been measured yet
+    assert backlog(None).wait_seconds("a") == 0
+    assert backlog(gauges(waiting=1e6)).wait_seconds("a") == 0  # no rate has been measured yet
     there_is_room = backlog(gauges(rate=10, running=4))
-    there_is_room.submitted(5, 500)
-    assert there_is_room.wait_seconds() == 0
-    there_is_room.check(100, time.monotonic() + 0.5)
+    there_is_room.submitted("a", 5, 500)
+    assert there_is_room.wait_seconds("a") == 0
+    there_is_room.check("a", 100, time.monotonic() + 0.5)
 
 
 def test_what_was_sent_since_the_worker_spoke_counts_until_it_speaks_again() -> None:
     told = backlog(gauges(rate=100, running=6))
-    told.submitted(8, 800)  # four of them find room
-    assert told.wait_seconds() == pytest.approx(4)
-    told.submitted(8, 800)
-    assert told.wait_seconds() == pytest.approx(12)
+    told.submitted("a", 8, 800)  # four of them find room
+    assert told.wait_seconds("a") == pytest.approx(4)
+    told.submitted("a", 8, 800)
+    assert told.wait_seconds("a") == pytest.approx(12)
     told.worker.stats = gauges(waiting=1200, rate=100, running=10)  # type: ignore[misc]
-    assert told.wait_seconds() == pytest.approx(12)
-    told.submitted(1, 100)
-    assert told.wait_seconds() == pytest.approx(13)
+    assert told.wait_seconds("a") == pytest.approx(12)
+    told.submitted("a", 1, 100)
+    assert told.wait_seconds("a") == pytest.approx(13)
 
 
 def test_other_processes_are_taken_to_send_alike() -> None:
     told = backlog(gauges(waiting=100, rate=100, running=10), processes=4)
-    told.submitted(1, 100)
-    assert told.wait_seconds() == pytest.approx(5)
+    told.submitted("a", 1, 100)
+    assert told.wait_seconds("a") == pytest.approx(5)
 
 
 def test_too_long_a_wait_is_refused_with_the_time_after_which_it_is_not() -> None:
     told = backlog(gauges(waiting=5000, rate=100, running=10), max_queue_seconds=30)
     with pytest.raises(Overloaded) as refused:
-        told.check(10, None)
+        told.check("a", 10, None)
     assert refused.value.retry_after == pytest.approx(20)
     told.worker.stats = gauges(waiting=2900, rate=100, running=10)  # type: ignore[misc]
-    told.check(10, None)
+    told.check("a", 10, None)
 
 
 def test_a_deadline_that_would_pass_is_refused_before_any_work() -> None:
     told = backlog(gauges(waiting=1000, rate=100, running=10))
     with pytest.raises(Overloaded) as refused:
-        told.check(50, time.monotonic() + 12)  # ten seconds for its turn, five to run
+        told.check("a", 50, time.monotonic() + 12)  # ten seconds for its turn, five to run
     assert refused.value.param == "timeout"
     assert refused.value.retry_after == pytest.approx(1.15 * 15 - 12, abs=0.1)
-    told.check(50, time.monotonic() + 18)
+    told.check("a", 50, time.monotonic() + 18)
     with pytest.raises(DeadlineExceeded):
-        told.check(50, time.monotonic() - 1)
+        told.check("a", 50, time.monotonic() - 1)
+
+
+def test_a_neighbours_backlog_is_not_waited_for() -> None:
+    told = backlog(gauges(waiting=50_000, rate=100, running=10))
+    told.check("b", 10, time.monotonic() + 1)
+    assert told.wait_seconds("b") == 0
+    told.submitted("b", 1, 100)
+    assert told.wait_seconds("b") == pytest.approx(2), "its own, and as much of the neighbour's"
+    told.submitted("b", 1, 100, weight=4.0)
+    assert told.wait_seconds("b", weight=4.0) == pytest.approx(2.5), "its own, and a quarter of that of the neighbour's"
+    with pytest.raises(Overloaded):
+        told.check("a", 10, None)
 
 
 class Rows:
@@ -124,13 +137,13 @@ class Rows:
 
     def _offer(self, now: float, declared: int) -> None:
         self.offered += 1
-        wait = self.backlog.wait_seconds()
+        wait = self.backlog.wait_seconds("a")
         try:
-            self.backlog.check(declared, time.monotonic() + self.deadline)
+            self.backlog.check("a", declared, time.monotonic() + self.deadline)
         except Overloaded:
             return
         self.accepted += 1
-        self.backlog.submitted(1, declared)
+        self.backlog.submitted("a", 1, declared)
         start = max(now, heapq.heappop(self.free))
         end = start + declared * self.ends * self.BEAT
         heapq.heappush(self.free, end)

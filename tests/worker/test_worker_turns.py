@@ -9,7 +9,7 @@ from softmux.worker.process import Worker
 
 
 def test_priority_and_weight_come_to_the_scheduler() -> None:
-    engine = make_engine(2)
+    engine = make_engine(4)
     worker = Worker.__new__(Worker)  # no socket: what is handed over is looked at here
     worker.engine = engine
     common = {"tenant": "a", "tokens": (5, 6, 7), "priority": -3, "weight": 2.5}

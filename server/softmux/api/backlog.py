@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from softmux.errors import DeadlineExceeded, Overloaded
 from softmux.settings import Settings
@@ -16,47 +16,69 @@ _CARE = 1.15
 
 
 @dataclass(slots=True)
+class _Sent:
+    """What a tenant has sent since the worker last spoke."""
+
+    sequences: int = 0
+    cost: float = 0.0
+    weight: float = 1.0
+
+
+@dataclass(slots=True)
 class Backlog:
-    """The worker's gauges, some twice a second, and what this process sent since: `processes` of them are taken to send
-    alike. Costs are `softmux.cost`'s."""
+    """What waits of each tenant as the worker says, some twice a second, and what this process sent since: `processes`
+    of them are taken to send alike. Costs are `softmux.cost`'s.
+
+    Tenants are served alike by their weights, so before a newcomer goes what waits of its own tenant, and of each other
+    one no more than that times the ratio of their weights.
+    """
 
     settings: Settings
     worker: WorkerClient
     metrics: Metrics
     processes: int = 1
     _stats: Stats | None = None
-    _sequences: int = 0
-    _cost: float = 0.0
+    _sent: dict[str, _Sent] = field(default_factory=dict)
 
-    def submitted(self, sequences: int, cost: float) -> None:
+    def submitted(self, tenant: str, sequences: int, cost: float, weight: float = 1.0) -> None:
         """These were sent to the worker."""
         self._look()
-        self._sequences += sequences
-        self._cost += cost
+        sent = self._sent.setdefault(tenant, _Sent())
+        sent.sequences += sequences
+        sent.cost += cost
+        sent.weight = weight
 
-    def wait_seconds(self) -> float:
+    def wait_seconds(self, tenant: str, weight: float = 1.0) -> float:
         """From a newcomer's receipt to its first step; 0 where there is room, or nothing is known yet."""
         self._look()
         stats = self._stats
         rate = 0.0 if stats is None else stats.gauges.get("queue_cost_per_second", 0.0)
         if stats is None or not rate:
             return 0.0
-        sequences, cost = self.processes * self._sequences, self.processes * self._cost
-        waiting = stats.gauges.get("queue_cost", 0.0)
-        if not waiting:
-            free = self.settings.max_rows - stats.gauges.get("num_requests_running", 0.0)
-            if sequences < free:
-                return 0.0
-            cost *= 1 - free / sequences if sequences else 0.0
-        return (waiting + cost) / rate
+        queues = self._queues(stats)
+        own, _ = queues.pop(tenant, (0.0, weight))
+        return (own + sum(min(other, own * theirs / weight) for other, theirs in queues.values())) / rate
 
-    def check(self, cost: float, deadline: float | None) -> None:
-        """Refuses, at once, a request of so much cost that would wait longer than it may, or not end by its `deadline`
-        (monotonic). Raises `Overloaded`, or `DeadlineExceeded` where that has passed."""
+    def _queues(self, stats: Stats) -> dict[str, tuple[float, float]]:
+        """By tenant the cost of what waits by now, and its weight."""
+        queues = dict(stats.queues)
+        share = 1.0  # of what was sent since, that which found no row free
+        if not queues:
+            free = self.settings.max_rows - stats.gauges.get("num_requests_running", 0.0)
+            sequences = self.processes * sum(sent.sequences for sent in self._sent.values())
+            share = max(0.0, 1 - free / sequences) if sequences else 0.0
+        for tenant, sent in self._sent.items():
+            waiting, _ = queues.get(tenant, (0.0, 0.0))
+            queues[tenant] = waiting + share * self.processes * sent.cost, sent.weight
+        return queues
+
+    def check(self, tenant: str, cost: float, deadline: float | None, weight: float = 1.0) -> None:
+        """Refuses, at once, a tenant's request of so much cost that would wait longer than it may, or not end by its
+        `deadline` (monotonic). Raises `Overloaded`, or `DeadlineExceeded` where that has passed."""
         left = None if deadline is None else deadline - time.monotonic()
         if left is not None and left <= 0:
             raise DeadlineExceeded(LATE)
-        wait = self.wait_seconds()
+        wait = self.wait_seconds(tenant, weight)
         if not wait:
             return
         most = self.settings.max_queue_seconds
@@ -83,4 +105,5 @@ class Backlog:
 
     def _look(self) -> None:
         if self.worker.stats is not self._stats:  # it knows of what was sent before
-            self._stats, self._sequences, self._cost = self.worker.stats, 0, 0.0
+            self._stats = self.worker.stats
+            self._sent.clear()

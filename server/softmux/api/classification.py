@@ -86,7 +86,8 @@ class Classification:
     ) -> Classification:
         """Lays the inputs out and submits their rows. Raises what is wrong with the request. `deadline` is monotonic:
         `results` raises `DeadlineExceeded` then."""
-        services.backlog.check(0, deadline)
+        weight = services.registry.tenants.get(resolved.tenant).weight
+        services.backlog.check(resolved.tenant, 0, deadline, weight)
         manifest = _classifier(resolved)
         texts = [body.input] if isinstance(body.input, str) else body.input
         if not texts:
@@ -126,7 +127,8 @@ class Classification:
         except SoftmuxError:
             charge.settle(0)
             raise
-        services.backlog.submitted(len(requests), sum(cost(len(request.tokens), 0) for request in requests))
+        whole = sum(cost(len(request.tokens), 0) for request in requests)
+        services.backlog.submitted(resolved.tenant, len(requests), whole, weight)
         marks = {request.id: (request.content, request.version) for request in requests}
         return cls(
             services, resolved, manifest, body, inputs, channel, marks, prompt_tokens, charge, virtual_tokens, deadline

@@ -99,7 +99,8 @@ class Generation:
         `label` is the task's for metrics. `deadline` is monotonic: `pieces` raises `DeadlineExceeded` then.
         """
         began = time.monotonic()
-        services.backlog.check(body.max_tokens, deadline)
+        weight = services.registry.tenants.get(resolved.tenant).weight
+        services.backlog.check(resolved.tenant, body.max_tokens, deadline, weight)
         _check_generates(services, resolved)
         params = body.params()
         tokenizer = services.encoder()
@@ -132,7 +133,7 @@ class Generation:
                     adapter=adapter,
                     sample=sample,
                     priority=body.priority,
-                    weight=services.registry.tenants.get(resolved.tenant).weight,
+                    weight=weight,
                     deadline=left,
                     content=content,
                     version=version,
@@ -148,9 +149,8 @@ class Generation:
         except SoftmuxError:
             charge.settle(0)
             raise
-        services.backlog.submitted(
-            len(requests), body.n * sum(cost(len(tokens), params.max_tokens) for tokens in inputs)
-        )
+        whole = body.n * sum(cost(len(tokens), params.max_tokens) for tokens in inputs)
+        services.backlog.submitted(resolved.tenant, len(requests), whole, weight)
         return cls(
             id=name,
             created=int(time.time()),

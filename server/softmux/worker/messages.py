@@ -152,7 +152,7 @@ class Histogram(msgspec.Struct, frozen=True, array_like=True):
 class Stats(_Message, frozen=True, kw_only=True):
     """Cumulative counters and present gauges of the worker, sent to every client about once a second.
 
-    Keys are names of `softmux.telemetry.metrics`; a value never carries a task or tenant.
+    Keys are names of `softmux.telemetry.metrics`; a metric never carries a task or tenant.
     """
 
     counters: dict[str, float]
@@ -162,6 +162,8 @@ class Stats(_Message, frozen=True, kw_only=True):
     """Counters with one bounded label, as `adapter_loads_total` by tier."""
     infos: dict[str, dict[str, str]] = {}
     """Gauges that are 1 and say something in their labels, as `fast_paths_info`."""
+    queues: dict[str, tuple[float, float]] = {}
+    """By tenant the cost of what waits (`softmux.cost`), and its weight: no metric, but for a newcomer's wait."""
 
 
 class Spent(_Message, frozen=True, kw_only=True):

@@ -78,6 +78,10 @@ class WorkerStats:
         engine = self._engine
         scheduler, tiers, ways = engine.scheduler, engine.tiers, engine.runner.ways
         used = scheduler.cache.pool.capacity - scheduler.cache.pool.free
+        queues: dict[str, tuple[float, float]] = {}
+        for sequence in scheduler.waiting:
+            before, _ = queues.get(sequence.root.tenant, (0.0, 0.0))
+            queues[sequence.root.tenant] = before + _cost(sequence), sequence.weight
         return Stats(
             counters={
                 "engine_steps_total": engine.steps,
@@ -95,7 +99,7 @@ class WorkerStats:
             gauges={
                 "num_requests_running": scheduler.table.taken,
                 "num_requests_waiting": len(scheduler.waiting),
-                "queue_cost": sum(map(_cost, scheduler.waiting)),
+                "queue_cost": sum(waits for waits, _ in queues.values()),
                 "queue_cost_per_second": self._throughput.rate,
                 "step_token_limit": engine.shortage.limit or scheduler.max_step_tokens,
                 "kv_cache_usage_perc": used / scheduler.cache.pool.capacity,
@@ -119,4 +123,5 @@ class WorkerStats:
                 "out_of_memory_total": {answer: float(count) for answer, count in engine.shortage.counts.items()},
             },
             infos={"fast_paths_info": ways.in_use},
+            queues=queues,
         )

@@ -317,7 +317,7 @@ def test_numbers_of_tenants_that_are_gone_are_used_again() -> None:
         number = counters.enter(str(name))
         counters.begins_to_wait(number)
         counters.waits_no_more(number)
-        counters.charge_decodes(np.array([number]))
+        counters.charge_decodes(np.array([number]), np.array([0]))
         counters.leave(str(name))
         counters.check_integrity(())
     assert len(counters.had) < 16

@@ -132,14 +132,15 @@ class VirtualTokenCounters:
         cost = self.input_cost * computed + self.output_cost * chosen
         self.had[number] += cost * self._per_token[number]
 
-    def charge_decodes(self, numbers: npt.NDArray[np.int64]) -> None:
-        """One token is chosen for each of `numbers`, which are rows' tenants."""
-        if not len(numbers):
+    def charge_decodes(self, accounts: npt.NDArray[np.int64], rows: npt.NDArray[np.integer]) -> None:
+        """One token is chosen for each of `rows`, whose tenants' numbers are in the column `accounts`."""
+        if not len(rows):
             return
         if self._present == 1:  # alone, as most often: nothing to tell apart
-            self.charge(int(numbers[0]), 0, len(numbers))
+            self.charge(accounts[rows[0]], 0, len(rows))
             return
-        self.had += np.bincount(numbers, minlength=len(self.had)) * (self.output_cost * self._per_token)
+        counts = np.bincount(accounts[rows], minlength=len(self.had))
+        self.had += counts * (self.output_cost * self._per_token)
 
     def check_integrity(self, sequences: Iterable[str]) -> None:
         """`sequences`: the tenant of each that has not ended."""

@@ -180,7 +180,7 @@ class Scheduler:
             rows = self._seats.ranked(rows)[:most]
         slots = self.cache.take(len(rows))
         batch.decodes = self._decode_ranked(rows, batch) if slots is None else self.table.decode(rows, slots)
-        self.counters.charge_decodes(self.table.accounts[batch.decodes[1]])
+        self.counters.charge_decodes(self.table.accounts, batch.decodes[1])
 
     def _decode_ranked(self, rows: Rows, batch: Batch) -> Step:
         """The pool has not room for all of `rows`: the first in rank go on, in the place of the last."""

@@ -11,6 +11,7 @@ residency  throughput and latency as tasks outgrow the GPU's and the host's room
 swap       what a step's copies to the GPU and back cost
 host       what the host does for a step, with a model that takes no time
 fairness   what a neighbour beyond its share costs a tenant, and how far two tenants' service comes apart
+faults     a server asked too much, left by its clients, ended and broken: goodput, refusals, streams cut off
 endurance  a service over many tasks while versions come and go: memory, every reply held against its digest
 all        mixed, service and tiers
 """
@@ -42,6 +43,7 @@ _OWN_OPTIONS = {
     "host": "softmux.bench.host",
     "fairness": "softmux.bench.fairness",
     "endurance": "softmux.bench.endurance",
+    "faults": "softmux.bench.faults",
 }
 
 

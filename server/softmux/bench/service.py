@@ -67,7 +67,11 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self._process.send_signal(signal.SIGTERM)
-        self._process.wait(60)
+        self.wait()
+
+    def wait(self) -> int:
+        """Its exit code, once it has ended."""
+        return self._process.wait(60)
 
 
 def run_service(model: str, *, threads: int, repeats: int, clients: int = 64, tasks: int = 16) -> tuple[Plan, Race]:

@@ -118,6 +118,9 @@ class Worker:
                 self._tell_stats()
             rest = 0.0 if news.ran else _IDLE_SECONDS if self.engine.idle else _STUCK_SECONDS
         self._tell_stats()
+        if self.engine.idle:
+            self.engine.check_integrity()  # a leak shows in the log, and in the exit code
+            log.info("every row, page and reference is accounted for")
         self.engine.close()
         self._socket.close()
 

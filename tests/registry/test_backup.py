@@ -5,6 +5,7 @@ import contextlib
 import os
 import tarfile
 from collections.abc import AsyncIterator
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,12 @@ from softmux.registry.connection import Connection
 from softmux.registry.keyspace import ID
 from softmux.registry.reader import BlobReader
 from softmux.registry.registry import Registry
+from softmux.registry.usage import UsageKey, Used
 from softmux.registry.verify import verify
 from support.redis_server import RedisServer
+
+DAY = date(2026, 11, 24)
+USED = UsageKey(DAY.isoformat(), "acme", "large")
 
 
 @contextlib.asynccontextmanager
@@ -43,6 +48,7 @@ async def _fill(registry: Registry) -> tuple[str, str]:
         await registry.publish(tenant, "large", *adapter("large", size=LARGE), actor="t")
     await registry.publish("acme", "gone", *adapter("gone", size=LARGE), actor="t")
     await registry.delete("acme", "gone", actor="t")
+    await registry.usage.flush("p", 1, [(USED, Used(requests=7))])
     _, secret = await registry.keys.create_key("acme", "publisher", actor="t")
     revoked, ended = await registry.keys.create_key("acme", "user", actor="t")
     await registry.keys.revoke_key(revoked, actor="t")
@@ -56,6 +62,7 @@ async def _told(registry: Registry) -> list[object]:
         found.append(tenant)
         for task in await registry._versions.names(tenant.name, after=None, prefix="", limit=1000):
             found.append(await registry.versions(tenant.name, task))
+    found.append(await registry.usage.read(["acme"], DAY, DAY))
     found.append(await registry.keys.list_keys())
     return found
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from datetime import date
+from datetime import date, timedelta
 
 from softmux.errors import RegistryDown
 from softmux.registry.usage import UsageKey, UsageStore, Used, today
@@ -69,6 +69,7 @@ class Ledger:
         self._number = 0
         self._flushing = asyncio.Lock()
         self._away = False
+        self._forgot: date | None = None
         self._told = time.monotonic()
 
     @property
@@ -105,14 +106,26 @@ class Ledger:
                 if not self._sending:
                     self._sending = [(key, self._kept.pop(key)) for key in list(self._kept)[:_BATCH]]
                     self._number += 1
-                await self._store.flush(self._process, self._number, self._sending, days=self._days)
+                await self._store.flush(self._process, self._number, self._sending)
                 self._sending = []
 
     async def run(self) -> None:
         """Flushes now and then, for as long as it is not cancelled."""
         while True:
             await asyncio.sleep(self._seconds)
-            await self.try_to_flush()
+            if await self.try_to_flush():
+                await self._forget()
+
+    async def _forget(self) -> None:
+        """Once a day, what has been kept long enough."""
+        day = self._clock()
+        if day == self._forgot:
+            return
+        try:
+            await self._store.forget(day - timedelta(days=self._days))
+            self._forgot = day
+        except RegistryDown as error:
+            log.warning("old usage is deleted once the registry is back: %s", error.message)
 
     async def try_to_flush(self) -> bool:
         """Whether all is told; what is not is logged once, and counted."""

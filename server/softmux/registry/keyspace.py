@@ -27,7 +27,8 @@ softmux:t:<tenant>:loose            zset    blob that no manifest has -> when it
 softmux:t:<tenant>:deleting         hash    blob being deleted from the store -> since when
 softmux:t:<tenant>:limits:requests  hash    half second -> requests drawn from the limit then; `limits:tokens` likewise
 softmux:t:<tenant>:limits:in_flight hash    API process -> the tokens in flight that it holds
-softmux:t:<tenant>:usage:<day>      hash    `task:counter` -> what was used on that day (UTC); expires
+softmux:t:<tenant>:usage:<day>      hash    `task:counter` -> what was used on that day (UTC)
+softmux:t:<tenant>:usage_days       zset    the days there is usage of -> their numbers
 """
 
 from __future__ import annotations

@@ -13,26 +13,36 @@ import msgspec
 import redis.asyncio
 
 from softmux.registry.connection import Connection
-from softmux.registry.keyspace import flushed, of_tenant
+from softmux.registry.keyspace import TENANTS, flushed, of_tenant
 
 _MARK_SECONDS = 7 * 86400
 """How long a batch may be on its way."""
 _DAYS_A_READ = 100
 
 FLUSH = """
--- KEYS: mark, then a day's usage each; ARGV: number, seconds the mark stays, then for each day: when it expires (Unix
--- s), how many fields, and (field, amount) of each. Answers whether the batch is new.
+-- KEYS: mark, then a day's usage and its tenant's days, each; ARGV: number, seconds the mark stays, then for each: the
+-- day, its number, how many fields, and (field, amount) of each. Answers whether the batch is new.
 local number = tonumber(ARGV[1])
 if tonumber(redis.call('GET', KEYS[1]) or '-1') >= number then return 0 end
 local at = 3
-for i = 2, #KEYS do
-  local last = at + 1 + 2 * tonumber(ARGV[at + 1])
-  for field = at + 2, last, 2 do redis.call('HINCRBY', KEYS[i], ARGV[field], ARGV[field + 1]) end
-  redis.call('EXPIREAT', KEYS[i], ARGV[at])
+for i = 2, #KEYS, 2 do
+  local last = at + 2 + 2 * tonumber(ARGV[at + 2])
+  for field = at + 3, last, 2 do redis.call('HINCRBY', KEYS[i], ARGV[field], ARGV[field + 1]) end
+  redis.call('ZADD', KEYS[i + 1], ARGV[at + 1], ARGV[at])
   at = last + 1
 end
 redis.call('SET', KEYS[1], number, 'EX', ARGV[2])
 return 1
+"""
+
+FORGET = """
+-- KEYS: a tenant's days; ARGV: the first day to keep, by its number; what the keys of days begin with.
+local old = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '(' .. ARGV[1])
+for _, day in ipairs(old) do
+  redis.call('DEL', ARGV[2] .. day)
+  redis.call('ZREM', KEYS[1], day)
+end
+return #old
 """
 
 
@@ -69,12 +79,10 @@ def today() -> date:
 
 
 class UsageStore:
-    """`days`: how long a day's usage is kept."""
-
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def flush(self, process: str, number: int, batch: Sequence[tuple[UsageKey, Used]], *, days: int) -> bool:
+    async def flush(self, process: str, number: int, batch: Sequence[tuple[UsageKey, Used]]) -> bool:
         """Books a batch; False where it had been booked already. `number` is above that of the process's batch before,
         and a batch's contents never change. Raises `RegistryDown`: then it may or may not be booked; send it again."""
         grouped: dict[tuple[str, str], list[str | int]] = {}
@@ -86,10 +94,21 @@ class UsageStore:
         keys = [flushed(process)]
         args: list[str | int] = [number, _MARK_SECONDS]
         for (day, tenant), fields in grouped.items():
-            keys.append(of_tenant(tenant, f"usage:{day}"))
-            over = datetime.fromisoformat(day).replace(tzinfo=UTC) + timedelta(days=days + 1)
-            args += [int(over.timestamp()), len(fields) // 2, *fields]
+            keys += [of_tenant(tenant, f"usage:{day}"), of_tenant(tenant, "usage_days")]
+            args += [day, date.fromisoformat(day).toordinal(), len(fields) // 2, *fields]
         return bool(await self._connection.script(FLUSH, keys, args))
+
+    async def forget(self, before: date) -> int:
+        """Deletes all tenants' usage of the days before that one; how many days it were. Not by Redis' own expiry: a
+        backup leaves out what expires. Raises `RegistryDown`."""
+        count = 0
+        for name in await self._connection.call(lambda client: client.hkeys(TENANTS)):
+            count += await self._connection.script(
+                FORGET,
+                [of_tenant(name.decode(), "usage_days")],
+                [before.toordinal(), of_tenant(name.decode(), "usage:")],
+            )
+        return count
 
     async def read(self, tenants: Sequence[str], first: date, last: date) -> list[tuple[UsageKey, Used]]:
         """The days from `first` to `last`, by day, tenant and task. Raises `RegistryDown`."""

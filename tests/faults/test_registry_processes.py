@@ -18,6 +18,7 @@ import pytest
 import redis
 
 from registry.registry_fixtures import adapter, eventually
+from softmux.registry.backup import PATIENCE
 from softmux.registry.blobs import BlobStore
 from softmux.registry.connection import Connection
 from softmux.registry.registry import Registry
@@ -246,7 +247,7 @@ async def _check_all_is_there_and_nothing_else(registry: Registry, outputs: list
         assert not client.zcard("softmux:t:default:loose")
         assert not client.zcard("softmux:t:default:garbage")
         assert not client.hlen("softmux:t:default:deleting")
-    connection = Connection(registry.url)
+    connection = Connection(registry.url, read_timeout=PATIENCE)
     checked = await verify(connection, blobs)
     await connection.close()
     assert (checked.wrong, checked.unused) == ((), ())

@@ -15,6 +15,12 @@ from softmux.registry.registry import Registry
 from softmux.registry.verify import Findings, verify
 
 
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else changes these registries."""
+    monkeypatch.setattr("softmux.registry.verify._PAUSES", (0.0, 0.01))
+
+
 def _blob_files(data: Path) -> list[Path]:
     return [path for path in (data / "blobs").rglob("*") if path.is_file() and "quarantine" not in path.parts]
 

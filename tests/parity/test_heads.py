@@ -117,3 +117,27 @@ def test_a_head_behind_a_pooler_that_the_checkpoint_lacks_is_refused(tmp_path: P
     with pytest.raises(InvalidAdapter, match="modules_to_save"):
         engine.adapter(tmp_path / "adapter")
     engine.close()
+
+
+@pytest.mark.parametrize("architecture", ENCODERS)
+def test_the_last_layer_runs_for_the_tokens_that_sequences_heads_read(architecture: str, tmp_path: Path) -> None:
+    base = make_base(architecture, tmp_path / "base")
+    engine = TestEngine(tmp_path / "base", max_step_tokens=256)
+    width = int(base.config.intermediate_size)
+    given: list[int] = []
+    served = engine.engine.model.module.base_model.encoder.layer[-1].output.dense
+    served.register_forward_hook(lambda _module, inputs, _output: given.append(inputs[0].numel() // width))
+    cells = [("SEQ_CLS", method, 4) for method in ("prefix", "prompt")]
+    models = {cell: tuned(base, architecture, *cell, tmp_path / "-".join(map(str, cell))) for cell in cells}
+    draw = random.Random(architecture)
+    inputs = [[draw.randrange(3, VOCABULARY) for _ in range(draw.randint(4, 14))] for _ in range(8)]
+    names = []
+    for number, ids in enumerate(inputs):
+        cell = cells[number % 2]
+        names.append((read(engine, tmp_path / "-".join(map(str, cell)), ids), reference(models[cell], ids, "SEQ_CLS")))
+    engine.run()
+    for name, expected in names:
+        found = np.frombuffer(engine.done[name].scores, np.float32).reshape(expected.shape)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert given == [len(inputs)], "one step, in which each row's first token alone was fed forward"
+    engine.close()

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import AutoModel
 
 from softmux.engine.attention.base import PackedRows
+from softmux.engine.encoder_tail import LastLayer
 from softmux.engine.packed import PackedModel
 from softmux.engine.serves import SERVES
 from softmux.errors import SelfTestFailed
@@ -36,12 +37,26 @@ class PackedEncoder(PackedModel):
             raise SelfTestFailed(f"{model_id}'s config makes a decoder of it (is_decoder); set it to false")
         super().__init__(module, folder, model_id)
         self.position_offset, self._positions = self._numbering()
+        self.last_layer = LastLayer.of(self.module, lambda: self._backend)
+        self._narrow = False
 
     def forward(
         self, embeddings: torch.Tensor, positions: torch.Tensor, wanted: torch.Tensor, rows: PackedRows
     ) -> torch.Tensor:
         """As `PackedModel.forward`, without any logits to give."""
-        return super().forward(embeddings, positions + self.position_offset, wanted[:0], rows)
+        self._narrow = self.last_layer is not None and self.last_layer.at is not None
+        try:
+            return super().forward(embeddings, positions + self.position_offset, wanted[:0], rows)
+        finally:
+            if self.last_layer is not None:
+                self.last_layer.at = None
+
+    def will_read(self, at: torch.Tensor | None, tokens: int) -> None:
+        if self.last_layer is not None:
+            self.last_layer.read(at, tokens)
+
+    def states(self, at: torch.Tensor) -> torch.Tensor:
+        return self._last if self._narrow else super().states(at)
 
     def eager(self, embeddings: torch.Tensor) -> torch.Tensor:
         """The reference: the module as it is, one row → its last hidden states `[tokens, state_width]`."""

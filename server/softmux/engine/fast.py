@@ -11,6 +11,7 @@ import torch
 
 from softmux.engine.attention.base import AttentionBackend
 from softmux.engine.attention.torch_sdpa import TorchAttention
+from softmux.engine.encoder import PackedEncoder
 from softmux.engine.prepacked import Prepacked
 from softmux.engine.runner import ModelRunner
 from softmux.engine.selftest import self_test
@@ -66,6 +67,9 @@ def prove(runner: ModelRunner, spec: ModelSpec) -> None:
         self_test(runner, spec)
     if runner.device.type == "cpu":
         _prepack(runner, spec)
+    if isinstance(runner.model, PackedEncoder) and runner.model.last_layer is not None:
+        last = runner.model.last_layer
+        attempt(runner, spec, "last_layer", last.attach, last.detach)
     if runner.backend.name == "triton":
         _fuse(runner, spec)
 

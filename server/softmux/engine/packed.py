@@ -175,6 +175,10 @@ class PackedModel:
         """By row that chooses a token: the one it must choose, −1 where it is free. None where nothing is forced."""
         return None
 
+    def will_read(self, at: torch.Tensor | None, tokens: int) -> None:
+        """Said before a forward of so many `tokens`: `states` will be asked of those `at`, and of no other; None: of
+        any. A model may then leave out what they do not need."""
+
     def states(self, at: torch.Tensor) -> torch.Tensor:
         """The last hidden states, as heads read them, of the tokens `at` of the forward that ran last: `[len(at),
         state_width]`."""

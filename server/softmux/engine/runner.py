@@ -244,10 +244,12 @@ class ModelRunner:
             causal=self.model.causal,
             sources=layout.sources,
         )
+        heads = to_device(layout.heads, self.device)
+        self.model.will_read(heads if deltas is None else None, len(embeddings))
         logits = self._through_layers(embeddings, positions, wanted, packed, deltas)
         if not batch.read:
             return logits
-        states = self._ran.states(to_device(layout.heads, self.device))
+        states = self._ran.states(heads)
         chosen = len(batch.choosing)
         launched.readings = read(batch, layout, states, logits[chosen:], self.heads)
         return logits[:chosen]

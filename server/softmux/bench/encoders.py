@@ -1,7 +1,7 @@
 """Short texts over many tasks on an encoder: softmux's mixed steps against transformers' padded pipeline, task by task.
 
 `python -m softmux.bench.encoders --model DIR` makes P-tuning v2 adapters with heads at random, sends the same texts to
-both, compares the scores, and prints texts a second. Both tokenize within the time that is measured.
+both in turn, compares the scores, and prints texts a second. Both tokenize within the time that is measured.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -108,14 +109,19 @@ def pipeline_scores(tuned: Any, tokenizer: Any, tasks: int, texts: list[str], de
     return scores
 
 
-def best_of(times: int, run: Callable[[], np.ndarray[Any, Any]]) -> tuple[float, np.ndarray[Any, Any]]:
-    """(seconds of the fastest run, its scores); one run before is not counted."""
-    scores, seconds = run(), []
-    for _ in range(times):
-        began = time.perf_counter()
-        scores = run()
-        seconds.append(time.perf_counter() - began)
-    return min(seconds), scores
+@dataclass(frozen=True, slots=True)
+class Run:
+    """`seconds` on the clock; `cpu` seconds of this process on all its threads, which other load changes little."""
+
+    seconds: float
+    cpu: float
+    scores: np.ndarray[Any, Any]
+
+
+def timed(run: Callable[[], np.ndarray[Any, Any]]) -> Run:
+    began, worked = time.perf_counter(), time.process_time()
+    scores = run()
+    return Run(time.perf_counter() - began, time.process_time() - worked, scores)
 
 
 def main() -> None:
@@ -135,22 +141,28 @@ def main() -> None:
         folder = Path(name)
         tuned = make_tasks(given.model, given.tasks, given.virtual, folder)
         softmux = Softmux(given.model, given.tasks, folder, tokenizer, given.device)
-        ours, scores = best_of(given.runs, lambda: softmux.scores(texts))
-        softmux.close()
         tuned.to(given.device)
-        theirs, expected = best_of(
-            given.runs, lambda: pipeline_scores(tuned, tokenizer, given.tasks, texts, given.device)
-        )
+        turns = [
+            (
+                timed(lambda: softmux.scores(texts)),
+                timed(lambda: pipeline_scores(tuned, tokenizer, given.tasks, texts, given.device)),
+            )
+            for _ in range(1 + given.runs)
+        ][1:]  # the first is not counted
+        softmux.close()
+    ours, theirs = (min((turn[side] for turn in turns), key=lambda run: run.seconds) for side in (0, 1))
     told = {
         "texts": len(texts),
         "tasks": given.tasks,
         "tokens": sum(map(len, tokenizer(texts)["input_ids"])),
         "device": given.device,
         "threads": torch.get_num_threads(),
-        "softmux_texts_per_second": round(len(texts) / ours, 1),
-        "pipeline_texts_per_second": round(len(texts) / theirs, 1),
-        "ratio": round(theirs / ours, 2),
-        "largest_difference": float(np.abs(scores - expected).max()),
+        "softmux_texts_per_second": round(len(texts) / ours.seconds, 1),
+        "pipeline_texts_per_second": round(len(texts) / theirs.seconds, 1),
+        "ratio": round(theirs.seconds / ours.seconds, 2),
+        "ratios": [round(theirs.seconds / ours.seconds, 2) for ours, theirs in turns],
+        "cpu_ratios": [round(theirs.cpu / ours.cpu, 2) for ours, theirs in turns],
+        "largest_difference": float(np.abs(ours.scores - theirs.scores).max()),
     }
     sys.stdout.write(json.dumps(told, indent=1) + "\n")
 

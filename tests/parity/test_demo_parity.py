@@ -90,3 +90,35 @@ def test_shipped_tasks_mixed_are_token_exact(tmp_path: Path) -> None:
             if certain == len(tokens):
                 assert len(engine.done[name].tokens) == len(expected), task
     engine.close()
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(600)
+@torch.no_grad()
+def test_shipped_tasks_with_heads_mixed_give_pefts_scores() -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
+
+    from softmux.demo import demo_model
+
+    model = demo_model(model="minilm")
+    tokenizer: Any = AutoTokenizer.from_pretrained(model)
+    engine = TestEngine(model, max_step_tokens=256)
+    wanted: dict[str, tuple[str, Any]] = {}
+    for task, head in (("sentiment-encoder", "sequence"), ("source-encoder", "sequence"), ("address-tags", "token")):
+        labels = json.loads((ADAPTERS / task / "softmux.json").read_text())["labels"]
+        kind = AutoModelForTokenClassification if head == "token" else AutoModelForSequenceClassification
+        base = kind.from_pretrained(model, num_labels=len(labels), dtype=torch.float32)
+        tuned = PeftModel.from_pretrained(base, str(ADAPTERS / task)).eval()
+        root, virtual = engine.adapter(ADAPTERS / task)  # refused if it were made for another base
+        for prompt in PROMPTS["address" if head == "token" else task.removesuffix("-encoder")]:
+            given = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+            ids = given["input_ids"][0].tolist()
+            logits = tuned(**given).logits[0]
+            name = engine.read(ids, root, virtual, head=head, trained_prefix=True)
+            wanted[name] = (task, logits[-len(ids) :] if head == "token" else logits[None])
+    engine.run()
+    for name, (task, logits) in wanted.items():
+        found = torch.frombuffer(bytearray(engine.done[name].scores), dtype=torch.float32).view_as(logits)
+        torch.testing.assert_close(found, logits, rtol=1e-5, atol=1e-4, msg=lambda said, task=task: f"{task}: {said}")
+    engine.close()

@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 from peft import PeftConfig
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from softmux.formats.softmux_json import SoftmuxJson
 from softmux.formats.template import Template
-from softmux.tuning.recipe import PrefixTuning, read_recipe
+from softmux.tuning.recipe import PrefixTuning, PTuningV2, read_recipe
 
 ADAPTERS = Path(__file__).parents[2] / "adapters"
 TASKS = ["address", "capital", "person-or-company", "sentiment", "source"]
+ENCODER_TASKS = ["address-tags", "sentiment-encoder", "source-encoder"]
 HIDDEN, LAYERS, KV_WIDTH = 576, 30, 192
+ENCODER_WIDTH, ENCODER_LAYERS = 384, 6
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -43,7 +46,29 @@ def test_a_shipped_folder_fits_the_demos_base(task: str) -> None:
     assert raw["base_model_name_or_path"] == "SmolLM2-135M-Instruct"
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ENCODER_TASKS)
+def test_a_shipped_folder_fits_the_demos_encoder(task: str) -> None:
+    folder = ADAPTERS / task
+    recipe = read_recipe(folder / "recipe.toml")
+    assert isinstance(recipe.method, PTuningV2)
+    assert (recipe.task, recipe.demo) == (task, "minilm")
+    said = SoftmuxJson.model_validate_json((folder / "softmux.json").read_text())
+    assert isinstance(said.labels, list)
+    assert recipe.labels in (None, said.labels)
+    assert said.base_fingerprint
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "all-MiniLM-L6-v2"
+    assert (config["task_type"] == "TOKEN_CLS") == (recipe.method.head == "token")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    prefix = tensors.pop("prompt_embeddings")
+    assert prefix.shape == (recipe.method.virtual_tokens, ENCODER_LAYERS * 2 * ENCODER_WIDTH)
+    [weight] = [tensor for name, tensor in tensors.items() if name.endswith("classifier.weight")]
+    assert weight.shape == (len(said.labels), ENCODER_WIDTH)
+    assert all(tensor.isfinite().all() for tensor in (prefix, *tensors.values()))
+    assert (folder / "adapter_model.safetensors").stat().st_size < 2_000_000
+
+
+@pytest.mark.parametrize("task", [*TASKS, *ENCODER_TASKS])
 def test_a_shipped_readme_states_its_figures(task: str) -> None:
     readme = (ADAPTERS / task / "README.md").read_text()
     notes = json.loads((ADAPTERS / task / "softmux.json").read_text())["notes"]

@@ -19,7 +19,6 @@ _VOLATILE = {
     "_attn_implementation",
     "_attn_implementation_internal",
     "attn_implementation",
-    "quantization_config",
 }
 _QUANTISED = {
     "int8": "int8, symmetric, a scale for each output",
@@ -39,14 +38,15 @@ _TOKENIZER_FILES = (
 )
 
 
-def base_fingerprint(folder: Path, config: dict[str, Any], quantization: str | None = None) -> str:
-    """`sha256:…` over every tensor (name, dtype, shape, bytes), in name order, the config's lasting fields, and, where
-    the server makes int8 or nf4 of a full checkpoint (`quantization`), that format. A checkpoint that is quantised
-    already is named by its own tensors and its `quantization_config`, as `config.json` has it.
+def base_fingerprint(folder: Path, quantization: str | None = None) -> str:
+    """`sha256:…` over every tensor (name, dtype, shape, bytes), in name order, the lasting fields of `config.json`,
+    and, where the server makes int8 or nf4 of a full checkpoint (`quantization`), that format. A checkpoint that is
+    quantised already is named by its own tensors and its `quantization_config`.
 
-    How the tensors are spread over files does not matter; the dtype they are served in is not part of it (the KV
-    dtype is a part of every cache key instead). Reads the files once, in pieces; raises OSError or ValueError for a
-    folder without safetensors.
+    The config is taken as it lies in the folder, not as transformers reads it: a release that knows one more field
+    would make another base of every checkpoint, and registries know tasks by their base. How the tensors are spread
+    over files does not matter; the dtype they are served in is not part of it (the KV dtype is a part of every cache
+    key instead). Reads the files once, in pieces; raises OSError or ValueError for a folder without safetensors.
     """
     tensors: dict[str, tuple[Path, int, dict[str, Any]]] = {}
     for path in sorted(folder.glob("*.safetensors")):
@@ -59,13 +59,10 @@ def base_fingerprint(folder: Path, config: dict[str, Any], quantization: str | N
     if not tensors:
         raise ValueError(f"{folder} holds no .safetensors weights; convert the model with save_pretrained first")
     digest = hashlib.sha256()
-    kept = {key: value for key, value in config.items() if key not in _VOLATILE}
-    own = _own_quantisation(folder)
-    if own is not None:
-        kept["quantization_config"] = own
-    elif quantization in _QUANTISED:
+    config = json.loads((folder / "config.json").read_bytes())
+    if quantization in _QUANTISED and "quantization_config" not in config:
         digest.update(_QUANTISED[quantization].encode())
-    digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
+    digest.update(json.dumps(_lasting(config), sort_keys=True).encode())
     for name in sorted(tensors):
         path, offset, entry = tensors[name]
         digest.update(json.dumps([name, entry["dtype"], entry["shape"]]).encode())
@@ -82,9 +79,14 @@ def base_fingerprint(folder: Path, config: dict[str, Any], quantization: str | N
     return "sha256:" + digest.hexdigest()
 
 
-def _own_quantisation(folder: Path) -> Any:
-    path = folder / "config.json"
-    return json.loads(path.read_bytes()).get("quantization_config") if path.is_file() else None
+def _lasting(value: Any) -> Any:
+    """A config without what says nothing about what is computed, in its parts, too."""
+    if isinstance(value, list):
+        return [_lasting(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    kept = {key: item for key, item in value.items() if key not in _VOLATILE}
+    return {key: item if key == "quantization_config" else _lasting(item) for key, item in kept.items()}
 
 
 def tokenizer_fingerprint(folder: Path) -> str:

@@ -336,7 +336,7 @@ class PackedModel:
     def _fingerprint(self) -> str:
         if self.folder is None:
             return "in-memory"
-        return base_fingerprint(self.folder, self.config.to_dict(), self.quantization)
+        return base_fingerprint(self.folder, self.quantization)
 
     @torch.inference_mode()
     def _embedding_scale(self) -> tuple[int, float]:

@@ -77,7 +77,7 @@ def load_head_base(recipe: Recipe, device: str = "auto", cache: Path | None = No
     return HeadBase(
         source,
         label_of(recipe),
-        base_fingerprint(folder, config.to_dict()) if folder.is_dir() else None,
+        base_fingerprint(folder) if folder.is_dir() else None,
         AutoTokenizer.from_pretrained(source),
         device_of(device),
     )

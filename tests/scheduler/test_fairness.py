@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from softmux.errors import Overloaded, SoftmuxError
 from softmux.scheduler.counters import VirtualTokenCounters
+from softmux.scheduler.queue import TenantLines
 from softmux.scheduler.radix import RootKey
 from softmux.scheduler.scheduler import Scheduler
 from softmux.scheduler.sequence import PRIORITY_SECONDS, Sequence
@@ -301,6 +302,52 @@ def test_a_full_queue_makes_room_for_a_tenant_that_has_less_in_it() -> None:
     assert [sequence for sequence, _ in scene.failed] == [flood[-1]]
 
 
+def test_a_flood_does_not_displace_its_own_sequences() -> None:
+    scene = Scene(rows=1, max_waiting=2)
+    flood = [scene.add("a") for _ in range(2)]
+    with pytest.raises(Overloaded):
+        scene.add("a", weight=9.0)  # its weight has just been raised
+    scene.run()
+    assert [sequence.finished for sequence in flood] == ["length", "length"]
+
+
+def test_who_is_next_of_many_equal_tenants_is_told_without_asking_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(rows=8, budget=64)
+    for number in range(200):
+        scene.add(str(number))
+    asked = 0
+    plain = TenantLines.next_line
+
+    def counted(lines: TenantLines) -> list[Sequence] | None:
+        nonlocal asked
+        asked += 1
+        return plain(lines)
+
+    monkeypatch.setattr(TenantLines, "next_line", counted)
+    batch, _ = scene.scheduler.next(0.0)
+    assert [chunk.sequence.root.tenant for chunk in batch.chunks] == [str(number) for number in range(8)]
+    assert asked < 50
+
+
+def test_a_full_queue_looks_at_a_few_of_a_flood_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(rows=1, max_waiting=200)
+    for _ in range(200):
+        scene.add("a")
+    looked = 0
+
+    def counted(sequence: Sequence) -> tuple[float, int]:
+        nonlocal looked
+        looked += 1
+        return sequence.arrival, sequence.order
+
+    monkeypatch.setattr(Sequence, "place", property(counted))
+    with pytest.raises(Overloaded):
+        scene.add("a")
+    assert looked == 0
+    scene.add("b")
+    assert looked < 50
+
+
 def test_a_full_queue_of_equals_takes_no_more() -> None:
     scene = Scene(rows=1, max_waiting=2)
     scene.add("a")
@@ -315,8 +362,8 @@ def test_numbers_of_tenants_that_are_gone_are_used_again() -> None:
     counters = VirtualTokenCounters()
     for name in range(1000):
         number = counters.enter(str(name))
-        counters.begins_to_wait(number)
-        counters.waits_no_more(number)
+        counters.queue(number, 1, 0)
+        counters.queue(number, 0, None)
         counters.charge_decodes(np.array([number]), np.array([0]))
         counters.leave(str(name))
         counters.check_integrity(())

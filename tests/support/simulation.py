@@ -212,8 +212,9 @@ class Simulation:
 
     def _restart(self) -> None:
         """The worker dies: every request is told so, and nothing it held is there any more."""
-        for sequence in self.scheduler.sequences():
-            self._end(sequence, "restarted")
+        for request in self.requests:
+            if request.ended is None:  # those put out of the queue, and not told yet, too
+                self._end(request.sequence, "restarted")
         self.flying.clear()
         self.shelf.restart()
         self.start_worker()

@@ -17,7 +17,7 @@ that are computed again after a preemption cost again, as they take the device a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +47,10 @@ class VirtualTokenCounters:
         """1 / weight."""
         self._waits = np.zeros(4, np.bool_)
         """Who has a sequence in the queue that can be next."""
+        self._coming = np.zeros(4, np.int64)
+        """The order of that sequence."""
+        self._queued = np.zeros(4, np.int64)
+        """How many sequences of it are in the queue."""
         self._tenants: dict[str, _Tenant] = {}
         self._free = [3, 2, 1, 0]
         self._present = 0
@@ -95,36 +99,54 @@ class VirtualTokenCounters:
             self.had = np.concatenate([self.had, np.zeros(size)])
             self._per_token = np.concatenate([self._per_token, np.ones(size)])
             self._waits = np.concatenate([self._waits, np.zeros(size, np.bool_)])
+            self._coming = np.concatenate([self._coming, np.zeros(size, np.int64)])
+            self._queued = np.concatenate([self._queued, np.zeros(size, np.int64)])
         number = self._free.pop()
         self.had[number] = 0.0  # lifted when it comes to wait
         return number
 
     # --- whose turn --------------------------------------------------------------------------------------------------
 
-    def begins_to_wait(self, number: int) -> None:
-        """A tenant that had nothing in the queue that could be next has now: its counter is lifted."""
-        self.had[number] = max(self.had[number], self._least_waiting())
-        self._waits[number] = True
-
-    def waits_no_more(self, number: int) -> None:
-        self._waits[number] = False
-        self._left_with = float(self.had[number])
+    def queue(self, number: int, count: int, coming: int | None) -> None:
+        """`count` sequences of a tenant are in the queue. `coming`: the order of the one that can be next; None where
+        none can. A tenant that had none of these and has one now is lifted."""
+        self._queued[number] = count
+        if coming is None:
+            if self._waits[number]:
+                self._waits[number] = False
+                self._left_with = float(self.had[number])
+            return
+        if not self._waits[number]:
+            self.had[number] = max(self.had[number], self._least_waiting())
+            self._waits[number] = True
+        self._coming[number] = coming
 
     def _least_waiting(self) -> float:
         return float(self.had[self._waits].min()) if self._waits.any() else self._left_with
 
-    def least(self, numbers: Iterable[int], first: Callable[[int], int], *, waiting: bool = True) -> int | None:
-        """Who has had least of `numbers` and (`waiting`) of those who wait; None where there is nobody. Between equals
-        it is the one for whom `first` says less."""
+    def least(self, under_way: Collection[int] = (), *, waiting: bool = True) -> int | None:
+        """Who has had least of those `under_way` and (`waiting`) of those who wait; None where there is nobody. Between
+        equals it is one under way, then whose next came first."""
         mask = self._waits.copy() if waiting else np.zeros_like(self._waits)
-        mask[list(numbers)] = True
+        mask[list(under_way)] = True
         candidates = np.flatnonzero(mask)
         if len(candidates) > 1:
             had = self.had[candidates]
             candidates = candidates[had == had.min()]
         if len(candidates) > 1:
-            return min(candidates.tolist(), key=first)
+            coming = self._coming[candidates]
+            if under_way:
+                coming[np.isin(candidates, list(under_way))] = -1
+            candidates = candidates[coming.argmin() :]
         return int(candidates[0]) if len(candidates) else None
+
+    def most_queued(self) -> int:
+        """Who has most sequences in the queue for its weight."""
+        return int((self._queued * self._per_token).argmax())
+
+    def queued_share(self, number: int) -> float:
+        """How many sequences it has in the queue for its weight."""
+        return float(self._queued[number] * self._per_token[number])
 
     # --- what it cost ------------------------------------------------------------------------------------------------
 

@@ -58,6 +58,11 @@ class TenantLines:
             heapq.heappop(self._turns)
         return None
 
+    def last(self) -> Sequence | None:
+        """The last that has never had a row."""
+        ends = (next((s for s in reversed(line) if s.first_scheduled is None), None) for line in self._lines.values())
+        return max((one for one in ends if one is not None), key=_place, default=None)
+
     def park(self, root: RootKey) -> None:
         self._parked.add(root)
 
@@ -94,6 +99,8 @@ class WaitingQueue:
         self._tenants: defaultdict[str, TenantLines] = defaultdict(TenantLines)
         self._open: dict[int, TenantLines] = {}
         """Those that wait, by their tenants' numbers."""
+        self._queued: dict[int, TenantLines] = {}
+        """All, by their tenants' numbers."""
         self._length = 0
 
     def __len__(self) -> int:
@@ -120,13 +127,7 @@ class WaitingQueue:
 
     def next_tenant(self) -> int | None:
         """The number of who has had least of the tenants that wait; between equals, of whose next came first."""
-        return self._counters.least((), self.coming)
-
-    def coming(self, tenant: int) -> int:
-        """The order of a waiting tenant's next sequence, whatever its priority."""
-        line = self._open[tenant].next_line()
-        assert line is not None
-        return line[0].order
+        return self._counters.least()
 
     def next_line(self, tenant: int | None = None) -> Line | None:
         """The first line of a tenant that waits (None: of the one whose turn it is), or None where nobody does."""
@@ -163,9 +164,9 @@ class WaitingQueue:
         self._tell(tenant)
         return True
 
-    def longest(self) -> TenantLines:
-        """The lines of the tenant that has most sequences here for its weight. Somebody waits."""
-        return max(self._tenants.values(), key=lambda lines: lines.length / next(iter(lines)).weight)
+    def last_of(self, tenant: int) -> Sequence | None:
+        """The last of a tenant's that has never had a row."""
+        return self._queued[tenant].last()
 
     def waiting_of(self, tenant: str) -> int:
         """How many of its sequences wait."""
@@ -174,19 +175,25 @@ class WaitingQueue:
     def _tell(self, tenant: str) -> None:
         """A tenant's lines have changed."""
         lines, number = self._tenants[tenant], self._counters.number(tenant)
-        opens = lines.next_line() is not None
-        if opens and number not in self._open:
-            self._counters.begins_to_wait(number)
+        line = lines.next_line()
+        self._counters.queue(number, lines.length, line[0].order if line else None)
+        if line:
             self._open[number] = lines
-        elif not opens and self._open.pop(number, None) is not None:
-            self._counters.waits_no_more(number)
-        if not lines.length:
+        else:
+            self._open.pop(number, None)
+        if lines.length:
+            self._queued[number] = lines
+        else:
             del self._tenants[tenant]
+            self._queued.pop(number, None)
 
     def check_integrity(self) -> None:
         for tenant, lines in self._tenants.items():
             assert lines.length == len(list(lines)) > 0
-            assert (self._counters.number(tenant) in self._open) == (lines.next_line() is not None)
+            number = self._counters.number(tenant)
+            assert (number in self._open) == (lines.next_line() is not None)
+            assert self._queued[number] is lines
+        assert len(self._queued) == len(self._tenants)
         assert self._length == sum(lines.length for lines in self._tenants.values())
 
 

@@ -116,12 +116,12 @@ class Scheduler:
     def _displaceable(self, sequence: Sequence) -> Sequence | None:
         """Who leaves a full queue for a newcomer: the last that has not begun of the tenant with most in it for its
         weight, where the newcomer's has less even with it."""
-        lines = self.waiting.longest()
-        last = max(lines, key=lambda one: (one.first_scheduled is None, one.place))
-        mine = self.waiting.waiting_of(sequence.root.tenant) + 1
-        if last.first_scheduled is not None or lines.length / last.weight <= mine / sequence.weight:
+        most = self.counters.most_queued()
+        mine = (self.waiting.waiting_of(sequence.root.tenant) + 1) / sequence.weight
+        if mine >= self.counters.queued_share(most):
             return None
-        return last if last.root.tenant != sequence.root.tenant else None
+        last = self.waiting.last_of(most)
+        return last if last is not None and last.root.tenant != sequence.root.tenant else None
 
     def _check_readable(self, sequence: Sequence, reading: Reading) -> None:
         most = min(self._context_length, self.max_step_tokens + reading.whole_from)
@@ -257,14 +257,11 @@ class Scheduler:
         under_way, room = self._seats.under_way(), True
         self._newcomers.begin()
 
-        def first(tenant: int) -> int:
-            return -1 if tenant in under_way else self.waiting.coming(tenant)
-
         while budget:
             newcomers = room and bool(self.table.free) and len(self.waiting) > 0
             if newcomers:
                 self._newcomers.resume()
-            tenant = self.counters.least(under_way, first, waiting=newcomers)
+            tenant = self.counters.least(under_way, waiting=newcomers)
             if tenant is None:
                 return
             if tenant in under_way:

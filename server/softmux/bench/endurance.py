@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ _CONTENTS, _PROMPTS = 48, 12
 _LARGE = 80_000
 """Bytes by which every other adapter is made longer: it lies in the blob store then, the others in Redis."""
 _COLLECT_SECONDS = 5.0
+_TRIES = 10
 _SAMPLES = 60
 
 
@@ -97,7 +98,8 @@ class Endurance:
             self._done.set()
             await asyncio.gather(watching, collecting)
             await self._files_are_there(http)
-            await asyncio.gather(*(self._delete(http, task) for task in self.tasks))
+            for task in self.tasks:
+                await self._delete(http, task)
             for _ in range(3):
                 await registry.collect(grace=0)
 
@@ -109,8 +111,7 @@ class Endurance:
             for place in range(_PROMPTS):
                 _, reply = await self._generate(http, f"content-{number}", place)
                 self._known[version["digest"], place] = reply["choices"][0]["token_ids"]
-            async with http.delete(f"/v1/adapters/content-{number}") as answer:
-                answer.raise_for_status()
+            await self._change(http, "DELETE", f"content-{number}")
 
     async def _publish(self, http: aiohttp.ClientSession) -> None:
         for number, task in enumerate(self.tasks):
@@ -180,15 +181,13 @@ class Endurance:
     async def _roll(self, http: aiohttp.ClientSession, task: Task) -> None:
         number = self._draw.choice(list(task.versions))
         self._may_follow(task, task.versions[number])
-        async with http.post(f"/v1/adapters/{task.name}/activate", json={"version": number}) as answer:
-            answer.raise_for_status()
+        await self._change(http, "POST", f"{task.name}/activate", json={"version": number})
         self._has_followed(task)
         self.counts["rolled back or forward"] += 1
 
     async def _delete(self, http: aiohttp.ClientSession, task: Task) -> None:
         task.gone.append([time.monotonic(), math.inf])
-        async with http.delete(f"/v1/adapters/{task.name}") as answer:
-            answer.raise_for_status()
+        await self._change(http, "DELETE", task.name)
         task.versions.clear()
         for version in task.held:
             version[2] = min(version[2], time.monotonic())
@@ -203,13 +202,30 @@ class Endurance:
             version[2] = min(version[2], time.monotonic())
 
     async def _put(self, http: aiohttp.ClientSession, task: str, files: dict[str, bytes]) -> Any:
-        form = aiohttp.FormData()
-        for name, data in files.items():
-            form.add_field(name, data, filename=name)
-        async with http.put(f"/v1/adapters/{task}", data=form) as answer:
-            if answer.status not in (200, 201):
-                raise RuntimeError(f"PUT {task}: {answer.status} {await answer.text()}")
-            return await answer.json()
+        def form() -> aiohttp.FormData:
+            made = aiohttp.FormData()
+            for name, data in files.items():
+                made.add_field(name, data, filename=name)
+            return made
+
+        return await self._change(http, "PUT", task, form=form)
+
+    async def _change(
+        self, http: aiohttp.ClientSession, method: str, path: str, form: Callable[[], Any] | None = None, **more: Any
+    ) -> Any:
+        """Sent again where the server asks for it (503), as a careful client does: a change done twice is done once."""
+        for _ in range(_TRIES):
+            async with http.request(method, f"/v1/adapters/{path}", data=form and form(), **more) as answer:
+                if answer.status < 300:
+                    return await answer.json() if answer.status != 204 else None
+                if answer.status == 404 and method == "DELETE":
+                    return None  # the first try did it, and its answer came too late
+                said = await answer.text()
+                if answer.status != 503:
+                    break
+                self.counts["changes asked to come again: 503"] += 1
+                await asyncio.sleep(float(answer.headers.get("retry-after", 1)))
+        raise RuntimeError(f"{method} {path}: {said}")
 
     # --- what is watched ---------------------------------------------------------------------------------------------
 

@@ -15,6 +15,9 @@ from starlette.types import ASGIApp
 from softmux.api.protocol import BoundedProtocol
 
 _CLOSE_SECONDS = 5
+_KEEP_ALIVE_SECONDS = 75
+"""Longer than clients keep an idle connection (httpx 5 s, aiohttp 15 s, load balancers 60 s): who closes it second
+can't lose a request that is on its way."""
 _CLOSE = (b"connection", b"close")
 
 
@@ -30,6 +33,7 @@ class HttpServer(uvicorn.Server):
                 http=BoundedProtocol,
                 lifespan="off",
                 server_header=False,
+                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=_CLOSE_SECONDS,
             )
         )
@@ -56,8 +60,13 @@ class HttpServer(uvicorn.Server):
         self.config.encoded_headers.append(_CLOSE)
         self.server_state.default_headers = [*self.server_state.default_headers, _CLOSE]
         await self._all_handed.wait()
-        while self.server_state.connections or self._opening:  # noqa: ASYNC110 - uvicorn's own sets
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + _CLOSE_SECONDS
+        while self.server_state.connections or self._opening:
             await asyncio.sleep(0.05)
+            if loop.time() > ends:
+                for connection in list(self.server_state.connections):
+                    connection.shutdown()  # at once where it is idle, else after its answer
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -15,8 +15,10 @@ from softmux.errors import BadRequest, DeadlineExceeded, SoftmuxError
 MOST_HEAD_BYTES = 64 << 10
 """A request's line and headers."""
 HEAD_SECONDS = 30.0
-"""How long they may take, from the connection or the request's first byte on: who sends a byte a minute holds a place
-that others could have."""
+"""How long they may take, from the request's first byte on: who sends a byte a minute holds a place that others could
+have."""
+SILENT_SECONDS = 120.0
+"""How long a connection may wait for its first byte: a client that opens thousands takes a while to speak on each."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -30,7 +32,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._begin_head()
+        self._begin_head(SILENT_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_head()
@@ -45,8 +47,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        if not self._in_head:  # the connection's second request or a later one
-            self._begin_head()
+        self._begin_head(HEAD_SECONDS)
 
     def on_headers_complete(self) -> None:
         self._end_head()
@@ -58,9 +59,10 @@ class BoundedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         self._refuse(HTTPStatus.BAD_REQUEST, BadRequest("This is no valid HTTP request; let an HTTP client write it."))
 
-    def _begin_head(self) -> None:
+    def _begin_head(self, seconds: float) -> None:
+        self._end_head()
         self._in_head, self._head_bytes = True, 0
-        self._late = self.loop.call_later(HEAD_SECONDS, self._too_late)
+        self._late = self.loop.call_later(seconds, self._too_late)
 
     def _end_head(self) -> None:
         self._in_head = False

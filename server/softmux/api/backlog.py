@@ -11,7 +11,7 @@ from softmux.telemetry.exposition import Metrics
 from softmux.worker.client import WorkerClient
 from softmux.worker.messages import LATE, Stats
 
-_CARE = 1.15
+_CARE = 1.3
 """Estimates are too short as often as too long, and what comes after its deadline was worked for in vain."""
 
 

@@ -20,12 +20,12 @@ def tiny_model(device: torch.device) -> PackedModel:
     return PackedModel(_module().to(device), None, "soak")
 
 
-def save_tiny(folder: Path) -> None:
-    """The same model as a checkpoint, with a tokenizer of one word for each id."""
+def save_tiny(folder: Path, hidden: int = HIDDEN) -> None:
+    """The same model, or a wider one, as a checkpoint, with a tokenizer of one word for each id."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    _module().save_pretrained(folder)
+    _module(hidden).save_pretrained(folder)
     words = {f"w{number}": number for number in range(VOCABULARY)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))  # noqa: S106 - no password
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -33,14 +33,14 @@ def save_tiny(folder: Path) -> None:
     fast.save_pretrained(folder)
 
 
-def _module() -> Any:
+def _module(hidden: int = HIDDEN) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     module = LlamaForCausalLM(
         LlamaConfig(
-            hidden_size=HIDDEN,
-            intermediate_size=2 * HIDDEN,
+            hidden_size=hidden,
+            intermediate_size=2 * hidden,
             num_hidden_layers=LAYERS,
             num_attention_heads=2 * KV_HEADS,
             num_key_value_heads=KV_HEADS,

@@ -101,6 +101,18 @@ def test_an_entry_says_who_what_and_when(registry: Registry, runner: asyncio.Run
     runner.run(story())
 
 
+def test_a_key_revoked_twice_at_once_is_revoked_once(registry: Registry, runner: asyncio.Runner) -> None:
+    async def story() -> None:
+        key_id, _ = await registry.keys.create_key("default", "user", actor="a")
+        await asyncio.gather(*(registry.keys.list_keys() for _ in range(8)))  # connections for all of them
+        revoked = await asyncio.gather(*(registry.keys.revoke_key(key_id, actor=str(n)) for n in range(8)))
+        assert [entry.action for entry in await entries(registry)] == ["key.create", "key.revoke"]
+        [kept] = await registry.keys.list_keys()
+        assert [record.revoked_at for record in revoked] == [kept.revoked_at] * 8
+
+    runner.run(story())
+
+
 def test_the_log_is_read_in_pages_of_one_tenant_or_of_all(
     registry: Registry, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,7 +139,7 @@ def test_the_log_is_read_in_pages_of_one_tenant_or_of_all(
         assert await pages(registry.audit, "nobody") == []
         last = everything[-1].id
         assert (await registry.audit.read(after=last)).data == ()
-        for nonsense in ("x", "1", "1-", "-1", f"{last}\n"):
+        for nonsense in ("x", "1", "1-", "-1", f"{last}\n", "99999999999999999999-0", f"{2**64 - 1}-{2**64 - 1}"):
             with pytest.raises(InvalidRequest, match="no entry's id"):
                 await registry.audit.read(after=nonsense)
 

@@ -12,7 +12,7 @@ from softmux.registry.connection import Connection
 from softmux.registry.keyspace import AUDIT
 
 _CHUNK = 1000
-_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}\Z")
+_ID = re.compile(r"[0-9]{1,19}-[0-9]{1,19}\Z")  # what Redis takes has 64 bits
 
 
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):

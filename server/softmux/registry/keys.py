@@ -128,7 +128,7 @@ class KeyRing:
         record = _record.decode(data)
         if record.revoked_at is None:
             record = msgspec.structs.replace(record, revoked_at=time.time())
-            await self._put(record, actor, "key.revoke")
+            record = await self._put(record, actor, "key.revoke")
         return record
 
     async def list_keys(self, tenant: str | None = None) -> list[KeyRecord]:
@@ -183,7 +183,8 @@ class KeyRing:
         data = await self._connection.call(lambda client: client.hvals(KEYS))
         return [_record.decode(item) for item in data]
 
-    async def _put(self, record: KeyRecord, actor: str, action: str) -> None:
+    async def _put(self, record: KeyRecord, actor: str, action: str) -> KeyRecord:
+        """What is there now: where another revoked the key meanwhile, that."""
         detail = msgspec.json.encode({"key": record.id, "role": record.role})
         reply = await self._connection.script(
             scripts.PUT_KEY,
@@ -196,6 +197,7 @@ class KeyRing:
             await self.reload()
         except RegistryDown as error:  # what was done is done; the follower sees it when Redis is back
             log.warning("the change to key %s will count with the registry's return: %s", record.id, error.message)
+        return _record.decode(reply[1])
 
 
 def _hash(secret: str) -> str:

@@ -289,16 +289,21 @@ PUT_KEY = (
     + _CHANGED
     + _AUDITED
     + """
--- KEYS: seq changes audit tenants keys; ARGV: tenant id record actor action detail. Answers {state}.
+-- KEYS: seq changes audit tenants keys; ARGV: tenant id record actor action detail. Answers {state, what is there}.
 local seq, changes, audit, tenants, keys = unpack(KEYS)
 local tenant, id, record, actor, action, detail = unpack(ARGV)
+local current = redis.call('HGET', keys, id)
+if action == 'key.revoke' and current then
+  local at = cjson.decode(current).revoked_at
+  if at ~= nil and at ~= cjson.null then return {'ok', current} end  -- by another, or our own, its reply was lost
+end
 if redis.call('HEXISTS', tenants, tenant) == 0 then return {'no_tenant'} end
-if redis.call('HGET', keys, id) ~= record then
+if current ~= record then
   redis.call('HSET', keys, id, record)
   audited(audit, actor, action, tenant, '', '', '', detail)
   changed(seq, changes, 'keys', tenant, '')
 end
-return {'ok'}
+return {'ok', record}
 """
 )
 

@@ -288,3 +288,19 @@ def test_the_file_is_for_its_owner_and_plain_tar(registry: Registry, runner: asy
     with tarfile.open(path) as tar:
         assert tar.getnames()[0] == "values.msgpack"
         assert tar.getnames()[-1] == "backup.json"
+
+
+def test_backups_to_one_file_at_a_time_do_not_mix(registry: Registry, runner: asyncio.Runner, tmp_path: Path) -> None:
+    async def story() -> None:
+        await _fill(registry)
+        path = tmp_path / "b.tar"
+        (tmp_path / "b.tar.part").touch(mode=0o644)  # somebody else's
+        async with _patient(registry.url) as connection:
+            store = BlobStore(registry.blob_url)
+            told = await asyncio.gather(*(backups.backup(connection, store, path) for _ in range(4)))
+        assert path.stat().st_mode & 0o777 == 0o600
+        about, _ = backups._checked(path)
+        assert about in told
+
+    runner.run(story())
+    assert sorted(file.name for file in tmp_path.glob("b.tar*")) == ["b.tar", "b.tar.part"]

@@ -12,10 +12,11 @@ import hashlib
 import io
 import os
 import tarfile
+import tempfile
 import time
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 import redis.asyncio
@@ -68,11 +69,10 @@ async def backup(connection: Connection, blobs: BlobStore, path: Path) -> Backup
     found.top.pop(CHANGES, None)  # followers of what is restored read everything anew
     found.tenants = {tenant: snapshot.settled(data) for tenant, data in found.tenants.items()}
     values = msgspec.msgpack.encode(list(found.items()))
-    partial = path.with_name(path.name + ".part")
     count = 0
+    written, partial = _private(path)
     try:
-        partial.touch(mode=0o600)  # it has the hashes of all keys
-        with tarfile.open(partial, "w") as tar:
+        with written, tarfile.open(fileobj=written, mode="w") as tar:
             _add(tar, _VALUES, values)
             for tenant, data in found.tenants.items():
                 async for entry, content in snapshot.files(
@@ -94,9 +94,7 @@ async def backup(connection: Connection, blobs: BlobStore, path: Path) -> Backup
                 values=hashlib.sha256(values).hexdigest(),
             )
             _add(tar, _ABOUT, msgspec.json.encode(about))
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
+        await asyncio.to_thread(_finish, partial, path)
     finally:
         partial.unlink(missing_ok=True)
     return about
@@ -239,6 +237,19 @@ async def _stage(client: redis.asyncio.Redis, part: list[tuple[str, str, Any]]) 
                     for number, told in value:
                         pipe.xadd(name, told, id=number)
         await pipe.execute()
+
+
+def _private(path: Path) -> tuple[BinaryIO, Path]:
+    """A file beside `path` for its owner alone, since a backup has the hashes of all keys; and for one backup alone,
+    whoever else writes one there."""
+    descriptor, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".part", dir=path.parent)
+    return os.fdopen(descriptor, "wb"), Path(name)
+
+
+def _finish(partial: Path, path: Path) -> None:
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
 
 
 def _place(tenant: str, sha256: str) -> str:

@@ -11,10 +11,10 @@ from datetime import date, timedelta
 import redis
 
 from registry.registry_fixtures import server_pid
-from softmux.api.usage import OTHER_TASKS, Ledger
+from softmux.api.usage import Ledger
 from softmux.errors import RegistryDown
 from softmux.registry.registry import Registry
-from softmux.registry.usage import UsageKey, UsageStore, Used
+from softmux.registry.usage import OTHER_TASKS, UsageKey, UsageStore, Used
 from softmux.telemetry.exposition import Metrics
 from softmux.worker.messages import Spent
 
@@ -96,6 +96,35 @@ def test_a_days_usage_is_kept_as_long_as_asked(registry: Registry, runner: async
             await asyncio.sleep(0.05)
         assert await kept() == [day.isoformat() for day in reversed(days[:3])]
         running.cancel()
+
+    runner.run(story())
+
+
+def test_what_a_deleted_tenant_used_is_deleted_in_time_too(registry: Registry, runner: asyncio.Runner) -> None:
+    async def story() -> None:
+        await registry.tenants.create("acme", actor="t")
+        await registry.usage.flush("p", 1, [(UsageKey(DAY.isoformat(), "acme", "mood"), Used(1))])
+        await registry.delete_tenant("acme", actor="t")
+        assert "acme" in await registry.usage.tenants()
+        assert await registry.usage.forget(DAY) == 0
+        assert await totals(registry) == {"mood": Used(1)}
+        assert await registry.usage.forget(DAY + timedelta(days=1)) == 1
+        assert await totals(registry) == {}
+
+    runner.run(story())
+
+
+def test_so_many_tasks_of_a_tenant_and_day_are_told_apart(registry: Registry, runner: asyncio.Runner) -> None:
+    async def story() -> None:
+        store = UsageStore(registry.usage._connection, most_tasks=3)
+        for number in range(6):  # as combinations do, of which there are as many as there are orders
+            key = UsageKey(DAY.isoformat(), "acme", f"task-{number}")
+            await store.flush("p", 2 * number, [(key, Used(1, 2, 3, 4, 5, 6))])
+            await store.flush("p", 2 * number + 1, [(UsageKey(key.day, "acme", "task-0"), Used(1))])
+        found = await totals(registry)
+        assert set(found) == {"task-0", "task-1", "task-2", OTHER_TASKS}
+        assert found["task-0"].requests == 7
+        assert found[OTHER_TASKS] == Used(3, 6, 9, 12, 15, 18)
 
     runner.run(story())
 

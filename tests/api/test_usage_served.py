@@ -171,6 +171,20 @@ def test_what_makes_no_sense_is_refused(server_pair: EchoServed, params: dict[st
     assert answer.json()["error"]["param"] == param
 
 
+def test_the_first_days_there_are(server_pair: EchoServed) -> None:
+    found = report(server_pair, {"authorization": f"Bearer {KEY}"}, to="0001-01-02")
+    assert (found["from"], found["data"]) == ("0001-01-01", [])
+
+
+def test_what_a_deleted_tenant_used_is_an_admins_to_see(server_pair: EchoServed) -> None:
+    headers, admin = tenant(server_pair, "dissolved"), {"authorization": f"Bearer {KEY}"}
+    assert ask(server_pair, headers).status_code == 200
+    wait_for(lambda: report(server_pair, admin, tenant="dissolved")["total"]["requests"] == 1, 20, "it is booked")
+    assert server_pair.http.delete("/v1/tenants/dissolved", params={"force": True}).status_code == 204
+    assert report(server_pair, admin, tenant="dissolved")["total"]["requests"] == 1
+    assert "dissolved" in {row["tenant"] for row in report(server_pair, admin, tenant="*")["data"]}
+
+
 def test_it_is_to_be_had_as_csv_and_on_the_command_line(server_pair: EchoServed) -> None:
     headers = tenant(server_pair, "prints")
     ask(server_pair, headers)

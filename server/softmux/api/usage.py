@@ -9,15 +9,14 @@ from collections.abc import Callable
 from datetime import date, timedelta
 
 from softmux.errors import RegistryDown
-from softmux.registry.usage import UsageKey, UsageStore, Used, today
+from softmux.registry.usage import OTHER_TASKS, UsageKey, UsageStore, Used, today
 from softmux.telemetry.exposition import BARE, Metrics
 from softmux.worker.messages import Spent
 
 log = logging.getLogger(__name__)
 
-OTHER_TASKS = "(other)"
-"""Where tasks' usage is booked while the registry has been away so long that no more of them can be kept apart."""
 _MOST_KEPT = 50_000
+"""Tasks kept apart while the registry is away."""
 _BATCH = 500
 
 

@@ -13,21 +13,32 @@ import msgspec
 import redis.asyncio
 
 from softmux.registry.connection import Connection
-from softmux.registry.keyspace import TENANTS, flushed, of_tenant
+from softmux.registry.keyspace import DELETED_TENANTS, TENANTS, flushed, of_tenant
 
 _MARK_SECONDS = 7 * 86400
 """How long a batch may be on its way."""
 _DAYS_A_READ = 100
+_MOST_TASKS = 10_000
+OTHER_TASKS = "(other)"
+"""Where usage is booked of tasks beyond those that are kept apart: combinations have as many names as orders."""
 
 FLUSH = """
--- KEYS: mark, then a day's usage and its tenant's days, each; ARGV: number, seconds the mark stays, then for each: the
--- day, its number, how many fields, and (field, amount) of each. Answers whether the batch is new.
+-- KEYS: mark, then a day's usage and its tenant's days, each; ARGV: number, seconds the mark stays, how many fields a
+-- day has at most, the task of those beyond, then for each: the day, its number, how many fields, and (field, amount)
+-- of each. Answers whether the batch is new.
 local number = tonumber(ARGV[1])
 if tonumber(redis.call('GET', KEYS[1]) or '-1') >= number then return 0 end
-local at = 3
+local most, others = tonumber(ARGV[3]), ARGV[4]
+local at = 5
 for i = 2, #KEYS, 2 do
   local last = at + 2 + 2 * tonumber(ARGV[at + 2])
-  for field = at + 3, last, 2 do redis.call('HINCRBY', KEYS[i], ARGV[field], ARGV[field + 1]) end
+  for place = at + 3, last, 2 do
+    local field = ARGV[place]
+    if redis.call('HLEN', KEYS[i]) >= most and redis.call('HEXISTS', KEYS[i], field) == 0 then
+      field = others .. string.match(field, ':[^:]*$')
+    end
+    redis.call('HINCRBY', KEYS[i], field, ARGV[place + 1])
+  end
   redis.call('ZADD', KEYS[i + 1], ARGV[at + 1], ARGV[at])
   at = last + 1
 end
@@ -79,8 +90,11 @@ def today() -> date:
 
 
 class UsageStore:
-    def __init__(self, connection: Connection) -> None:
+    """`most_tasks` of a tenant and day are told apart, as good as; more than that many are booked together."""
+
+    def __init__(self, connection: Connection, *, most_tasks: int = _MOST_TASKS) -> None:
         self._connection = connection
+        self._most_fields = most_tasks * len(Used.__struct_fields__)
 
     async def flush(self, process: str, number: int, batch: Sequence[tuple[UsageKey, Used]]) -> bool:
         """Books a batch; False where it had been booked already. `number` is above that of the process's batch before,
@@ -92,7 +106,7 @@ class UsageStore:
                 if value:
                     fields += [f"{key.task}:{name}", value]
         keys = [flushed(process)]
-        args: list[str | int] = [number, _MARK_SECONDS]
+        args: list[str | int] = [number, _MARK_SECONDS, self._most_fields, OTHER_TASKS]
         for (day, tenant), fields in grouped.items():
             keys += [of_tenant(tenant, f"usage:{day}"), of_tenant(tenant, "usage_days")]
             args += [day, date.fromisoformat(day).toordinal(), len(fields) // 2, *fields]
@@ -102,13 +116,17 @@ class UsageStore:
         """Deletes all tenants' usage of the days before that one; how many days it were. Not by Redis' own expiry: a
         backup leaves out what expires. Raises `RegistryDown`."""
         count = 0
-        for name in await self._connection.call(lambda client: client.hkeys(TENANTS)):
-            count += await self._connection.script(
-                FORGET,
-                [of_tenant(name.decode(), "usage_days")],
-                [before.toordinal(), of_tenant(name.decode(), "usage:")],
-            )
+        for name in await self.tenants():
+            keys = [of_tenant(name, "usage_days")]
+            count += await self._connection.script(FORGET, keys, [before.toordinal(), of_tenant(name, "usage:")])
         return count
+
+    async def tenants(self) -> list[str]:
+        """Whoever may have used something, by name: those that were deleted, too. Raises `RegistryDown`."""
+        names: set[bytes] = set()
+        for known in (TENANTS, DELETED_TENANTS):
+            names.update(await self._connection.call(lambda client, known=known: client.hkeys(known)))  # type: ignore[misc]
+        return sorted(name.decode() for name in names)
 
     async def read(self, tenants: Sequence[str], first: date, last: date) -> list[tuple[UsageKey, Used]]:
         """The days from `first` to `last`, by day, tenant and task. Raises `RegistryDown`."""

@@ -45,13 +45,15 @@ async def usage(
     task: Annotated[
         str | None, Query(max_length=200, description="One task alone; `(base)` is the bare model.")
     ] = None,
-    tenant: Annotated[str | None, Query(max_length=64, description="An admin's choice; `*` is all of them.")] = None,
+    tenant: Annotated[
+        str | None, Query(max_length=64, description="An admin's choice, deleted ones too; `*`: all.")
+    ] = None,
     format: Annotated[Literal["json", "csv"] | None, Query()] = None,
 ) -> Response:
     services = services_of(request)
     tenants = await _tenants(request, tenant)
     until = _day(last, "to") if last else today()
-    since = _day(first, "from") if first else until - timedelta(days=_DEFAULT_DAYS - 1)
+    since = _day(first, "from") if first else until - min(timedelta(days=_DEFAULT_DAYS - 1), until - date.min)
     if not 0 <= (until - since).days < _MOST_DAYS:
         raise InvalidRequest(
             f"from must not be after to, and at most {_MOST_DAYS} days are told at once.", param="from"
@@ -82,7 +84,7 @@ async def _tenants(request: Request, wanted: str | None) -> Sequence[str]:
         return [caller.tenant]
     if not caller.may("admin"):
         raise no_tenant(wanted)
-    names = [record.name for record in await services_of(request).registry.tenants.list()]
+    names = await services_of(request).registry.usage.tenants()
     if wanted != _EVERY and wanted not in names:
         raise no_tenant(wanted)
     return names if wanted == _EVERY else [wanted]

@@ -63,6 +63,17 @@ def calm(bench: Bench) -> list[list[int]]:
     return told(engine, names)
 
 
+def test_a_long_step_is_seen_to_get_on_layer_by_layer(bench: Bench) -> None:
+    engine = bench.engine()
+    recorder, stacks = engine.engine.recorder, engine.engine.model.module.config
+    layers = stacks.num_hidden_layers + 2 * len(engine.engine.model.layers)  # of a decoder's, its own and the source
+    engine.add([3, 4, 5], max_tokens=2)
+    before = recorder.beats
+    engine.step()
+    assert recorder.beats - before >= layers
+    engine.close()
+
+
 def test_each_stack_runs_once_a_step_and_sources_once_a_row(bench: Bench) -> None:
     engine = bench.engine(max_rows=6)
     module, passes = engine.engine.model.module, {"encoder": [], "decoder": []}

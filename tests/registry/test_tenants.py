@@ -47,7 +47,7 @@ def test_what_is_no_tenant_weight_or_limit_is_refused(registry: Registry, runner
         for name in ("Ac:me", "a/b", "", "a" * 65):
             with pytest.raises(InvalidRequest, match="not allowed"):
                 await tenants.create(name, actor="t")
-        for weight in (0.0, -1.0, float("nan"), float("inf"), 1001.0):
+        for weight in (0.0, -1.0, 1e-300, 0.0009, float("nan"), float("inf"), 1001.0):
             with pytest.raises(InvalidRequest, match="weight"):
                 await tenants.create("acme", weight=weight, actor="t")
         with pytest.raises(InvalidRequest, match="adapters is a whole number"):

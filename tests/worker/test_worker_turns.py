@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import torch
+
 from softmux.bench.fairness import make_engine
+from softmux.formats.folder import read_adapter
 from softmux.types import SamplingParams
-from softmux.worker.messages import Generate, Read
+from softmux.worker.canary import Canary
+from softmux.worker.messages import Admit, Generate, Read
 from softmux.worker.process import Worker
+from support.learned import prompt_files
 
 
 def test_priority_and_weight_come_to_the_scheduler() -> None:
@@ -19,5 +24,19 @@ def test_priority_and_weight_come_to_the_scheduler() -> None:
         for message in (generate, read):
             sequence = worker._start(b"c", message, came=0.0)
             assert (sequence.priority, sequence.weight, sequence.root.tenant) == (-3, 2.5, "a")
+    finally:
+        engine.close()
+
+
+def test_an_upload_leaves_its_tenants_weight_as_it_is() -> None:
+    engine = make_engine(4)
+    try:
+        engine.add("1", (5, 6, 7), SamplingParams(), root=engine.key("a", None), now=0.0, weight=4.0)
+        files = prompt_files(torch.ones(2, engine.spec.hidden_size))
+        manifest = read_adapter(files, engine.spec).manifest
+        for tenant, weight in (("a", 4.0), ("b", 1.0)):
+            admit = Admit(id=tenant, tenant=tenant, manifest=manifest, files=files)
+            assert Canary(engine).start(b"c", admit, 0.0) == []
+            assert engine.scheduler.counters.weight(tenant) == weight
     finally:
         engine.close()

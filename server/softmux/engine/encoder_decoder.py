@@ -105,6 +105,7 @@ class PackedEncoderDecoder(PackedModel):
         if self._three is None:
             self._seen.append((module, query.shape[2], key))
             return query.transpose(1, 2), None
+        self.on_layer()
         role, layer = self._roles[module]
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,9 @@ from softmux.types import DEFAULT_TENANT
 
 log = logging.getLogger(__name__)
 
-MOST_WEIGHT = 1000.0
+LEAST_WEIGHT, MOST_WEIGHT = 0.001, 1000.0
+"""Of each other they differ by no more than a counter of tokens can hold beside a token: were a weight next to nothing,
+whoever comes while that tenant waits would begin with a counter that its own tokens no longer move."""
 _MOST_LIMIT = 2**53
 
 
@@ -207,8 +208,10 @@ class Tenants:
 
 
 def _check(record: TenantRecord) -> None:
-    if not (math.isfinite(record.weight) and 0 < record.weight <= MOST_WEIGHT):
-        raise InvalidRequest(f"a weight is above 0 and at most {MOST_WEIGHT:g}, not {record.weight}", param="weight")
+    if not LEAST_WEIGHT <= record.weight <= MOST_WEIGHT:  # not a number is neither
+        raise InvalidRequest(
+            f"a weight is {LEAST_WEIGHT:g} at least and {MOST_WEIGHT:g} at most, not {record.weight}", param="weight"
+        )
     for name in Limits.__struct_fields__:
         value = getattr(record.limits, name)
         if value is not None and not 0 <= value <= _MOST_LIMIT:

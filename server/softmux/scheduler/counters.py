@@ -88,6 +88,11 @@ class VirtualTokenCounters:
         known = self._tenants.get(tenant)
         return float(self.had[known.number]) if known is not None else 0.0
 
+    def weight(self, tenant: str) -> float:
+        """By which the tenant's tokens count, 1 where it is forgotten."""
+        known = self._tenants.get(tenant)
+        return 1.0 / float(self._per_token[known.number]) if known is not None else 1.0
+
     def _new_number(self) -> int:
         if not self._free:
             least = self._least_waiting()

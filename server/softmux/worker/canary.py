@@ -32,7 +32,8 @@ class _Trial:
 
 
 class Canary:
-    """Runs each upload's parts on a fixed prompt, and the bare model on the same, in the ordinary batch.
+    """Runs each upload's parts on a fixed prompt, and the bare model on the same, in the ordinary batch, by whatever
+    weight its tenant has there.
 
     `start` and `heard`/`failed` are the worker's; `answers` are (client, message) for it to send.
     """
@@ -72,6 +73,7 @@ class Canary:
                 engine.add(
                     sequence_id, tokens, self._sampling, root=key, now=now, client=CLIENT, marks=marks,
                     trained_prefix=name == "tuned" and admit.manifest.method in KV_METHODS,
+                    weight=engine.scheduler.counters.weight(key.tenant),
                 )  # fmt: skip
                 trial.open.add(sequence_id)
         except SoftmuxError as error:
@@ -91,6 +93,7 @@ class Canary:
             trained_prefix=admit.manifest.method in KV_METHODS,
             client=CLIENT,
             marks=(0, version_mark(root.tenant, root.digest)),
+            weight=self._engine.scheduler.counters.weight(root.tenant),
         )
 
     def heard(self, sequence: Sequence, output: Output) -> list[tuple[bytes, Admitted | Failed]]:

@@ -280,6 +280,18 @@ def answers(
     return {code: described for code in (status, also) if code is not None}
 
 
+FILE: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The file, as it was sent.",
+        "content": {
+            "application/json": {},
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+}
+"""The `responses` of a route that answers a version's file: those named `….json` as JSON."""
+
+
 def events(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     """As `answers`, of a route that streams where it is asked to."""
     data = {"type": "string", "description": "JSON: the reply's shape, with what is new; `[DONE]` at last."}

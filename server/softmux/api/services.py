@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from softmux.api.limits import Limiter
 from softmux.api.siblings import Siblings
 from softmux.api.standing import Standing
 from softmux.api.tokenizer import Tokenizer
+from softmux.api.uploads import UploadPlaces
 from softmux.api.usage import Ledger
 from softmux.errors import EngineDown, InvalidRequest, VersionNotFound
 from softmux.formats.combination import combined_manifest
@@ -26,7 +26,6 @@ from softmux.worker.client import WorkerClient
 
 _VERSION = re.compile(r"^[1-9][0-9]{0,9}$")
 _LAYOUTS_KEPT = 4096
-_UPLOADS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +55,7 @@ class Services:
     tokenizer: Tokenizer | None = None
     started: bool = False
     draining: bool = False
-    uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_UPLOADS))
-    """An upload is in memory while it is admitted."""
+    uploads: UploadPlaces = field(default_factory=UploadPlaces)
     _layouts: dict[str, Layout] = field(default_factory=dict)
 
     @property

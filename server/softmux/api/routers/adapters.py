@@ -12,7 +12,7 @@ from softmux.api.admission import admit
 from softmux.api.auth import principal_of, require
 from softmux.api.body import described, read_json
 from softmux.api.multipart import read_upload
-from softmux.api.replies import ShareReply, answers
+from softmux.api.replies import FILE, ShareReply, VersionPage, VersionReply, VersionsReply, answers
 from softmux.api.schemas import ActivateBody, ShareBody
 from softmux.api.services import services_of
 from softmux.errors import InvalidRequest, QuotaExceeded, SoftmuxError, VersionNotFound
@@ -70,14 +70,20 @@ def version_json(record: VersionRecord) -> dict[str, Any]:
     }
 
 
-@router.put("/{task}", openapi_extra=_UPLOAD, summary="Upload an adapter: a new version of its task", status_code=201)
+@router.put(
+    "/{task}",
+    openapi_extra=_UPLOAD,
+    status_code=201,
+    responses=answers(VersionReply, 201, also=200),
+    summary="Upload an adapter: a new version of its task; the same content again is the same one",
+)
 async def put(request: Request, task: str, activate: bool = True) -> Response:
     services = services_of(request)
     caller = require(request, "publisher")
     began = time.monotonic()
     try:
         check_name(task, "task")
-        async with services.uploads:
+        async with services.uploads.of(caller.tenant):
             files = await read_upload(request, services.settings.max_upload_bytes)
             admission = await admit(
                 services.worker,
@@ -112,7 +118,7 @@ async def put(request: Request, task: str, activate: bool = True) -> Response:
     return JSONResponse(answer, 201 if published.created else 200)
 
 
-@router.get("", summary="The active versions of all tasks, by name")
+@router.get("", responses=answers(VersionPage), summary="The active versions of all tasks, by name")
 async def tasks(
     request: Request,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
@@ -126,20 +132,25 @@ async def tasks(
     return {"data": [version_json(record) for record in page.data], "next_cursor": page.next_cursor}
 
 
-@router.get("/{task}", summary="A task's active version")
+@router.get("/{task}", responses=answers(VersionReply), summary="A task's active version")
 async def active(request: Request, task: str) -> dict[str, Any]:
     services = services_of(request)
     base = services.worker.spec.base_fingerprint
     return version_json(await services.registry.active(principal_of(request).tenant, task, base))
 
 
-@router.get("/{task}/versions", summary="All versions of a task, newest first")
+@router.get("/{task}/versions", responses=answers(VersionsReply), summary="All versions of a task, newest first")
 async def versions(request: Request, task: str) -> dict[str, Any]:
     found = await services_of(request).registry.versions(principal_of(request).tenant, task)
     return {"data": [version_json(record) for record in found]}
 
 
-@router.post("/{task}/activate", openapi_extra=described(ActivateBody), summary="Make a version the active one")
+@router.post(
+    "/{task}/activate",
+    openapi_extra=described(ActivateBody),
+    responses=answers(VersionReply),
+    summary="Make a version the active one",
+)
 async def activate(request: Request, task: str) -> dict[str, Any]:
     services = services_of(request)
     caller = require(request, "publisher")
@@ -152,7 +163,12 @@ async def activate(request: Request, task: str) -> dict[str, Any]:
     return version_json(record)
 
 
-@router.get("/{task}/versions/{number}/files/{name}", summary="A file of a version, byte for byte")
+@router.get(
+    "/{task}/versions/{number}/files/{name}",
+    response_class=Response,
+    responses=FILE,
+    summary="A file of a version, byte for byte",
+)
 async def file(request: Request, task: str, number: str, name: str) -> Response:
     data = await services_of(request).registry.file(principal_of(request).tenant, task, version_number(number), name)
     return file_response(name, data)

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from softmux.api.auth import principal_of
-from softmux.api.replies import SharedVersionPage, SharedVersionReply, SharedVersionsReply, answers
+from softmux.api.replies import FILE, SharedVersionPage, SharedVersionReply, SharedVersionsReply, answers
 from softmux.api.routers.adapters import file_response, version_json, version_number
 from softmux.api.services import services_of
 from softmux.errors import Forbidden
@@ -62,7 +62,12 @@ async def versions(request: Request, owner: str, task: str) -> dict[str, Any]:
     return {"data": [shared_json(view.versions[number]) for number in sorted(view.versions, reverse=True)]}
 
 
-@router.get("/{owner}/{task}/versions/{number}/files/{name}", summary="A file of a shared version, byte for byte")
+@router.get(
+    "/{owner}/{task}/versions/{number}/files/{name}",
+    response_class=Response,
+    responses=FILE,
+    summary="A file of a shared version, byte for byte",
+)
 async def file(request: Request, owner: str, task: str, number: str, name: str) -> Response:
     view = _view(request, owner, task)
     if version_number(number) not in view.versions:

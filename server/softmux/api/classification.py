@@ -26,7 +26,7 @@ from softmux.api.tokenizer import LONG_TEXT
 from softmux.api.usage import Meter
 from softmux.api.windows import Piece, Window, windows
 from softmux.cost import cost
-from softmux.errors import ContextTooLong, InternalError, InvalidRequest, SoftmuxError, WrongTaskKind
+from softmux.errors import ContextTooLong, InternalError, InvalidRequest, WrongTaskKind
 from softmux.formats.layout import check_text, lay_out, virtual_ids
 from softmux.marks import content_mark, version_mark
 from softmux.registry.usage import Used
@@ -124,7 +124,7 @@ class Classification:
         charge = await services.limits.admit(resolved.tenant, prompt_tokens)
         try:
             channel = services.worker.submit(requests)
-        except SoftmuxError:
+        except BaseException:
             charge.settle(0)
             raise
         whole = sum(cost(len(request.tokens), 0) for request in requests)

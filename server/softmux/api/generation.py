@@ -21,7 +21,7 @@ from softmux.api.standing import Standing
 from softmux.api.tokenizer import LONG_TEXT
 from softmux.api.usage import Meter
 from softmux.cost import cost
-from softmux.errors import ContextTooLong, InternalError, InvalidRequest, SoftmuxError, WrongTaskKind
+from softmux.errors import ContextTooLong, InternalError, InvalidRequest, WrongTaskKind
 from softmux.formats.layout import lay_out
 from softmux.marks import content_mark, version_mark
 from softmux.registry.usage import Used
@@ -146,7 +146,7 @@ class Generation:
                 )
         try:
             channel = services.worker.submit(requests)
-        except SoftmuxError:
+        except BaseException:
             charge.settle(0)
             raise
         whole = body.n * sum(cost(len(tokens), params.max_tokens) for tokens in inputs)

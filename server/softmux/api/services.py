@@ -24,7 +24,7 @@ from softmux.telemetry.exposition import Metrics
 from softmux.types import AdapterRef, Manifest
 from softmux.worker.client import WorkerClient
 
-_VERSION = re.compile(r"^[1-9][0-9]{0,9}$")
+_VERSION = re.compile(r"[1-9][0-9]{0,9}")
 _LAYOUTS_KEPT = 4096
 
 
@@ -83,7 +83,7 @@ class Services:
     def _version(self, tenant: str, name: str) -> Resolved:
         base = self.worker.spec.base_fingerprint
         task, at, number = name.partition("@")
-        if at and not _VERSION.match(number):
+        if at and not _VERSION.fullmatch(number):
             raise VersionNotFound(
                 f"“{name[:100]}” names no version: write task@3, or the task alone for the active one.", param="task"
             )

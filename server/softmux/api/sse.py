@@ -30,7 +30,8 @@ def error_event(error: SoftmuxError) -> bytes:
 
 class EventStream(Response):
     """An answer of events, each item of `events` one write. The generator sees to it itself that it ends when the
-    client is gone, and is closed in any case."""
+    client is gone, and is closed in any case: it is begun before anything is sent, since closing one that never began
+    ends nothing."""
 
     def __init__(self, events: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
         self.status_code = 200
@@ -40,9 +41,11 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
+            some = await anext(self._events, b"")
             await send({"type": "http.response.start", "status": 200, "headers": self._start})
-            async for some in self._events:
+            while some:
                 await send({"type": "http.response.body", "body": some, "more_body": True})
+                some = await anext(self._events, b"")
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             await self._events.aclose()

@@ -127,13 +127,13 @@ async def _streamed(request: Request, generation: Generation, body: GenerateBody
             begin: list[tuple[Choice, Piece]] = await anext(news, [])
         if generation.left:
             raise ClientGone
-    except (ClientGone, SoftmuxError) as error:
+    except BaseException as error:
         generation.close()
         outcome = error.code if isinstance(error, SoftmuxError) else "gone"
         metrics.request(generation.label, outcome, time.monotonic() - generation.began)
-        if isinstance(error, SoftmuxError):
-            raise
-        return Response(status_code=499)
+        if isinstance(error, ClientGone):
+            return Response(status_code=499)
+        raise
 
     async def events() -> AsyncGenerator[bytes, None]:
         """One item a wake-up, however many events it is, the last with the end."""

@@ -62,15 +62,26 @@ def test_a_key_an_open_path_or_a_network_for_metrics(
         assert response.json()["error"]["code"] == "unauthorized"
 
 
-@pytest.mark.parametrize(("site", "status"), [("cross-site", 403), ("same-origin", 200), (None, 200)])
+@pytest.mark.parametrize(
+    ("site", "host", "status"),
+    [
+        ("cross-site", "127.0.0.1:8000", 403),
+        ("same-site", "localhost:8000", 403),  # another port of this machine
+        ("same-origin", "rebound.example:8000", 403),  # a name of somebody's that was made to lead here
+        ("same-origin", "127.0.0.1:8000", 200),
+        ("none", "localhost:8000", 200),
+        ("same-origin", "[::1]:8000", 200),
+        (None, "gateway.internal", 200),
+    ],
+)
 def test_a_page_of_another_site_does_not_drive_a_server_without_keys(
-    tmp_path: Path, site: str | None, status: int
+    tmp_path: Path, site: str | None, host: str, status: int
 ) -> None:
     async def ask() -> int:
         registry = await Registry.open(None, tmp_path)
         try:
             transport = httpx.ASGITransport(Gate(_shows_who, registry.keys))
-            headers = {} if site is None else {"sec-fetch-site": site}
+            headers = {"host": host} | ({} if site is None else {"sec-fetch-site": site})
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
                 return (await http.post("/v1/keys", headers=headers)).status_code
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from urllib.parse import urlsplit
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -42,7 +43,7 @@ class Gate:
 
     def _principal(self, scope: Scope) -> Identity:
         if not self._keys.has_keys():
-            if _header(scope, b"sec-fetch-site") == "cross-site":  # a page elsewhere must not drive a keyless server
+            if not _is_own_page(scope):
                 raise Forbidden("A page of another site may not call a server that has no keys; make a key first.")
             return ALONE
         if scope["path"] == "/metrics" and self._allowed_network(scope):
@@ -79,6 +80,20 @@ def require(request: Request, role: Role) -> Identity:
     if not principal.may(role):
         raise Forbidden(f"This takes a key of the role {role}; yours is of the role {principal.role}.")
     return principal
+
+
+def _is_own_page(scope: Scope) -> bool:
+    """Whether a request is of no page in a browser (those say where they are from), or of a page of this server: not of
+    another site or port, nor of a name that only leads here."""
+    site = _header(scope, b"sec-fetch-site")
+    if site is None:
+        return True
+    host = urlsplit(f"//{_header(scope, b'host') or ''}").hostname or ""
+    try:
+        here = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        here = host == "localhost"
+    return here and site in ("same-origin", "none")
 
 
 def _bearer(scope: Scope) -> str | None:

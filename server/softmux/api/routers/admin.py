@@ -39,13 +39,15 @@ class LimitsBody(Body):
 
 
 class TenantChange(Body):
-    weight: Annotated[FiniteFloat, Field(gt=0, le=1000, description="Its share beside other tenants.")] | None = None
+    weight: Annotated[FiniteFloat, Field(ge=0.001, le=1000, description="Its share beside other tenants.")] | None = (
+        None
+    )
     limits: LimitsBody = LimitsBody()
 
 
 class TenantBody(Body):
     name: str
-    weight: Annotated[FiniteFloat, Field(gt=0, le=1000, description="Its share beside other tenants.")] = 1.0
+    weight: Annotated[FiniteFloat, Field(ge=0.001, le=1000, description="Its share beside other tenants.")] = 1.0
     limits: LimitsBody = LimitsBody()
 
 

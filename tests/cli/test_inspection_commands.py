@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from softmux.cli import app
+from support import encoder_decoders
 from support.models import VOCABULARY, make_adapter, make_base
 
 
@@ -217,6 +218,33 @@ def test_other_families_are_compared_too(fields: dict[str, Any], targets: str, t
     (folder / "config.json").write_text(json.dumps(fields))
     facts = told("compare-methods", "--model", str(folder))
     assert facts["methods"][4]["acts_on"].startswith(targets)
+
+
+@pytest.mark.parametrize("architecture", ["t5", "bart"])
+def test_encoder_decoders_are_told_and_compared(architecture: str, tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    model = encoder_decoders.make_base(architecture, folder)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    said = {}
+    for method in ("prompt_tuning", "prefix_tuning", "lora"):
+        encoder_decoders.make_adapter(model, method, tmp_path / method)
+        said[method] = told("inspect", str(tmp_path / method), "--model", str(folder))
+        assert (said[method]["fits"], said[method]["served"], said[method]["task_type"]) == (True, True, "SEQ_2_SEQ_LM")
+        assert said[method]["share_of_base"] == said[method]["parameters"] / total
+    prompt, prefix = said["prompt_tuning"], said["prefix_tuning"]
+    assert (prompt["parameters"], prompt["tokens_a_request"]) == (5 * 48, 5), "of ten saved vectors half are used"
+    assert len(prompt["nearest"]) == 5
+    assert prompt["kv_bytes_bfloat16"] == 0, "an encoder's input is run with its request"
+    assert prefix["kv_bytes_bfloat16"] == 4 * 3 * 2 * (4 * 12) * 2
+    facts = told("compare-methods", "--model", str(folder))
+    parameters = {method["method"]: method["parameters"] for method in facts["methods"]}
+    assert parameters["prompt_tuning"] == 20 * 48
+    assert parameters["prefix_tuning"] == 20 * 3 * 2 * 48
+    assert parameters["full_fine_tuning"] == facts["base_parameters"] == total
+    make_base("llama", tmp_path / "llama")
+    other = told("inspect", str(tmp_path / "prompt_tuning"), "--model", str(tmp_path / "llama"))
+    assert (other["fits"], other["served"]) == (False, False)
+    assert "needs an encoder-decoder" in other["why_not"]
 
 
 def test_a_base_that_is_none_is_told(tmp_path: Path) -> None:

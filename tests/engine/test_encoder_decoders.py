@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers as tf
 
+from softmux.engine.deltas import Deltas
 from softmux.engine.encoder_decoder import PackedEncoderDecoder
-from softmux.errors import ContextTooLong, InvalidRequest, SelfTestFailed
-from support.encoder_decoders import KV_METHODS, make_adapter, make_base
+from softmux.errors import ContextTooLong, InvalidAdapter, InvalidRequest, SelfTestFailed
+from softmux.formats.parts import PAIR
+from support.encoder_decoders import ARCHITECTURES, KV_METHODS, make_adapter, make_base
 from support.engines import TestEngine
 from support.models import VOCABULARY, greedy_reference
 
@@ -228,6 +232,46 @@ def test_a_model_that_runs_wrongly_is_not_served(bench: Bench, monkeypatch: pyte
     monkeypatch.setattr(PackedEncoderDecoder, "_attend", wrong)
     with pytest.raises(SelfTestFailed, match="differs from the eager module"):
         bench.engine()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("architecture", ["flan_t5", "bart"])
+def test_half_precision_is_served_with_loras(architecture: str, dtype: str, tmp_path: Path) -> None:
+    """T5 keeps some layers in float32 there. Weights are as transformers draws them: those of `make_base` are so far
+    from zero that half precision's last bits change what is said."""
+    base = tf.AutoModelForSeq2SeqLM.from_config(ARCHITECTURES[architecture]())
+    base.save_pretrained(tmp_path / "base")
+    make_adapter(base, "lora", tmp_path / "lora")
+    engine = TestEngine(tmp_path / "base", dtype=dtype)
+    assert {"lora", PAIR} <= engine.engine.spec.serves
+    root, virtual = engine.adapter(tmp_path / "lora")
+    asked = {"max_tokens": 4, "ignore_eos": True}
+    names = [engine.add([5, 9, 40], root, virtual, **asked), engine.add([7, 8], **asked)]
+    engine.run()
+    assert all(told(engine, names))
+    engine.close()
+
+
+@pytest.mark.parametrize("side", ["source", "decoder"])
+def test_loras_that_would_act_wrongly_are_not_served(bench: Bench, monkeypatch: pytest.MonkeyPatch, side: str) -> None:
+    """The rows of the encoder's tokens, or of the decoder's, are given to the wrong adapters."""
+    step = Deltas.step
+
+    def wrong(deltas: Deltas, slots: Any, counts: Any, samples: Any, sources: Any = None) -> Any:
+        right, turned = step(deltas, slots, counts, samples, sources), np.where(slots >= 0, -1, 0)
+        other = step(deltas, turned, counts, samples, sources)
+        if right is None or other is None:
+            return right
+        if side == "source":
+            return replace(right, source=None if right.source is None else other.source)
+        return replace(right, tokens=other.tokens)
+
+    monkeypatch.setattr(Deltas, "step", wrong)
+    engine = bench.engine()
+    assert not {"lora", PAIR} & engine.engine.spec.serves
+    with pytest.raises(InvalidAdapter, match="LoRA is not served"):
+        engine.adapter(bench.folder / "lora")
+    engine.close()
 
 
 def test_what_a_generation_config_forces_comes_first_and_last(tmp_path: Path) -> None:

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from softmux.support_table import EXACT_TRANSFORMS
-from support.encoder_decoders import ARCHITECTURES, KV_METHODS, METHODS, make_adapter, make_base
+from support.encoder_decoders import ARCHITECTURES, KV_METHODS, METHODS, make_adapter, make_base, make_pair
 from support.engines import TestEngine
 from support.models import VOCABULARY, greedy_reference
 
 NEW_TOKENS = 8
-REQUESTS = 27
+PAIRS = {"lora+prompt_tuning": "prompt_tuning", "lora+prefix_tuning": "prefix_tuning"}
+ASKED = [*METHODS, None] * 3 + [*PAIRS] * 3
+REQUESTS = len(ASKED)
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -28,23 +30,25 @@ def test_mixed_requests_are_token_exact(architecture: str, device: str, tmp_path
     for number, method in enumerate(METHODS):
         models[method] = make_adapter(base, method, tmp_path / method, seed=number)
         adapters[method] = engine.adapter(tmp_path / method)
+    for pair, method in PAIRS.items():
+        models[pair] = make_pair(base, method, tmp_path / pair, seed=7)
+        adapters[pair] = engine.adapter(tmp_path / pair)
     draw = random.Random(architecture)
     requests, telling = [], set()
-    for number in range(REQUESTS):
-        method = [*METHODS, None][number % (len(METHODS) + 1)]
+    for method in ASKED:
         ids = [draw.randrange(3, VOCABULARY) for _ in range(draw.randint(1, 24))]
         more = {"task_ids": torch.tensor([0])} if method == "multitask" else {}
         requests.append((method, ids, *greedy_reference(models[method], ids, NEW_TOKENS, **more)))
         if method not in (None, *telling) and greedy_reference(base, ids, NEW_TOKENS)[0] != requests[-1][2]:
             telling.add(method)
-    assert telling == METHODS.keys(), "an adapter that changes nothing"
+    assert telling == METHODS.keys() | PAIRS.keys(), "an adapter that changes nothing"
 
     eos, compared = base.generation_config.eos_token_id, 0
     closes = base.generation_config.forced_eos_token_id is not None  # with a text that only its length has ended
     for _ in range(2):  # the second time a trained prefix is in the cache
         names = []
         for method, ids, _, _ in requests:
-            trained = method in KV_METHODS
+            trained = PAIRS.get(method, method) in KV_METHODS
             names.append(engine.add(ids, *adapters[method], max_tokens=NEW_TOKENS, trained_prefix=trained))
         engine.run()
         for name, (method, ids, expected, certain) in zip(names, requests, strict=True):

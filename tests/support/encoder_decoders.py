@@ -11,6 +11,7 @@ import peft
 import torch
 import transformers as tf
 
+from support.loras import make_half
 from support.models import VOCABULARY
 
 _T5 = {"vocab_size": VOCABULARY, "d_model": 48, "d_ff": 64, "num_heads": 4, "pad_token_id": 0, "eos_token_id": 2,
@@ -93,3 +94,11 @@ def make_adapter(base: Any, method: str, folder: Path, seed: int = 0) -> Any:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     model.save_pretrained(folder)
     return peft.PeftModel.from_pretrained(copy.deepcopy(base), str(folder)).eval()
+
+
+def make_pair(base: Any, method: str, folder: Path, seed: int = 0) -> Any:
+    """A LoRA of both sides' linear layers and a soft prompt, in the four files of a pair. Its reference: PEFT's model
+    of the soft prompt on the base with the LoRA merged into it."""
+    merged = make_half(base, folder, seed, task_type=_TASK["task_type"], r=3, target_modules="all-linear")
+    make_adapter(base, method, folder, seed)
+    return peft.PeftModel.from_pretrained(merged, str(folder)).eval()

@@ -7,6 +7,8 @@ import pytest
 
 from softmux.errors import InvalidRequest
 from softmux.tuning.recipe import read_recipe
+from softmux.tuning.run import tune
+from support import encoder_decoders
 
 
 def test_a_recipe_says_what_it_needs_and_the_rest_has_defaults(write_recipe: Callable[..., Path]) -> None:
@@ -40,3 +42,11 @@ def test_a_missing_or_broken_file_is_said(tmp_path: Path) -> None:
     (tmp_path / "broken.toml").write_text("task = ")
     with pytest.raises(InvalidRequest, match="is no TOML"):
         read_recipe(tmp_path / "broken.toml")
+
+
+def test_an_encoder_decoder_is_not_tuned_and_that_is_said(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    encoder_decoders.make_base("t5", tmp_path / "t5")
+    recipe = write_recipe(extra=f'base = "{tmp_path / "t5"}"\n')
+    with pytest.raises(InvalidRequest, match=r"is an encoder-decoder \(t5\), and prompt_tuning is tuned on decoders"):
+        tune(recipe, tmp_path / "out", "cpu")
+    assert not (tmp_path / "out").exists()

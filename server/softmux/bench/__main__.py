@@ -4,6 +4,7 @@ serve      a load over HTTP, on a server that runs            } closed-loop, Poi
 offline    the same load on the engine in this process        } percentiles, goodput, A/B: `softmux bench serve --help`
 client     what the load's own client can send and read
 mixed      mixed tasks beside the ways of serving them without softmux (what is run when nothing is said)
+seq2seq    the same on an encoder-decoder, against PEFT's loop
 service    the HTTP service beside its engine
 tiers      what an adapter costs that is not resident
 gpu        a GPU's steps over the bytes they must move
@@ -44,6 +45,7 @@ _OWN_OPTIONS = {
     "fairness": "softmux.bench.fairness",
     "endurance": "softmux.bench.endurance",
     "faults": "softmux.bench.faults",
+    "seq2seq": "softmux.bench.seq2seq",
 }
 
 

@@ -19,7 +19,7 @@ from softmux.formats.folder import read_adapter
 from softmux.formats.layout import virtual_ids
 from softmux.scheduler.radix import RootKey
 from softmux.settings import Settings
-from softmux.types import DEFAULT_TENANT, SamplingParams
+from softmux.types import DEFAULT_TENANT, KV_METHODS, SamplingParams
 
 _NAP = 0.0002
 """Seconds to wait where nothing can run until an adapter has been loaded."""
@@ -68,6 +68,7 @@ class OfflineEngine:
         self._files: dict[str, Mapping[str, bytes]] = {}
         self.engine = Engine(settings, self._source, disk_folder=disk_folder, model=model)
         self._tasks: list[tuple[RootKey, tuple[int, ...]]] = []
+        self._prefixes: set[RootKey] = set()
         self.register(adapters)
         self._bare = self.engine.key(DEFAULT_TENANT, None)
 
@@ -78,6 +79,8 @@ class OfflineEngine:
             self._files[manifest.digest] = files
             root = self.engine.key(DEFAULT_TENANT, manifest.digest)
             self._tasks.append((root, virtual_ids(manifest.virtual_tokens)))
+            if manifest.method in KV_METHODS:
+                self._prefixes.add(root)
 
     def _source(self, key: RootKey) -> Mapping[str, bytes]:
         return self._files[key.digest or ""]
@@ -150,7 +153,10 @@ class OfflineEngine:
     def _add(self, number: int, job: Job) -> None:
         root, lead = self.task(job.task) if job.task is not None else (self._bare, ())
         sampling = SamplingParams(max_tokens=job.new_tokens, ignore_eos=True)
-        self.engine.add(str(number), (*lead, *job.ids), sampling, root=root, now=time.monotonic())
+        self.engine.add(
+            str(number), (*lead, *job.ids), sampling, root=root, now=time.monotonic(),
+            trained_prefix=root in self._prefixes,
+        )  # fmt: skip
 
     @staticmethod
     def _count(news: StepNews, done: Run) -> None:

@@ -34,14 +34,16 @@ def quiet_transformers() -> None:
 
 def load_base(model: str, dtype: torch.dtype = torch.float32, device: str = "cpu", *, dummy: bool = False) -> Any:
     """The untouched module; `dummy` makes random weights of the folder's config.json, the same ones each time."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+    config = AutoConfig.from_pretrained(model)
+    loads_as = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     if not dummy:
-        base: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+        base: Any = loads_as.from_pretrained(model, dtype=dtype)
         return base.to(device).eval()
     torch.manual_seed(0)
     with torch.device(device):
-        base = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model), dtype=dtype)
+        base = loads_as.from_config(config, dtype=dtype)
     return base.eval()
 
 

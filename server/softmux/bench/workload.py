@@ -55,8 +55,10 @@ def make_adapters(base: Any, folder: Path, count: int, methods: tuple[str, ...] 
     import torch
     from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 
+    task_type = "SEQ_2_SEQ_LM" if base.config.is_encoder_decoder else "CAUSAL_LM"
+
     def config(method: str) -> Any:
-        common: dict[str, Any] = {"task_type": "CAUSAL_LM", "num_virtual_tokens": VIRTUAL_TOKENS}
+        common: dict[str, Any] = {"task_type": task_type, "num_virtual_tokens": VIRTUAL_TOKENS}
         if method == "prompt_tuning":
             return PromptTuningConfig(**common)
         if method == "prefix_tuning":

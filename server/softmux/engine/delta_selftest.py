@@ -13,6 +13,8 @@ import torch
 
 from softmux.engine.delta import Delta
 from softmux.engine.deltas import Deltas
+from softmux.engine.encoder_decoder import PackedEncoderDecoder
+from softmux.engine.encoder_decoder_selftest import reference_of
 from softmux.engine.host_adapter import HostAdapter
 from softmux.engine.rounding import Told, apart
 from softmux.engine.runner import ModelRunner
@@ -28,15 +30,17 @@ log = logging.getLogger(__name__)
 _RANKS = (3, 18)
 _LENGTHS = (6, 9, 4)
 _GENERATED = 3
+_STEP = 11
+"""Tokens of a step: the longest row begins beside decodes. An encoder-decoder's begins whole, with a start."""
 _MODULES = 14
 """So many of the first linear modules are updated, and of the last: a layer or two."""
 
 
 def prove_deltas(runner: ModelRunner, spec: ModelSpec) -> ModelSpec:
     """Tests steps with LoRAs as they run fastest here, and where that fails, by torch on the untouched module. Gives
-    the spec: without their words where that fails, too. An encoder runs as it is, and is not tested."""
+    the spec: without their words where that fails, too. An encoder generates nothing, and is not tested."""
     deltas = runner.deltas
-    if deltas is None or "lora" not in spec.serves or spec.family != "decoder":
+    if deltas is None or "lora" not in spec.serves or spec.family == "encoder":
         return spec
     for last in (False, True):
         try:
@@ -63,13 +67,17 @@ def _test(runner: ModelRunner, deltas: Deltas, spec: ModelSpec) -> None:
         parts[root] = host.delta
         runner.tiers.adopt(root, host)
         runner.tiers.hold(root)
-    scheduler = trial_scheduler(runner, spec, rows=3, step_tokens=8)
+    scheduler = trial_scheduler(runner, spec, rows=3, step_tokens=_STEP)
     draw = np.random.default_rng(0)
     sampling = SamplingParams(max_tokens=_GENERATED, logprobs=min(20, spec.vocab_size))
     told: dict[str, tuple[Sequence, list[TokenLogprobs]]] = {}
     for root, length in zip([*parts, base], _LENGTHS, strict=False):
         ids = draw.integers(0, spec.vocab_size, length).tolist()
-        sequence = Sequence(id=str(len(told)), client=b"", root=root, prompt=ids, sampling=sampling, arrival=0.0)
+        source = None
+        if isinstance(runner.model, PackedEncoderDecoder):
+            source = 0, length
+            ids.append(runner.model.start)
+        sequence = Sequence(str(len(told)), b"", root, ids, sampling, 0.0, source=source)
         told[sequence.id] = sequence, []
         scheduler.add(sequence)
     try:
@@ -106,9 +114,11 @@ def _told(runner: ModelRunner, sequence: Sequence, heard: list[TokenLogprobs], d
     if len(heard) != _GENERATED:
         raise SelfTestFailed("a row ended early: its logits were not finite")
 
+    eager = reference_of(model, sequence) if isinstance(model, PackedEncoderDecoder) else model.eager
+
     def reference(embeddings: torch.Tensor) -> torch.Tensor:
         with _plainly(model.module, delta):
-            return model.eager(embeddings)
+            return eager(embeddings)
 
     with torch.inference_mode():
         embeddings = model.embedding(torch.tensor(sequence.tokens, device=model.device))
@@ -124,7 +134,7 @@ def _plainly(module: Any, delta: Delta | None) -> Iterator[None]:
         a, b = delta.a(update), delta.b(update)
 
         def gain(_: Any, given: Any, output: torch.Tensor, a: torch.Tensor = a, b: torch.Tensor = b) -> torch.Tensor:
-            gained: torch.Tensor = output + given[0] @ a.to(output.device).t() @ b.to(output.device)
+            gained: torch.Tensor = output + given[0] @ a.to(given[0]).t() @ b.to(given[0])
             return gained
 
         handles.append(module.get_submodule(update.name).register_forward_hook(gain))

@@ -141,8 +141,13 @@ class Deltas:
                     f"{name} is given {x.shape[0]} of the step's {tokens} tokens; no LoRA can act there"
                 )
             y = output.reshape(-1, output.shape[-1])
-            if spread.active:
+            kept_in = self.slots.weights.dtype
+            if spread.active and x.dtype == y.dtype == kept_in:
                 self.products.add(name, x, y, spread)
+            elif spread.active:  # in float16 T5 keeps its feed-forwards' second layers in float32
+                gained = torch.zeros_like(y, dtype=kept_in)
+                self.products.add(name, x.to(kept_in), gained, spread)
+                y = y + gained
             return y.view(output.shape)
 
         return gain

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from softmux.engine.encoder_decoder import PackedEncoderDecoder, encoder_input
 from softmux.engine.host_adapter import HostAdapter
+from softmux.engine.rounding import Told, apart
 from softmux.engine.runner import ModelRunner
 from softmux.engine.trial import run_trial, trial_scheduler
 from softmux.errors import SelfTestFailed
@@ -16,9 +19,6 @@ from softmux.types import ModelSpec, SamplingParams, TokenLogprobs
 _VIRTUAL = 3
 _GENERATED = 4
 _LENGTHS = (5, 9, 1, 6)
-_TOLERANCE = {torch.float32: 2e-3}
-_HALF_TOLERANCE = 0.3
-"""Of log probabilities. Half precision rounds each of a model's many sums; a wrong position or mask is far beyond."""
 
 
 @torch.inference_mode()
@@ -50,15 +50,19 @@ def self_test_encoder_decoder(runner: ModelRunner, spec: ModelSpec) -> None:
         sequence = Sequence(str(len(told)), b"", root, prompt, sampling, 0.0, source=source)
         told[sequence.id] = sequence, []
         scheduler.add(sequence)
-    worst = 0.0
     try:
         for sequence, output in run_trial(runner, scheduler):
             if output.finish_reason == "abort":
                 raise SelfTestFailed("self-test: the model gives logits that are not finite")
             told[sequence.id][1].extend(output.logprobs)
+        rows = []
         for sequence, heard in told.values():
-            behind = prefix if sequence.root is trained else None
-            worst = max(worst, _difference(model, vectors, behind, sequence, heard))
+            embeddings = model.embedding(torch.tensor(sequence.tokens, device=model.device).clamp(min=0))
+            if sequence.root is tuned:
+                embeddings[: sequence.lead] = vectors.to(embeddings)
+            behind = prefix.to(model.device) if sequence.root is trained else None
+            rows.append(Told(sequence, heard, embeddings, reference_of(model, sequence, behind)))
+        worst, tolerance = apart(rows, model.dtype)
         scheduler.check_integrity()
     finally:  # a fast path may fail here, and the server starts without it: nothing of this may stay
         scheduler.abort_client(b"")
@@ -67,7 +71,6 @@ def self_test_encoder_decoder(runner: ModelRunner, spec: ModelSpec) -> None:
         for key in (tuned, trained):
             runner.tiers.release(key)
             runner.tiers.forget(key)
-    tolerance = _TOLERANCE.get(model.dtype, _HALF_TOLERANCE)
     if not worst <= tolerance:
         raise SelfTestFailed(
             f"self-test: the packed run of {spec.architecture} differs from the eager module by {worst:.3g} in log "
@@ -75,21 +78,15 @@ def self_test_encoder_decoder(runner: ModelRunner, spec: ModelSpec) -> None:
         )
 
 
-def _difference(
-    model: PackedEncoderDecoder, vectors: torch.Tensor, prefix: torch.Tensor | None, sequence: Sequence,
-    told: list[TokenLogprobs],
-) -> float:  # fmt: skip
-    """The largest, over the tokens a sequence generated."""
+def reference_of(
+    model: PackedEncoderDecoder, sequence: Sequence, prefix: torch.Tensor | None = None
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """`Told.reference`: the eager module's logits, for what the row's decoder is given; zeros for the source."""
     assert sequence.source is not None
     first, end = sequence.source
-    ids = torch.tensor(sequence.tokens, device=model.device)
-    embeddings = model.embedding(ids.clamp(min=0))
-    if prefix is None:
-        embeddings[: sequence.lead] = vectors[: sequence.lead].to(embeddings)
-    else:
-        prefix = prefix.to(model.device)
-    expected = model.eager(embeddings[first:end], embeddings[end:], prefix).float().log_softmax(-1)
-    return max(
-        float((expected[i, list(row.top_ids)].cpu() - torch.tensor(row.top_logprobs)).abs().max())
-        for i, row in enumerate(told)
-    )
+
+    def reference(embeddings: torch.Tensor) -> torch.Tensor:
+        logits = model.eager(embeddings[first:end], embeddings[end:], prefix)
+        return torch.cat([logits.new_zeros((end, logits.shape[1])), logits])
+
+    return reference

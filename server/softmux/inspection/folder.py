@@ -90,7 +90,9 @@ def _kv_bytes(parts: Parts, spec: ModelSpec | None) -> int | None:
     """Of the virtual tokens' keys and values, resident while it is served. A prompt's can't be told without a base."""
     for part in parts:
         if isinstance(part, PrefixPart):
-            return (part.keys.size + part.values.size) * _BF16
+            saved = len(part.keys)
+            layers = len(spec.layers) if spec is not None and spec.family == "encoder-decoder" else saved
+            return (part.keys.size + part.values.size) // saved * min(layers, saved) * _BF16
         if isinstance(part, PromptPart):
             if spec is None:
                 return None

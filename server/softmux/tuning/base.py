@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from softmux.demo import BASES, demo_model
+from softmux.engine.bases import family_of
+from softmux.errors import InvalidRequest
 from softmux.formats.layout import TransformersEncoder
 from softmux.tuning.recipe import Recipe
 
@@ -45,8 +47,15 @@ class Base:
 
 
 def load_base(recipe: Recipe, device: str = "auto", cache: Path | None = None) -> Base:
-    """The recipe's base; `device` is `auto`, `cpu` or `cuda`."""
+    """The recipe's base; `device` is `auto`, `cpu` or `cuda`. Raises `InvalidRequest` where it is no decoder."""
     source = str(demo_model(cache, recipe.demo)) if recipe.demo else recipe.base
+    config = AutoConfig.from_pretrained(source)
+    if (family := family_of(config)) != "decoder":
+        raise InvalidRequest(
+            f"{recipe.base} is an {family} ({config.model_type}), and {recipe.method.kind} is tuned on decoders. Name "
+            "one, or train with PEFT on this base and publish that folder: docs/adapters.md says what is served.",
+            param="base",
+        )
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     label = label_of(recipe)
     return as_base(model.to(device_of(device)), AutoTokenizer.from_pretrained(source), label)

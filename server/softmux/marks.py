@@ -19,9 +19,18 @@ def content_mark(tenant: str, digest: str | None, tokens: Sequence[int], wish: o
     return _mark((tenant, digest, tokens, wish))
 
 
-def version_mark(tenant: str, digest: str | None) -> int:
-    """Of a tenant's version; 0 for the bare model, which is never under suspicion."""
-    return 0 if digest is None else _mark((tenant, digest))
+def version_mark(tenant: str, digest: str | None, owner: str | None = None) -> int:
+    """Of `owner`'s version (`tenant`'s own where not given) as `tenant` asks for it: what one tenant's requests do is
+    not held against another's. 0 for the bare model, which is never under suspicion."""
+    if digest is None:
+        return 0
+    version, asker = _mark((owner or tenant, digest)), _mark(tenant)
+    return (version >> 32 << 32 | asker & 0xFFFFFFFF) or 1
+
+
+def same_version(one: int, other: int) -> bool:
+    """Whether two version marks are of one version, whoever asks."""
+    return one >> 32 == other >> 32
 
 
 def _mark(of: object) -> int:

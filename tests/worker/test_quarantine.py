@@ -15,7 +15,7 @@ from softmux.types import SamplingParams
 from softmux.worker.quarantine import Quarantine, Verdicts
 
 POISON, GOOD, OTHER = 11, 12, 13
-V, W = 21, 22
+V, W = version_mark("acme", "sha256:v"), version_mark("acme", "sha256:w")
 
 
 class Clock:
@@ -70,6 +70,45 @@ def test_suspicion_and_conviction_expire_but_not_for_numbers_that_are_not_finite
     assert book.verdicts() == Verdicts(not_finite=frozenset({V}))
     assert not book.expire()
     assert book.release(V)
+    assert book.verdicts() == Verdicts()
+
+
+def test_of_several_suspects_in_one_step_none_is_convicted(book: Quarantine) -> None:
+    """They were sent before it was known that they were: only alone does one show what it does."""
+    for _ in range(3):
+        book.died(running(POISON, GOOD))
+    assert book.verdicts() == Verdicts(suspects=frozenset({POISON, GOOD}))
+    book.died(running(POISON, OTHER))
+    assert book.verdicts() == Verdicts(requests=frozenset({POISON}), suspects=frozenset({GOOD, OTHER}))
+
+
+def test_kills_from_without_convict_late(book: Quarantine) -> None:
+    """Sixteen clients send the same prompts through twenty kills: some wait for their turn when the next comes."""
+    for kill in range(20):
+        waiting = book.verdicts().suspects
+        prompts = frozenset(range(1, 17))
+        turn = min(waiting, default=0)
+        book.died(Running(prompts - waiting | ({turn} if turn else set()), frozenset()), killed=True)
+        for ended in sorted(waiting)[kill % 3 :]:  # the rest had their turn before the next kill
+            book.cleared(ended, 0)
+    assert not book.verdicts().requests
+    for _ in range(4):
+        book.died(running(POISON), killed=True)  # the kernel ends what eats its memory
+    assert POISON in book.verdicts().requests
+
+
+def test_what_a_reader_does_to_a_version_is_the_readers_and_a_release_is_for_all(book: Quarantine) -> None:
+    owners, readers = version_mark("acme", "sha256:v"), version_mark("reader", "sha256:v", "acme")
+    assert owners == V != readers
+    assert version_mark("acme", "sha256:v", "acme") == owners
+    for _ in range(3):
+        book.died(running(versions=(readers,)))
+        book.not_finite(readers)
+    book.not_finite(W)
+    assert book.verdicts() == Verdicts(felling=frozenset({readers}), not_finite=frozenset({readers})), (
+        "and not the owner's"
+    )
+    assert book.release(owners)
     assert book.verdicts() == Verdicts()
 
 

@@ -211,7 +211,7 @@ def _reads(
 ) -> list[Read]:
     """The rows as messages. Raises `Quarantined`."""
     adapter, digest = resolved.adapter, manifest.digest
-    version = 0 if adapter is None else version_mark(adapter.tenant, adapter.digest)
+    version = 0 if adapter is None else version_mark(resolved.tenant, adapter.digest, adapter.tenant)
     left = None if deadline is None else deadline - time.monotonic()
     requests = []
     for number, (tokens, scored) in enumerate(_rows(inputs)):

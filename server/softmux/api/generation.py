@@ -111,7 +111,7 @@ class Generation:
         usage = Usage(prompt_tokens=sum(own for own, _ in sizes), virtual_tokens=sum(learned))
         adapter = resolved.adapter
         digest = None if adapter is None else adapter.digest
-        version = 0 if adapter is None else version_mark(adapter.tenant, adapter.digest)
+        version = 0 if adapter is None else version_mark(resolved.tenant, adapter.digest, adapter.tenant)
         contents = [content_mark(resolved.tenant, digest, tokens, params) for tokens in inputs]
         suspects = [services.standing.check(adapter, content, version) for content in contents]
         charge = await services.limits.admit(

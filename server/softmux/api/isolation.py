@@ -28,7 +28,7 @@ class Isolation:
     def died(self, death: Death) -> None:
         """A worker is no more, and nobody wanted it."""
         self._deaths[death.cause] += 1
-        self._quarantine.died(death.running)
+        self._quarantine.died(death.running, killed=death.killed)
         verdicts = self._quarantine.verdicts()
         log.warning(
             "the worker died with rows in its step",

@@ -2,6 +2,7 @@
 
 Whatever was in the step that a worker died in is a suspect. Suspects are run again one at a time
 (`worker/probation.py`), so that the next death convicts one of them and not its neighbours; what ends well is cleared.
+A death with several suspects in its step (they were sent before the word was out) convicts none of them.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from softmux.marks import same_version
 from softmux.recorder import Running
 
 REQUEST_DEATHS = 2
 """A request that was in so many deaths is not run again."""
 VERSION_DEATHS = 3
 """A version, where none of its requests has ended well between them: different requests of it felled the engine."""
+KILLED = 0.5
+"""What a death by SIGKILL counts that nobody here sent: it came from without, or from the kernel for want of memory,
+which a request may have eaten."""
 _MOST = 4096
 
 
@@ -48,13 +53,30 @@ class _Strikes:
     limit: int
     seconds: float
     lasting: bool = False
-    _struck: OrderedDict[int, tuple[int, float]] = field(default_factory=OrderedDict)
+    _struck: OrderedDict[int, tuple[float, float]] = field(default_factory=OrderedDict)
 
-    def strike(self, mark: int, now: float) -> None:
-        count, _ = self._struck.pop(mark, (0, 0.0))
-        self._struck[mark] = (count + 1, now)
+    def strike(self, mark: int, now: float, weight: float = 1.0) -> None:
+        count, _ = self._struck.pop(mark, (0.0, 0.0))
+        self._struck[mark] = (count + weight, now)
         if len(self._struck) > _MOST:
             self._struck.popitem(last=False)
+
+    def died(self, marks: frozenset[int], now: float, weight: float) -> None:
+        """Strikes the marks of a step that was a worker's last; one that this would convict only where none beside it
+        is a suspect."""
+        held = [mark for mark in marks if mark in self._struck]
+        for mark in marks:
+            if len(held) > 1 and mark in held and self._struck.get(mark, (0.0, 0.0))[0] + weight >= self.limit:
+                self.strike(mark, now, 0.0)
+            else:
+                self.strike(mark, now, weight)
+
+    def release(self, version: int) -> bool:
+        """Clears all marks of the version, whoever asked for it."""
+        released = [mark for mark in self._struck if same_version(mark, version)]
+        for mark in released:
+            del self._struck[mark]
+        return bool(released)
 
     def clear(self, mark: int) -> bool:
         return self._struck.pop(mark, None) is not None
@@ -89,13 +111,11 @@ class Quarantine:
         self._versions = _Strikes(VERSION_DEATHS, seconds)
         self._not_finite = _Strikes(repeats, seconds, lasting=True)
 
-    def died(self, running: Running) -> bool:
-        """A worker died in steps over these rows."""
-        now = self._clock()
-        for mark in running.contents:
-            self._requests.strike(mark, now)
-        for mark in running.versions:
-            self._versions.strike(mark, now)
+    def died(self, running: Running, *, killed: bool = False) -> bool:
+        """A worker died in steps over these rows; `killed`: by a SIGKILL that was not its supervisor's."""
+        now, weight = self._clock(), KILLED if killed else 1.0
+        self._requests.died(running.contents, now, weight)
+        self._versions.died(running.versions, now, weight)
         return bool(running.contents or running.versions)
 
     def cleared(self, content: int, version: int) -> bool:
@@ -109,7 +129,7 @@ class Quarantine:
 
     def release(self, version: int) -> bool:
         """The version was activated or uploaded again: it has its chance once more."""
-        return any([self._versions.clear(version), self._not_finite.clear(version)])
+        return any([self._versions.release(version), self._not_finite.release(version)])
 
     def expire(self) -> bool:
         now = self._clock()

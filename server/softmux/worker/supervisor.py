@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import signal
 import sys
 import time
 from collections import deque
@@ -44,6 +45,8 @@ class Death:
 
     cause: Cause
     running: Running
+    killed: bool = False
+    """By a SIGKILL that was not the supervisor's."""
 
 
 class Supervisor:
@@ -159,7 +162,7 @@ class Supervisor:
             raise
         finally:
             watching.cancel()
-            self._tell_death("crash")
+            self._tell_death("crash", killed=process.returncode == -signal.SIGKILL)
             connecting.cancel()
             await asyncio.wait({passing, connecting}, timeout=1.0)
         return code
@@ -183,13 +186,14 @@ class Supervisor:
                 process.kill()
                 return
 
-    def _tell_death(self, cause: Cause) -> None:
+    def _tell_death(self, cause: Cause, *, killed: bool = False) -> None:
         """Once a life."""
         if not self._alive:
             return
         self._alive = False
         if not self._stopping.is_set():
-            self._died(Death(cause, Running() if self._recorder is None else self._recorder.running()))
+            running = Running() if self._recorder is None else self._recorder.running()
+            self._died(Death(cause, running, killed))
         self._client.lost()
         self._tell(False)
 

@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from registry.registry_fixtures import BASE, OTHER_BASE, adapter, pid_if_up, server_pid, wait_for
 from softmux.errors import NotFound, SoftmuxError, TaskNotFound, VersionNotFound
 from softmux.registry.blobs import BlobStore, default_blob_url
+from softmux.registry.files import is_inline
 from softmux.registry.keys import ROLES, Role
 from softmux.registry.records import Share
 from softmux.registry.registry import Registry
@@ -177,6 +178,7 @@ class RegistryMachine(RuleBasedStateMachine):
             for (tenant, _), model in self.model.items()
             for manifest in model.versions.values()
             for entry in manifest.files
+            if not is_inline(entry)
         }
         assert set(BlobStore(default_blob_url(self.folder)).names()) == named
 

@@ -72,6 +72,10 @@ class _Model:
     def forward(self, _embeddings: object, _positions: object, wanted: torch.Tensor, _rows: object) -> torch.Tensor:
         return torch.zeros((len(wanted), _VOCABULARY))
 
+    def forced(self, _batch: object) -> None: ...
+
+    def will_read(self, _at: object, _tokens: int) -> None: ...
+
 
 class _Graphs:
     """One graph of `rows` rows: its inputs are laid out, and nothing runs."""

@@ -10,6 +10,7 @@ served over time shows how far two tenants that wait come apart, and how far the
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 import sys
 import time
@@ -250,6 +251,8 @@ def measure(rows: int = 16, seconds: float = 8.0, repeats: int = 3, seed: int = 
     engine = make_engine(rows)
     try:
         drive = Drive(engine, seed)
+        gc.collect()
+        gc.freeze()  # as the worker does: a full collection over the model's objects would be the slowest step of all
         drive.capacity(2 * rows)
         capacity = drive.capacity(16 * rows)
         runs: dict[Case, list[Served]] = {case: [] for case in CASES}

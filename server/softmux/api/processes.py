@@ -194,7 +194,7 @@ class ApiProcesses:
                     f"an API process ended {failures} times before it was ready, last with code {code}; "
                     "what it wrote above says why"
                 )
-            pause = pauses.after(time.monotonic() - began)
+            pause = pauses.after(time.monotonic() - began, served=process.ready.is_set())
             log.error("API process %d ended with code %s; another is started", process.child.pid, code)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ending.wait(), pause)

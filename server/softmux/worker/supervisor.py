@@ -79,6 +79,8 @@ class Supervisor:
         self._recorder = recorder
         self._hang_seconds, self._load_seconds = hang_seconds, load_seconds
         self._alive = False
+        self._served = False
+        """Whether the present or last worker has been ready."""
         self._process: asyncio.subprocess.Process | None = None
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._stopping = asyncio.Event()
@@ -114,7 +116,7 @@ class Supervisor:
             if self._stopping.is_set():
                 return
             self._give_up(code)
-            pause = pauses.after(time.monotonic() - started)
+            pause = pauses.after(time.monotonic() - started, served=self._served)
             log.error("the worker ended with code %s; it is started again in %.2g s", code, pause)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause)
@@ -147,7 +149,7 @@ class Supervisor:
             start_new_session=True,
         )
         self._process = process
-        self._alive = True
+        self._alive, self._served = True, False
         if self._stopping.is_set():  # `stop` came while it was being started, and could not see it
             process.kill()
         assert process.stdin is not None
@@ -207,6 +209,7 @@ class Supervisor:
         else:
             if self._spec is None or spec.base_fingerprint == self._spec.base_fingerprint:
                 self._spec = spec
+                self._served = True
                 self._tell(True)
                 self._ready_once.set()
                 return

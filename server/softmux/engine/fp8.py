@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from softmux.engine.scaled import ScaledWeight
+
 E4M3 = torch.float8_e4m3fn
 E4M3_MAX = 448.0
 _PIECE = 1 << 26
@@ -18,11 +20,8 @@ _PIECE = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
-class Fp8Weight:
-    """`data [out, in]` in e4m3, contiguous, and `scale [out]` in float32: the weight is `data · scale[:, None]`."""
-
-    data: torch.Tensor
-    scale: torch.Tensor
+class Fp8Weight(ScaledWeight):
+    """`data` in e4m3, contiguous."""
 
     @classmethod
     def quantise(cls, weight: torch.Tensor) -> Fp8Weight:
@@ -40,17 +39,6 @@ class Fp8Weight:
             made.scale[at : at + rows] = scale
             made.data[at : at + rows] = (piece / scale[:, None]).clamp(-E4M3_MAX, E4M3_MAX).to(E4M3)
         return made
-
-    @property
-    def shape(self) -> torch.Size:
-        return self.data.shape
-
-    @property
-    def nbytes(self) -> int:
-        return self.data.nbytes + self.scale.nbytes
-
-    def dequantised(self, dtype: torch.dtype) -> torch.Tensor:
-        return (self.data.float() * self.scale[:, None]).to(dtype)
 
 
 Weight = torch.Tensor | Fp8Weight

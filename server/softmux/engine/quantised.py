@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from softmux.engine.fp8 import Fp8Linear
+from softmux.engine.scaled import ScaledWeight
 
 
 class QuantisedWeight(Protocol):
@@ -33,23 +34,10 @@ class QuantisedWeight(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Int8Weight:
-    """`data [out, in]` in int8 and `scale [out]` in float32: the weight is `data · scale[:, None]`."""
+class Int8Weight(ScaledWeight):
+    """`data` in int8."""
 
-    data: torch.Tensor
-    scale: torch.Tensor
     name: ClassVar[str] = "int8"
-
-    @property
-    def shape(self) -> torch.Size:
-        return self.data.shape
-
-    @property
-    def nbytes(self) -> int:
-        return self.data.nbytes + self.scale.nbytes
-
-    def dequantised(self, dtype: torch.dtype) -> torch.Tensor:
-        return (self.data.float() * self.scale[:, None]).to(dtype)
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
         """Every int8 is a number of each float dtype, so nothing is rounded before the sum."""

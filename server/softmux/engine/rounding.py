@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from softmux.errors import SelfTestFailed
 from softmux.scheduler.sequence import Sequence
 from softmux.types import TokenLogprobs
 
@@ -63,3 +64,13 @@ def apart(rows: list[Told], dtype: torch.dtype) -> tuple[float, float]:
     if worst > tolerance and dtype not in _TOLERANCE:
         tolerance = min(_MOST, max(tolerance, _SHAKEN * max(row.moved() for row in rows)))
     return worst, tolerance
+
+
+def check_apart(rows: list[Told], dtype: torch.dtype, architecture: str) -> None:
+    """Raises `SelfTestFailed` where more than rounding lies between the packed run and the eager module."""
+    worst, tolerance = apart(rows, dtype)
+    if not worst <= tolerance:
+        raise SelfTestFailed(
+            f"self-test: the packed run of {architecture} differs from the eager module by {worst:.3g} in log "
+            f"probability (at most {tolerance:g} is rounding); softmux cannot serve this model correctly"
+        )

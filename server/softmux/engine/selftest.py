@@ -7,13 +7,12 @@ import torch
 from softmux.engine.encoder_decoder_selftest import self_test_encoder_decoder
 from softmux.engine.encoder_selftest import self_test_encoder
 from softmux.engine.host_adapter import HostAdapter
-from softmux.engine.rounding import Told, apart
+from softmux.engine.rounding import Told, check_apart
 from softmux.engine.runner import ModelRunner
-from softmux.engine.trial import run_trial, trial_scheduler
-from softmux.errors import SelfTestFailed
+from softmux.engine.trial import generated, trial_scheduler
 from softmux.scheduler.radix import RootKey
 from softmux.scheduler.sequence import Sequence
-from softmux.types import ModelSpec, Output, SamplingParams, TokenLogprobs
+from softmux.types import ModelSpec, SamplingParams
 
 _VIRTUAL = 3
 _GENERATED = 3
@@ -51,31 +50,17 @@ def self_test(runner: ModelRunner, spec: ModelSpec) -> None:
             Sequence(id=str(i), client=b"", root=root, prompt=lead + ids.tolist(), sampling=sampling, arrival=0.0)
         )
         scheduler.add(sequences[-1])
-    told: dict[str, list[TokenLogprobs]] = {sequence.id: [] for sequence in sequences}
     try:
-        for sequence, out in run_trial(runner, scheduler):
-            _heard(sequence, out, told)
-        model = runner.model
-        rows = [Told(one, told[one.id], _embedded(runner, vectors, one), model.eager) for one in sequences]
-        worst, tolerance = apart(rows, model.dtype)
+        told, model = generated(runner, scheduler), runner.model
         scheduler.check_integrity()
+        rows = [Told(one, told[one.id], _embedded(runner, vectors, one), model.eager) for one in sequences]
+        check_apart(rows, model.dtype, spec.architecture)
     finally:  # a fast path may fail here, and the server starts without it: nothing of this may stay
         scheduler.abort_client(b"")
         runner.forget_rows()
         runner.vocabulary.forget(tuned)
         runner.tiers.release(tuned)
         runner.tiers.forget(tuned)
-    if not worst <= tolerance:
-        raise SelfTestFailed(
-            f"self-test: the packed run of {spec.architecture} differs from the eager module by {worst:.3g} in log "
-            f"probability (at most {tolerance:g} is rounding); softmux cannot serve this model correctly"
-        )
-
-
-def _heard(sequence: Sequence, output: Output, told: dict[str, list[TokenLogprobs]]) -> None:
-    if output.finish_reason == "abort":
-        raise SelfTestFailed("self-test: the model gives logits that are not finite")
-    told[sequence.id].extend(output.logprobs)
 
 
 @torch.inference_mode()

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from softmux.engine.runner import ModelRunner
+from softmux.errors import SelfTestFailed
 from softmux.scheduler.scheduler import Scheduler
 from softmux.scheduler.sequence import Sequence
-from softmux.types import ModelSpec, Output
+from softmux.types import ModelSpec, Output, TokenLogprobs
 
 
 def trial_scheduler(runner: ModelRunner, spec: ModelSpec, *, rows: int, step_tokens: int) -> Scheduler:
@@ -34,3 +35,14 @@ def run_trial(runner: ModelRunner, scheduler: Scheduler) -> Iterator[tuple[Seque
             scheduler.step_failed(batch)
             raise
         yield from scheduler.update(batch, output, 0.0).each()
+
+
+def generated(runner: ModelRunner, scheduler: Scheduler) -> dict[str, list[TokenLogprobs]]:
+    """What each sequence of a trial told of the tokens it chose, by its id. Raises as `run_trial`, and `SelfTestFailed`
+    where a row ended early."""
+    told: dict[str, list[TokenLogprobs]] = {}
+    for sequence, output in run_trial(runner, scheduler):
+        if output.finish_reason == "abort":
+            raise SelfTestFailed("self-test: the model gives logits that are not finite")
+        told.setdefault(sequence.id, []).extend(output.logprobs)
+    return told

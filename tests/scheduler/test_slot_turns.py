@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from softmux.scheduler.radix import RootKey
 from softmux.scheduler.scheduler import Scheduler
 from softmux.scheduler.sequence import Sequence
@@ -65,6 +67,21 @@ def test_slots_are_given_in_the_order_of_coming() -> None:
     while not all(sequence.finished for sequence in waiting):
         began += [root for root in scene.step() if root not in began]
     assert began == [lora(number) for number in (3, 0, 4, 1, 2)]
+
+
+@pytest.mark.timeout(20)
+def test_an_adapter_that_is_let_go_while_it_waits_for_a_slot_holds_up_no_step() -> None:
+    """A slot comes free, and the adapter whose turn it is has to be read again first."""
+    scene = Scene(slots=1)
+    running, waiting = scene.add(lora(0), max_tokens=2), scene.add(lora(1))
+    while not running.finished:
+        scene.step()
+    scene.shelf.there.discard(lora(1))
+    assert scene.step() == set(), "it can't run yet, and the step says so"
+    for key in scene.shelf.arrivals():
+        scene.scheduler.adapter_arrived(key)
+    while not waiting.finished:
+        assert scene.step() == {lora(1)}
 
 
 def test_a_busy_adapter_gives_way_to_one_that_waits() -> None:

@@ -51,6 +51,7 @@ class Newcomers:
         adapter = line[0].adapter
         if adapter is not None and not self._shelf.ready(adapter):
             self._waiting.park(adapter)
+            self._slots.leave(adapter)  # or it would be let go on, and put aside again, for ever
             return None
         if adapter is not None and not self._slots.may_start(adapter):
             return None

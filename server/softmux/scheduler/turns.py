@@ -40,6 +40,11 @@ class SlotTurns:
         self._waiting.park(adapter)
         return False
 
+    def leave(self, line: RootKey) -> None:
+        """Its adapter is not there any more: it waits for that, and for a slot again when it comes."""
+        if line in self._aside.get(line.tenant, ()):
+            self._forget(line)
+
     def _first(self) -> RootKey | None:
         """Of the lines that wait aside the one that is next to have a slot. Lines that have emptied are forgotten."""
         while self._aside:

@@ -101,10 +101,13 @@ def test_a_stopped_worker_is_told_and_replaced(base: tuple[Any, Path], tmp_path:
 
 def fell(server: Served, poison: dict[str, Any], others: list[dict[str, Any]], task: str | None = None) -> list[Any]:
     """Runs `others`, and the poison among them; what became of it and of them, once the engine is back."""
+    restarts = samples(server)["softmux_worker_restarts_total"]
     streams = [Stream(server, **body) for body in others]
     wait_for(lambda: all(stream.events for stream in streams), 30)
+    assert [stream.status for stream in streams] == [200] * len(others)
     answer = generate(server, task, **poison)
     codes = [answer.json()["error"]["code"], *(stream.code for stream in streams)]
+    wait_for(lambda: samples(server)["softmux_worker_restarts_total"] > restarts, 60)
     wait_for(lambda: ready(server), 60)
     return codes
 

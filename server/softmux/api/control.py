@@ -52,6 +52,8 @@ class State(_Message, frozen=True, kw_only=True):
     """The tokenizer's file is there."""
     started: bool = False
     """All that a start does is done."""
+    everywhere: bool = False
+    """Every process that takes connections has reached that worker."""
     draining: bool = False
     """No new work is taken; a process says `Idle` when it has none left."""
     deaths: dict[str, int] = {}
@@ -62,6 +64,12 @@ class State(_Message, frozen=True, kw_only=True):
 
 class Ready(_Message, frozen=True):
     """This process can serve: it has the registry, the tokenizer, and the worker where one is up."""
+
+
+class Reached(_Message, frozen=True):
+    """This process has reached the worker that came after so many restarts."""
+
+    restarts: int
 
 
 class Idle(_Message, frozen=True):
@@ -123,7 +131,9 @@ class Answer(_Message, frozen=True):
 
 Report = Cleared | Broke | Released
 """What a process tells of requests and versions, for the server's book."""
-Message = State | Ready | Idle | Leaving | Counted | End | Count | Changed | Answer | Cleared | Broke | Released
+Message = (
+    State | Ready | Reached | Idle | Leaving | Counted | End | Count | Changed | Answer | Cleared | Broke | Released
+)
 
 
 class Line:

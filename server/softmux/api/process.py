@@ -33,6 +33,7 @@ from softmux.api.control import (
     Idle,
     Leaving,
     Line,
+    Reached,
     Ready,
     State,
 )
@@ -132,26 +133,27 @@ class ApiProcess:
     def _agree(self, state: State) -> None:
         before, self._state = self._state, state
         services = self._services
-        services.started = state.started
+        services.started, services.everywhere = state.started, state.everywhere
         services.standing.verdicts = state.verdicts
         if before.engine_up and not state.engine_up:
             self._worker.lost()
         if state.engine_up and not before.engine_up:
             self._connecting = True
-            self._task(self._connect())
+            self._task(self._connect(state.restarts))
         if state.tokenizer and not before.tokenizer:
             self._task(self._load_tokenizer())
         if state.draining and not before.draining:
             services.draining = True
             self._task(self._drain())
 
-    async def _connect(self) -> None:
+    async def _connect(self, restarts: int) -> None:
         try:
             await self._worker.connect(self._config.endpoint)
         except EngineDown:
             return  # it died again: the server will say when there is another
         finally:
             self._connecting = False
+        self._line.send(Reached(restarts))
         self._say_ready()
 
     async def _load_tokenizer(self) -> None:

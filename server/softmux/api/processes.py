@@ -29,6 +29,7 @@ from softmux.api.control import (
     Idle,
     Leaving,
     Line,
+    Reached,
     Ready,
     Released,
     Report,
@@ -61,6 +62,8 @@ class _Process:
         self.ready = asyncio.Event()
         self.idle = asyncio.Event()
         self.leaving = asyncio.Event()
+        self.reached = -1
+        """After how many restarts came the worker that it has reached last."""
         self.counted: Samples = ()
         self.heard = time.monotonic()
 
@@ -130,7 +133,8 @@ class ApiProcesses:
 
     def tell(self, change: Callable[[State], State]) -> None:
         """All processes, and those to come, hear of the new state."""
-        self._state = change(self._state)
+        state = change(self._state)
+        self._state = msgspec.structs.replace(state, everywhere=self._everywhere(state))
         for process in self._alive:
             process.line.send(self._state)
 
@@ -141,6 +145,8 @@ class ApiProcesses:
         if not taking and not self._state.started:  # a server that starts says so, where it is asked
             taking = there
         taking = [process for process in taking if process.silent_seconds < _SILENT_SECONDS] or taking
+        if self._state.engine_up:  # one that has reached the worker answers with more than its regret
+            taking = [process for process in taking if process.reached == self._state.restarts] or taking
         for _ in taking:
             self._turn += 1
             if taking[self._turn % len(taking)].hand(connection):
@@ -241,6 +247,7 @@ class ApiProcesses:
             return await process.child.wait()
         finally:
             self._alive.remove(process)
+            self._look_around()
             process.idle.set()
             process.hand_no_more()
             process.line.close()
@@ -253,13 +260,18 @@ class ApiProcesses:
             match message:
                 case Ready():
                     process.ready.set()
+                    self._look_around()
                     if sum(one.ready.is_set() for one in self._alive) >= self._count:
                         self._all_ready.set()
+                case Reached():
+                    process.reached = message.restarts
+                    self._look_around()
                 case Idle():
                     process.idle.set()
                 case Leaving():
                     process.leaving.set()
                     process.hand_no_more()
+                    self._look_around()
                 case Counted():
                     process.counted = message.samples
                 case Count():
@@ -268,6 +280,14 @@ class ApiProcesses:
                     self._task(self._see_for(process, message))
                 case Cleared() | Broke() | Released():
                     self.heed(message)
+
+    def _everywhere(self, state: State) -> bool:
+        taking = [process for process in self._alive if process.ready.is_set() and not process.leaving.is_set()]
+        return state.engine_up and bool(taking) and all(process.reached == state.restarts for process in taking)
+
+    def _look_around(self) -> None:
+        if self._everywhere(self._state) != self._state.everywhere:
+            self.tell(lambda state: state)
 
     async def _count_for(self, process: _Process, question: Count) -> None:
         others = [other for other in self._alive if other is not process]

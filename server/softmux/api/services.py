@@ -41,7 +41,7 @@ class Resolved:
 @dataclass(slots=True)
 class Services:
     """One API process's parts. `tokenizer` comes once it is loaded, `started` when all that the server's start does
-    is done, and `draining` when the server is told to end."""
+    is done, `everywhere` while all processes reach the worker, and `draining` when the server is told to end."""
 
     settings: Settings
     worker: WorkerClient
@@ -54,13 +54,15 @@ class Services:
     backlog: Backlog
     tokenizer: Tokenizer | None = None
     started: bool = False
+    everywhere: bool = False
     draining: bool = False
     uploads: UploadPlaces = field(default_factory=UploadPlaces)
     _layouts: dict[str, Layout] = field(default_factory=dict)
 
     @property
     def ready(self) -> bool:
-        return self.started and self.worker.ready and not self.draining
+        """Whichever process a client's next request comes to, it is served."""
+        return self.started and self.everywhere and self.worker.ready and not self.draining
 
     def encoder(self) -> Tokenizer:
         """The tokenizer. Raises `EngineDown` while the server is starting."""

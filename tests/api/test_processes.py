@@ -1,0 +1,61 @@
+"""The server's book of its API processes: which of them are handed connections, and what all are told."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from softmux.api.control import ApiConfig, State
+from softmux.api.processes import ApiProcesses
+from support import slow_api_process
+
+CONFIG = ApiConfig(settings={}, endpoint="", registry_url="", blob_url=None, tokenizer="")
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    limit = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < limit, "it did not happen in time"
+        await asyncio.sleep(0.01)
+
+
+def last(folder: Path, number: int) -> State:
+    lines = (folder / f"{number}.states").read_bytes().splitlines()
+    return msgspec.json.decode(lines[-1], type=State) if lines else State()
+
+
+def test_the_worker_is_everywhere_once_every_process_has_reached_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLOW_API_FOLDER", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", ":".join(sys.path[1:]))
+
+    async def run() -> None:
+        processes = ApiProcesses(CONFIG, 2, command=(sys.executable, slow_api_process.__file__))
+        running = asyncio.create_task(processes.run())
+        try:
+            await asyncio.wait_for(processes.ready(), 30)
+            processes.tell(lambda state: msgspec.structs.replace(state, engine_up=True, started=True))
+            (tmp_path / "0").touch()
+            await until(lambda: last(tmp_path, 1).engine_up)
+            await asyncio.sleep(0.1)
+            assert not last(tmp_path, 0).everywhere
+            (tmp_path / "1").touch()
+            await until(lambda: last(tmp_path, 0).everywhere and last(tmp_path, 1).everywhere)
+            processes.tell(lambda state: msgspec.structs.replace(state, engine_up=False))
+            await until(lambda: not last(tmp_path, 0).engine_up)
+            assert not last(tmp_path, 0).everywhere
+            processes.tell(lambda state: msgspec.structs.replace(state, engine_up=True, restarts=1))
+            await until(lambda: last(tmp_path, 0).engine_up)
+            assert not last(tmp_path, 0).everywhere  # they have reached the one before
+        finally:
+            await processes.end()
+            await running
+
+    asyncio.run(run())

@@ -53,6 +53,13 @@ $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.torch
 .PHONY: setup
 setup: $(VENV)/.dev ## Make .venv with everything for development
 
+# Never fails: without these programs the tests that need them are skipped, and listed. The stamp means all are there.
+$(VENV)/.tools: .ci/tools $(VENV)/.made
+	@.ci/tools && touch $@ || true
+
+.PHONY: tools
+tools: $(VENV)/.tools ## Install the programs that some tests need (Chromium, Prometheus) by apt-get, where that is allowed
+
 .PHONY: demo-model
 demo-model: $(VENV)/.serve ## Fetch and convert a demo's base model (once), print its folder: MODEL=smollm2 or minilm
 	@$(BIN)/python -m softmux.demo $(if $(MODEL),--model '$(MODEL)')
@@ -76,11 +83,11 @@ bench: $(VENV)/.dev ## Measure softmux beside other ways to serve the same adapt
 # --- checking ---------------------------------------------------------------------------------------------------------
 
 .PHONY: test
-test: $(VENV)/.dev ## Run the tests that every change must pass
+test: $(VENV)/.dev $(VENV)/.tools ## Run the tests that every change must pass
 	$(BIN)/python -m pytest -m 'not nightly' -n $(TEST_PROCESSES) --dist loadfile $(TEST_FLAGS)
 
 .PHONY: nightly
-nightly: $(VENV)/.dev ## Run the tests that are too long for every change
+nightly: $(VENV)/.dev $(VENV)/.tools ## Run the tests that are too long for every change
 	$(BIN)/python -m pytest -m nightly --timeout 3600 $(TEST_FLAGS)
 
 .PHONY: lint
@@ -91,7 +98,7 @@ lint: $(VENV)/.dev ## Check format, style, types, layers, and the files around t
 	$(BIN)/lint-imports
 	$(BIN)/yamllint --strict .
 	$(BIN)/hadolint Dockerfile
-	$(BIN)/shellcheck .ci/run
+	$(BIN)/shellcheck .ci/run .ci/tools
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml deploy/compose.cuda.yml
 
 .PHONY: audit

@@ -11,11 +11,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+from support.tools import reason_to_skip
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` are skipped, and counted as such, where there is none."""
-    if torch.cuda.is_available():
-        return
+    """Tests marked `gpu` or `tools` are skipped, and listed as such, where there is no GPU or a program is missing."""
+    gpu = torch.cuda.is_available()
     for item in items:
-        if item.get_closest_marker("gpu"):
+        if not gpu and item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        for marker in item.iter_markers("tools"):
+            if reason := reason_to_skip(marker.args):
+                item.add_marker(pytest.mark.skip(reason=reason))

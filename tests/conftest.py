@@ -13,6 +13,9 @@ import torch
 
 from support.tools import reason_to_skip
 
+pytest_plugins = ["support.served_fixtures"]
+"""One server for all folders whose tests leave it as they found it."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked `gpu` or `tools` are skipped, and listed as such, where there is no GPU or a program is missing."""

@@ -180,7 +180,8 @@ class RegistryDown(Unavailable):
 
 
 def _leaves(cls: type[SoftmuxError]) -> dict[str, type[SoftmuxError]]:
-    found = {cls.code: cls}
+    """By code, the class that says it: a parent before its children, and no class without a code of its own."""
+    found = {cls.code: cls} if "code" in vars(cls) and cls is not SoftmuxError else {}
     for child in cls.__subclasses__():
         for code, error in _leaves(child).items():
             found.setdefault(code, error)

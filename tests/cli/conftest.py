@@ -1,3 +1,0 @@
-from support.served_fixtures import adapters, base, server
-
-__all__ = ["adapters", "base", "server"]

@@ -81,6 +81,13 @@ class Limiter:
 
     async def admit(self, tenant: str, tokens: int) -> Charge:
         """Charges a request of up to `tokens`. Raises `RateLimited`, or `QuotaExceeded` where no wait would help."""
+        try:
+            return await self._admit(tenant, tokens)
+        except RateLimited as error:
+            self._metrics.limited(error.param or "", tenant)
+            raise
+
+    async def _admit(self, tenant: str, tokens: int) -> Charge:
         limits = self._tenants.get(tenant).limits
         if limits.requests_per_minute is None and limits.tokens_per_minute is None and limits.tokens_in_flight is None:
             return FREE
@@ -159,18 +166,17 @@ class Limiter:
         for name in ("tokens_per_minute", "tokens_in_flight"):
             limit: int | None = getattr(limits, name)
             if limit is not None and tokens > limit:
-                raise self._refused(
-                    QuotaExceeded,
-                    name,
+                raise QuotaExceeded(
                     f"This request may take {tokens} tokens (its prompt, and max_tokens for each choice), more than "
                     f"your limit {name} of {limit}: shorten the prompt, or lower max_tokens or n.",
-                    self._budgets.window,
-                    self._headers(allowance),
+                    param=name,
+                    retry_after=self._budgets.window,
+                    headers=self._headers(allowance),
                 )
         if limits.requests_per_minute == 0:
-            raise self._refused(
-                QuotaExceeded, "requests_per_minute", "Your limit requests_per_minute is 0: ask the administrator.",
-                self._budgets.window, self._headers(allowance),
+            raise QuotaExceeded(
+                "Your limit requests_per_minute is 0: ask the administrator.",
+                param="requests_per_minute", retry_after=self._budgets.window, headers=self._headers(allowance),
             )  # fmt: skip
 
     def _check_refused(self, allowance: Allowance, tokens: int, now: float) -> None:
@@ -197,13 +203,8 @@ class Limiter:
         what = f"Your limit {name} of {limit} is reached"
         if self._away:
             what += f" (this process's share of it, {share(limit, self._presence)}, while the registry is out of reach)"
-        return self._refused(RateLimited, name, f"{what}: try again in {wait:.1f} s.", wait, self._headers(allowance))
-
-    def _refused(
-        self, error: type[RateLimited], name: str, message: str, wait: float, headers: Mapping[str, str]
-    ) -> RateLimited:
-        self._metrics.limited(name)
-        return error(message, param=name, retry_after=wait, headers=headers)
+        headers = self._headers(allowance)
+        return RateLimited(f"{what}: try again in {wait:.1f} s.", param=name, retry_after=wait, headers=headers)
 
     def _charged(self, allowance: Allowance, spent: Spent) -> Charge:
         return _Charged(self._headers(allowance), self, allowance, spent)

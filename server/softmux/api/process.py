@@ -50,8 +50,9 @@ from softmux.api.usage import Ledger
 from softmux.errors import EngineDown, RegistryDown
 from softmux.registry.budgets import Budgets
 from softmux.registry.registry import Registry
+from softmux.registry.tenants import TenantRecord
 from softmux.settings import Settings
-from softmux.telemetry.exposition import Metrics
+from softmux.telemetry.exposition import Metrics, TenantShare
 from softmux.telemetry.logs import configure
 from softmux.worker.client import WorkerClient
 
@@ -74,6 +75,7 @@ class ApiProcess:
             quarantined=lambda: self._state.verdicts.counts(),
             up=lambda: self._worker.ready,
             registry=lambda: (registry.away is None, len(registry.catalog)),
+            tenants=lambda: [_share(record) for record in registry.tenants.shared_out()],
         )
         name = secrets.token_hex(8)
         budgets = Budgets(config.registry_url, name)
@@ -211,6 +213,11 @@ class ApiProcess:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("an API process ends of an error", exc_info=error)
             os._exit(1)
+
+
+def _share(record: TenantRecord) -> TenantShare:
+    limits = {name: limit for name, limit in msgspec.structs.asdict(record.limits).items() if limit is not None}
+    return TenantShare(record.name, record.weight, limits)
 
 
 async def _run(config: ApiConfig, settings: Settings) -> None:

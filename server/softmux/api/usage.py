@@ -95,6 +95,14 @@ class Ledger:
         if key not in self._kept and len(self._kept) >= self._most:
             key = UsageKey(key.day, tenant, OTHER_TASKS)
         self._kept[key] = self._kept.get(key, Used()) + used
+        self._metrics.tenant_used(
+            tenant,
+            requests=used.requests,
+            prompt=used.prompt_tokens,
+            cached=used.cached_tokens,
+            completion=used.completion_tokens,
+            seconds=used.gpu_microseconds / 1e6,
+        )
 
     async def flush(self) -> None:
         """Tells the registry all there is. Raises `RegistryDown`; what was not told stays."""

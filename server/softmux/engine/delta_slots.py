@@ -92,6 +92,11 @@ class DeltaSlots:
             self._evict(adapter)
 
     @property
+    def capacity(self) -> int:
+        """Slots in all."""
+        return len(self.deltas)
+
+    @property
     def resident(self) -> int:
         """Adapters that have a slot."""
         return len(self._slots)

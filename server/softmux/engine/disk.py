@@ -25,7 +25,7 @@ class DiskTier:
 
     def __init__(self, folder: Path, budget: int) -> None:
         self._folder = folder
-        self._budget = budget
+        self.budget = budget
         folder.mkdir(parents=True, exist_ok=True)
         for unfinished in folder.glob("*.tmp"):
             unfinished.unlink(missing_ok=True)
@@ -39,6 +39,15 @@ class DiskTier:
     @staticmethod
     def _name(key: RootKey) -> str:
         return hashlib.sha256(repr(tuple(key)).encode()).hexdigest() + ".kv"
+
+    def __len__(self) -> int:
+        """Adapters."""
+        return len(self._sizes)
+
+    @property
+    def used(self) -> int:
+        """Bytes of its files."""
+        return self._used
 
     def __contains__(self, key: RootKey) -> bool:
         return self._name(key) in self._sizes
@@ -66,11 +75,11 @@ class DiskTier:
         try:
             size = adapter.write(temporary)
             with self._lock:
-                if size > self._budget:
+                if size > self.budget:
                     temporary.unlink()
                     return
                 self._used -= self._sizes.pop(name, 0)
-                while self._used + size > self._budget:
+                while self._used + size > self.budget:
                     self._drop(next(iter(self._sizes)))
                 temporary.replace(self._folder / name)
                 self._sizes[name] = size

@@ -59,7 +59,7 @@ class AdapterLoader:
         self._kv_dtype = kv_dtype
         self._empty = empty
         self._source = source
-        self._disk = disk
+        self.disk = disk
         self._on_arrival = on_arrival
         self.arrived: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
         self._reads: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
@@ -75,7 +75,7 @@ class AdapterLoader:
 
     def write(self, key: RootKey, adapter: HostAdapter) -> None:
         """Puts the adapter, as it is now, into the disk tier, if there is one."""
-        disk = self._disk
+        disk = self.disk
         if disk is not None:
             now = adapter.as_now()
             self._give(self._writes, lambda: disk.put(key, now))
@@ -85,12 +85,12 @@ class AdapterLoader:
         self._give(self._writes, job)
 
     def has_on_disk(self, key: RootKey) -> bool:
-        return self._disk is not None and key in self._disk
+        return self.disk is not None and key in self.disk
 
     @property
     def damaged_on_disk(self) -> int:
         """Files that the disk tier has dropped as damaged."""
-        return 0 if self._disk is None else self._disk.damaged
+        return 0 if self.disk is None else self.disk.damaged
 
     def settle(self, timeout: float) -> bool:
         """Waits until all that was asked for by now is done; whether it was within `timeout` seconds."""
@@ -111,7 +111,7 @@ class AdapterLoader:
     def _load(self, key: RootKey, asked: float) -> None:
         adapter, error, tier = None, None, "disk"
         try:
-            adapter = self._disk.get(key, self._empty) if self._disk is not None else None
+            adapter = self.disk.get(key, self._empty) if self.disk is not None else None
             if adapter is None:
                 tier = "registry"
                 adapter = HostAdapter.from_parts(self._parts(key), self._dtype, self._empty, self._kv_dtype)

@@ -83,7 +83,7 @@ class AdapterTiers:
         readers: int = 1,
         on_arrival: Callable[[], None] = lambda: None,
     ) -> None:
-        self._budget = budget
+        self.budget = budget
         self.slots = slots or DeltaSlots(spec.linears, slots=0, largest_rank=0, room=0, dtype=dtype, device=_HOST)
         self._keep_at = 2 if gpu else 1
         first = min(max(budget, _LEAST_SLAB), _FIRST_SLAB)
@@ -233,6 +233,10 @@ class AdapterTiers:
     def resident(self) -> int:
         return len(self._host)
 
+    def at_hand(self, adapter: RootKey) -> bool:
+        """Whether it is in host memory: a copy away from a step."""
+        return adapter in self._host
+
     def tier(self, adapter: RootKey) -> str:
         """Where a request that comes now finds it: host, disk or registry."""
         return "host" if adapter in self._host else "disk" if self.loader.has_on_disk(adapter) else "registry"
@@ -267,7 +271,7 @@ class AdapterTiers:
     def await_only(self, waited_for: Callable[[RootKey], bool]) -> None:
         """What has arrived stays until a sequence holds it, or, told here once a step, nobody waits for it any more;
         a failure that nobody waits for is forgotten, so that the next request tries again."""
-        if self.host_bytes > self._budget or len(self._awaited) >= _PREFETCHED:
+        if self.host_bytes > self.budget or len(self._awaited) >= _PREFETCHED:
             for key in [key for key in self._awaited if not waited_for(key)]:
                 self._awaited.discard(key)
                 self._let_go(key)
@@ -344,13 +348,13 @@ class AdapterTiers:
         self._spare.pop(key, None)
 
     def _shrink(self) -> None:
-        while self.host_bytes > self._budget and self._spare:
+        while self.host_bytes > self.budget and self._spare:
             key, _ = self._spare.popitem(last=False)
             host = self._host[key]
             self.host_bytes -= host.nbytes
             host.prefix = None
             self.host_bytes += host.nbytes
-        while self.host_bytes > self._budget and self._idle:
+        while self.host_bytes > self.budget and self._idle:
             key, _ = self._idle.popitem(last=False)
             self._drop(key)
 

@@ -79,6 +79,10 @@ class Tenants:
         """From memory. A tenant not heard of (made, or deleted, this very moment) is one of weight 1 and no limits."""
         return self._records.get(name) or TenantRecord(name=name, created_at=0.0)
 
+    def shared_out(self) -> list[TenantRecord]:
+        """Those of a weight of their own, or with a limit. From memory."""
+        return [record for record in self._records.values() if record.weight != 1.0 or record.limits != Limits()]
+
     def any_limited(self) -> bool:
         """Whether any tenant's requests are limited. From memory."""
         return any(

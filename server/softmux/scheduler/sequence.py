@@ -55,6 +55,8 @@ class Sequence:
 
     task: str = ""
     """The task that its time is booked to, beside the tenant."""
+    method: str = "base"
+    """Its adapter's, for who counts rows by it."""
 
     closes: bool = False
     """Where `max_tokens` alone ends it, its last token is an end token that nothing but the length has chosen."""

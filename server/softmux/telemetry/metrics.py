@@ -7,7 +7,9 @@ Names are vLLM's where the thing is the same, with `softmux_` in place of `vllm:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+from softmux.types import DEFAULT_TENANT, Method
 
 PREFIX = "softmux_"
 Kind = Literal["counter", "gauge", "histogram"]
@@ -31,6 +33,18 @@ class Metric:
     help: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
+    known: tuple[tuple[str, ...], ...] = ()
+    """Values of the labels that are there from the start, at 0: a rate over what has never happened is then 0, and an
+    alert sees the first time."""
+
+
+def _each(*values: str) -> tuple[tuple[str, ...], ...]:
+    return tuple((value,) for value in values)
+
+
+BARE = "(base)"
+"""The label of requests to the bare model: no task can have this name."""
+LIMITS = ("requests_per_minute", "tokens_per_minute", "tokens_in_flight", "stored_bytes", "adapters")
 
 
 METRICS: tuple[Metric, ...] = (
@@ -41,15 +55,35 @@ METRICS: tuple[Metric, ...] = (
         "api",
         "Requests by task and outcome (ok, an error's code, or gone).",
         ("task", "outcome"),
+        known=tuple(
+            (BARE, outcome) for outcome in ("ok", "internal", "engine_down", "overloaded", "deadline_exceeded")
+        ),
     ),
     Metric(
-        "request_success_total", "counter", "api", "Finished choices by the reason they ended.", ("finished_reason",)
+        "request_success_total",
+        "counter",
+        "api",
+        "Finished choices by the reason they ended.",
+        ("finished_reason",),
+        known=_each("stop", "length"),
     ),
     Metric(
-        "http_requests_total", "counter", "api", "Answers of every route by method and status.", ("method", "status")
+        "http_requests_total",
+        "counter",
+        "api",
+        "Answers of every route by method and status.",
+        ("method", "status"),
+        known=(("POST", "200"), ("POST", "500"), ("POST", "503")),
     ),
-    Metric("prompt_tokens_total", "counter", "api", "Tokens of prompts, without learned ones.", ("task",)),
-    Metric("generation_tokens_total", "counter", "api", "Tokens generated.", ("task",)),
+    Metric(
+        "prompt_tokens_total",
+        "counter",
+        "api",
+        "Tokens of prompts, without learned ones.",
+        ("task",),
+        known=_each(BARE),
+    ),
+    Metric("generation_tokens_total", "counter", "api", "Tokens generated.", ("task",), known=_each(BARE)),
     Metric("e2e_request_latency_seconds", "histogram", "api", "From a request's receipt to its end.", (), REQUEST),
     Metric(
         "time_to_first_token_seconds", "histogram", "api", "From a request's receipt to its first token.", (), REQUEST
@@ -70,6 +104,7 @@ METRICS: tuple[Metric, ...] = (
         "api",
         "Uploads by outcome (created, unchanged, or an error's code).",
         ("outcome",),
+        known=_each("created", "unchanged", "invalid_adapter", "base_mismatch"),
     ),
     Metric(
         "adapter_swap_seconds",
@@ -85,6 +120,49 @@ METRICS: tuple[Metric, ...] = (
         "api",
         "Requests and uploads refused by the tenant's limit they met.",
         ("limit",),
+        known=_each(*LIMITS),
+    ),
+    Metric(
+        "tenant_requests_total",
+        "counter",
+        "api",
+        "Requests that ran, by whose they were.",
+        ("tenant",),
+        known=_each(DEFAULT_TENANT),
+    ),
+    Metric(
+        "tenant_tokens_total",
+        "counter",
+        "api",
+        "Tokens by whose they were: prompt, cached (of these and of learned ones), completion.",
+        ("tenant", "kind"),
+        known=tuple((DEFAULT_TENANT, kind) for kind in ("prompt", "cached", "completion")),
+    ),
+    Metric(
+        "tenant_engine_seconds_total",
+        "counter",
+        "api",
+        "The engine's time by who had it.",
+        ("tenant",),
+        known=_each(DEFAULT_TENANT),
+    ),
+    Metric(
+        "tenant_refusals_total",
+        "counter",
+        "api",
+        "Requests and uploads refused by the tenant and its limit they met.",
+        ("tenant", "limit"),
+        known=((DEFAULT_TENANT, "requests_per_minute"),),
+    ),
+    Metric("tenant_limit", "gauge", "supervisor", "The limits that tenants have.", ("tenant", "limit")),
+    Metric("tenant_weight", "gauge", "supervisor", "Tenants' shares of the engine beside each other's.", ("tenant",)),
+    Metric(
+        "tenant_queue_cost",
+        "gauge",
+        "supervisor",
+        "What waits, by tenant, in tokens generated.",
+        ("tenant",),
+        known=_each(DEFAULT_TENANT),
     ),
     Metric(
         "limit_draws_total",
@@ -92,6 +170,7 @@ METRICS: tuple[Metric, ...] = (
         "api",
         "Times this server drew from tenants' limits in Redis, or gave back (granted, refused, unanswered).",
         ("outcome",),
+        known=_each("granted", "refused", "unanswered"),
     ),
     Metric(
         "usage_flushes_total",
@@ -99,15 +178,24 @@ METRICS: tuple[Metric, ...] = (
         "api",
         "Times the registry was told what tenants used (done), or could not be (unanswered).",
         ("outcome",),
+        known=_each("done", "unanswered"),
     ),
     Metric("worker_restarts_total", "counter", "supervisor", "How often the worker was started again."),
-    Metric("worker_deaths_total", "counter", "supervisor", "Workers that died, by cause: crash, hang.", ("cause",)),
+    Metric(
+        "worker_deaths_total",
+        "counter",
+        "supervisor",
+        "Workers that died, by cause: crash, hang.",
+        ("cause",),
+        known=_each("crash", "hang"),
+    ),
     Metric(
         "quarantined",
         "gauge",
         "supervisor",
         "Requests and versions in quarantine, and suspects of either, that run one at a time.",
         ("what",),
+        known=_each("requests", "versions", "suspects"),
     ),
     Metric(
         "requests_refused_total",
@@ -116,6 +204,7 @@ METRICS: tuple[Metric, ...] = (
         "Requests refused before any work, by reason: quarantined_request, quarantined_version, queue (too long a "
         "wait), deadline (it would pass), draining.",
         ("reason",),
+        known=_each("quarantined_request", "quarantined_version", "queue", "deadline", "draining"),
     ),
     Metric(
         "rows_not_finite_total",
@@ -123,6 +212,7 @@ METRICS: tuple[Metric, ...] = (
         "api",
         "Rows that failed because of NaN or infinity, by whose they were: adapter, base.",
         ("model",),
+        known=_each("adapter", "base"),
     ),
     Metric("worker_up", "gauge", "supervisor", "1 while the engine answers."),
     Metric("registry_up", "gauge", "supervisor", "1 while the process that answers reaches the registry."),
@@ -142,6 +232,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("num_preemptions_total", "counter", "worker", "Sequences put back because the KV pool was full."),
     Metric("kv_cache_usage_perc", "gauge", "worker", "Share of the KV pool in use, 0 to 1."),
+    Metric("kv_cache_capacity_tokens", "gauge", "worker", "Tokens the KV pool has room for."),
     Metric("prefix_cache_queries_total", "counter", "worker", "Input tokens looked up in the prefix cache."),
     Metric("prefix_cache_hits_total", "counter", "worker", "Input tokens found there."),
     Metric("prefix_cache_tokens", "gauge", "worker", "Tokens whose KV the prefix cache holds."),
@@ -178,10 +269,30 @@ METRICS: tuple[Metric, ...] = (
     Metric("step_token_limit", "gauge", "worker", "Tokens a step may have; less than asked for while memory is short."),
     Metric("engine_step_tokens_total", "counter", "worker", "Tokens computed by forward passes."),
     Metric("engine_generated_tokens_total", "counter", "worker", "Tokens sampled."),
+    Metric(
+        "engine_rows_total",
+        "counter",
+        "worker",
+        "Rows of forward passes by their adapter's method; base is the bare model.",
+        ("method",),
+        known=_each("base", *get_args(Method)),
+    ),
     Metric("model_weight_bytes", "gauge", "worker", "What the base's weights take, as they are held."),
     Metric("step_seconds", "histogram", "worker", "Duration of a step.", (), LATENCY),
     Metric("batch_rows", "histogram", "worker", "Rows of a step.", (), COUNTS),
     Metric("batch_adapters", "histogram", "worker", "Distinct adapters of a step.", (), COUNTS),
+    Metric(
+        "device_memory_total_bytes", "gauge", "worker", "Memory of the device the model runs on; on a CPU, the host's."
+    ),
+    Metric("device_memory_used_bytes", "gauge", "worker", "What of it is in use, by whatever program."),
+    Metric("device_memory_reserved_bytes", "gauge", "worker", "What of it the worker holds."),
+    Metric(
+        "server_info",
+        "gauge",
+        "worker",
+        "1, labelled with what runs: softmux' version, the base model, its dtype, its device.",
+        ("version", "model", "dtype", "device"),
+    ),
     # adapters
     Metric("adapter_loads_total", "counter", "worker", "Adapters made ready, by the tier they came from.", ("tier",)),
     Metric(
@@ -200,7 +311,19 @@ METRICS: tuple[Metric, ...] = (
     Metric("adapters_with_resident_vectors", "gauge", "worker", "Adapters whose vectors are in the table."),
     Metric("lora_slots_in_use", "gauge", "worker", "Slots of LoRAs and rows of tokens on which rows run now."),
     Metric("lora_slots_resident", "gauge", "worker", "Such slots that hold an adapter, in use or not."),
+    Metric("lora_slots_capacity", "gauge", "worker", "Such slots in all."),
     Metric("lora_slot_loads_total", "counter", "worker", "Adapters put into a slot."),
+    Metric("adapters_host_capacity_bytes", "gauge", "worker", "What the host tier may take."),
+    Metric("adapters_on_disk", "gauge", "worker", "Adapters in the disk tier."),
+    Metric("adapters_disk_bytes", "gauge", "worker", "Bytes of the disk tier."),
+    Metric("adapters_disk_capacity_bytes", "gauge", "worker", "What the disk tier may take."),
+    Metric(
+        "lora_requests_info",
+        "gauge",
+        "worker",
+        "Unix time of these names of tasks, the last used first: that run or are resident, that wait; for routing.",
+        ("max_lora", "running_lora_adapters", "waiting_lora_adapters"),
+    ),
 )
 
 BY_NAME: dict[str, Metric] = {metric.name: metric for metric in METRICS}

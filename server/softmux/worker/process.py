@@ -202,7 +202,9 @@ class Worker:
                 scored=message.scored, client=client, deadline=deadline, priority=message.priority,
                 weight=message.weight, marks=marks,
             )  # fmt: skip
-        sequence.task = message.adapter.task if message.adapter else ""
+        if message.adapter is not None:
+            sequence.task, sequence.method = message.adapter.task, message.adapter.method
+            self._stats.residents.began(sequence)
         return sequence
 
     def _root(self, message: Generate | Read) -> RootKey:

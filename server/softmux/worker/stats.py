@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 
+import numpy as np
+
+from softmux import __version__
 from softmux.cost import cost
 from softmux.engine.engine import Engine, StepNews
 from softmux.scheduler.sequence import Sequence
-from softmux.telemetry.metrics import worker_buckets
+from softmux.telemetry.metrics import BY_NAME, worker_buckets
+from softmux.worker.device_memory import DeviceMemory
 from softmux.worker.messages import Histogram, Stats
+from softmux.worker.residents import Residents
 from softmux.worker.throughput import Throughput
 
 
@@ -40,6 +46,12 @@ class WorkerStats:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self.residents = Residents(engine, engine.tiers.slots.capacity)
+        self._memory = DeviceMemory(engine.model.device)
+        self._methods = {method: number for number, (method,) in enumerate(BY_NAME["engine_rows_total"].known)}
+        self._method_of = np.zeros(len(engine.scheduler.table.tokens), np.int64)
+        """By row of the table, the number of its sequence's method."""
+        self._rows = np.zeros(len(self._methods), np.int64)
         self._histograms = {name: _Counts(buckets) for name, buckets in worker_buckets().items()}
         self._throughput = Throughput()
         self._generated = 0
@@ -64,6 +76,9 @@ class WorkerStats:
         self._computed += news.batch.tokens
         self._prefixes += len(news.batch.saves)
         self._swapped += len(news.batch.loads)
+        for chunk in news.batch.chunks:  # whoever has a row came to it by a chunk of its input
+            self._method_of[chunk.row] = self._methods[chunk.sequence.method]
+        self._rows += np.bincount(self._method_of[news.batch.rows], minlength=len(self._rows))
         self._histograms["step_seconds"].observe(news.seconds)
         self._histograms["batch_rows"].observe(len(news.batch))
         self._histograms["batch_adapters"].observe(news.batch.adapters)
@@ -75,7 +90,7 @@ class WorkerStats:
         self._throughput.tick(now, full=full, done=cost(self._computed - self._generated, self._generated))
 
     def snapshot(self) -> Stats:
-        engine = self._engine
+        engine, disk = self._engine, self._engine.tiers.loader.disk
         scheduler, tiers, ways = engine.scheduler, engine.tiers, engine.runner.ways
         used = scheduler.cache.pool.capacity - scheduler.cache.pool.free
         queues: dict[str, tuple[float, float]] = {}
@@ -109,6 +124,14 @@ class WorkerStats:
                 "adapters_with_resident_vectors": engine.runner.vocabulary.resident,
                 "lora_slots_in_use": tiers.slots.in_use,
                 "lora_slots_resident": tiers.slots.resident,
+                "lora_slots_capacity": tiers.slots.capacity,
+                "adapters_host_capacity_bytes": tiers.budget,
+                "adapters_on_disk": 0 if disk is None else len(disk),
+                "adapters_disk_bytes": 0 if disk is None else disk.used,
+                "adapters_disk_capacity_bytes": 0 if disk is None else disk.budget,
+                "kv_cache_capacity_tokens": scheduler.cache.pool.capacity,
+                "lora_requests_info": time.time(),
+                **self._memory.read(),
                 "model_weight_bytes": engine.spec.weight_bytes,
             },
             histograms={name: counts.snapshot() for name, counts in self._histograms.items()},
@@ -118,10 +141,20 @@ class WorkerStats:
                     "disk": float(tiers.loader.damaged_on_disk),
                     "registry": float(tiers.counts.damaged),
                 },
+                "engine_rows_total": dict(zip(self._methods, self._rows.astype(float).tolist(), strict=True)),
                 "engine_step_ways_total": {way: float(count) for way, count in ways.steps.items()},
                 "fast_path_fallbacks_total": {path: float(count) for path, count in ways.fallbacks.items()},
                 "out_of_memory_total": {answer: float(count) for answer, count in engine.shortage.counts.items()},
             },
-            infos={"fast_paths_info": ways.in_use},
+            infos={
+                "fast_paths_info": ways.in_use,
+                "lora_requests_info": self.residents.told(),
+                "server_info": {
+                    "version": __version__,
+                    "model": engine.spec.model_id,
+                    "dtype": engine.spec.dtype,
+                    "device": engine.spec.device,
+                },
+            },
             queues=queues,
         )

@@ -105,7 +105,7 @@ async def put(request: Request, task: str, activate: bool = True) -> Response:
     except SoftmuxError as error:
         services.metrics.upload(error.code)
         if isinstance(error, QuotaExceeded):
-            services.metrics.limited(error.param or "")
+            services.metrics.limited(error.param or "", caller.tenant)
         raise
     services.metrics.upload("created" if published.created else "unchanged")
     if activate:

@@ -12,7 +12,7 @@ from support.examples import examples, run
 from support.served import Served, upload_parts
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = ("client.md",)
+PAGES = ("cli.md", "client.md")
 """The pages whose examples are run."""
 
 

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from softmux import __version__
-from softmux.cli import access, inspection, local, registry, remote, serving, sharing, tenants, usage
+from softmux.cli import access, inspection, local, registry, remote, run, serving, sharing, tenants, usage
 from softmux.cli.output import fail
 from softmux.errors import SoftmuxError
 
@@ -49,6 +49,7 @@ app.command("delete")(remote.delete)
 app.command("share")(sharing.share)
 app.command("unshare")(sharing.unshare)
 app.command("generate")(remote.generate)
+app.command("run")(run.run)
 app.command("usage")(usage.usage)
 app.command("inspect")(inspection.inspect)
 app.command("compare-methods")(inspection.compare_methods)

@@ -90,7 +90,9 @@ def of_transport(error: httpx.HTTPError | httpx.InvalidURL, url: str) -> NoAnswe
     what = str(error) or type(error).__name__
     match error:
         case httpx.ConnectError() | httpx.ConnectTimeout() | httpx.UnsupportedProtocol() | httpx.InvalidURL():
-            return Unreachable(f"No server answers at {url} ({what}).")
+            return Unreachable(
+                f"No server answers at {url} ({what}): start one with `softmux serve`, or give another address."
+            )
         case httpx.TimeoutException():
             return TimedOut(f"No answer from {url} in time ({what}).")
     return Broken(f"The connection to {url} broke ({what}).")

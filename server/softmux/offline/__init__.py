@@ -1,0 +1,1 @@
+"""Files of requests, answered row by row, whatever happens meanwhile: `softmux run`."""

@@ -1,0 +1,27 @@
+"""What answers rows: a server, or an engine in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from softmux.offline.rows import Answer, Row
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What makes the answers: the base, and of a task the weights."""
+
+    base_fingerprint: str
+    task: str | None
+    digest: str | None
+
+
+class Target(Protocol):
+    identity: Identity
+
+    def answers(self, rows: Iterator[Row]) -> Iterator[Answer]:
+        """Each row's answer, as it comes, in any order. Takes rows as it has room for them, and no more."""
+
+    def close(self) -> None: ...

@@ -80,6 +80,11 @@ def run_tune(base: Base) -> Callable[..., Report]:
     return run
 
 
+@pytest.fixture
+def table() -> bytes:
+    return rows_csv()
+
+
 def rows_csv() -> bytes:
     """Two words that decide the answer, among mixed lengths of others."""
     table = io.StringIO()

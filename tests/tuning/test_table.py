@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from softmux.tuning import sources
 from softmux.tuning.data import BadData, Example
+from softmux.tuning.fetch import FetchFailed
+from softmux.tuning.recipe import Data
 from softmux.tuning.sources import table
 
 
@@ -47,3 +50,62 @@ def test_a_bad_row_is_named_by_file_row_and_column(tmp_path: Path, name: str, da
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadData, match="there is no such file"):
         list(table.read(tmp_path / "none.csv", "prompt", "answer"))
+
+
+def test_parquet_gives_the_same_rows_and_names_what_is_missing(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    def write(answers: list[object]) -> Path:
+        columns = {"id": [1, 2], "prompt": ['a, "b"', "c\nd"], "answer": answers}
+        write_table(pyarrow.table(columns), tmp_path / "r.parquet")
+        return tmp_path / "r.parquet"
+
+    rows = list(table.read(write([" x", " y"]), "prompt", "answer"))
+    assert [(row.text, row.answer, row.row) for row in rows] == [('a, "b"', " x", 1), ("c\nd", " y", 2)]
+    for answers in ([" x", None], [1.0, float("nan")]):
+        with pytest.raises(BadData, match=r"r\.parquet, row [12], column answer: the cell is (missing|no text)"):
+            list(table.read(write(answers), "prompt", "answer"))
+    with pytest.raises(BadData, match=r"r\.parquet, row 1, column reply: there is no such column"):
+        list(table.read(write([" x", " y"]), "prompt", "reply"))
+    (tmp_path / "r.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(BadData, match=r"r\.parquet, row 1: broken Parquet"):
+        list(table.read(tmp_path / "r.parquet", "prompt", "answer"))
+
+
+def test_a_hub_file_is_taken_from_its_cache_and_one_that_is_not_there_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    folder = tmp_path / "datasets--softmux--rows"
+    revision = "0" * 40
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(revision)
+    (folder / "snapshots" / revision).mkdir(parents=True)
+    (folder / "snapshots" / revision / "train.csv").write_text("prompt,answer\na, x\nb, y\n")
+    data = Data(source="hub", hub="softmux/rows", path=Path("train.csv"))
+    assert [row.answer for row in sources.load(data, tmp_path, labels=["x", "y"])] == [" x", " y"]
+    with pytest.raises(FetchFailed, match=r"none\.csv of the data set softmux/rows can't be had from the hub"):
+        sources.load(data.model_copy(update={"path": Path("none.csv")}), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "labels", "said"),
+    [
+        ("a, x\nb, z\n", ["x", "y"], r"row 2, column answer: the answer is ' z', and the recipe's labels are x, y"),
+        ("a, x\nb, x\n", ["x", "y"], r"r\.csv: every row's answer is ' x'; two are needed"),
+        ("a, x\na, y\n", ["x", "y"], r"row 2, column answer: this text's answer is ' y', but row 1"),
+        ("", None, r"there are no rows"),
+        ("a, x\n ,y\n", None, r"row 2, column text: the cell is empty"),
+        (f"{'a' * (1 << 20)}b, x\n", None, r"row 1, column text: the cell is larger than 1 MiB"),
+    ],
+)
+def test_rows_that_can_not_be_learned_from_are_named(
+    tmp_path: Path, rows: str, labels: list[str] | None, said: str
+) -> None:
+    (tmp_path / "r.csv").write_text(f"prompt,answer\n{rows}")
+    with pytest.raises(BadData, match=said):
+        sources.load(Data(source="file", path=Path("r.csv")), tmp_path, labels=labels)

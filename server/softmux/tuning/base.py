@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,3 +84,14 @@ def as_base(model: Any, tokenizer: Any, label: str) -> Base:
         stops = tokenizer.eos_token_id
     eos_ids = tuple(stops) if isinstance(stops, list | tuple) else (int(stops),)
     return Base(model, tokenizer, label, next(model.parameters()).device, eos_ids)
+
+
+@contextmanager
+def tensor_cores() -> Iterator[None]:
+    """On CUDA lets float32 products round their operands (TF32) while training; measuring stays in full float32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

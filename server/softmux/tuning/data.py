@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from softmux.errors import InvalidRequest
@@ -47,6 +47,20 @@ def decode(data: bytes, file: str) -> str:
     except UnicodeDecodeError as error:
         row = data[: error.start].count(b"\n") + 1
         raise BadData(f"byte {error.start} is not UTF-8; save the file as UTF-8", file=file, row=row) from error
+
+
+def known(examples: Iterable[Example], labels: Collection[str], column: str) -> Iterator[Example]:
+    """The rows, each of whose answers must be one of `labels`, but for spaces around it. Raises `BadData`."""
+    words = {label.strip() for label in labels}
+    for example in examples:
+        if example.answer.strip() not in words and example.answer.strip():
+            raise BadData(
+                f"the answer is {example.answer[:80]!r}, and the recipe's labels are {', '.join(sorted(words))}",
+                file=example.file,
+                row=example.row,
+                column=column,
+            )
+        yield example
 
 
 def checked(examples: Iterable[Example], *, classes: bool) -> list[Example]:

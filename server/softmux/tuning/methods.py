@@ -9,7 +9,7 @@ LoRA            updates of low rank to linear modules; alone, or trained togethe
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
+from softmux.errors import InvalidRequest
 from softmux.formats.layout import Layout
 from softmux.formats.template import Template
 from softmux.tuning.base import Base
+from softmux.tuning.cohort import Start
 from softmux.tuning.recipe import Lora, LoraPrefixTuning, PrefixTuning, PromptTuning, PTuning
 from softmux.tuning.rows import IGNORE, Batch, Row, collate
 from softmux.types import Method
@@ -33,6 +35,7 @@ try:
         PromptTuningConfig,
         get_peft_model,
     )
+    from peft.tuners.lora import LoraLayer
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("Tuning is built on PEFT: pip install 'softmux[tune]'.", name=error.name) from error
 
@@ -128,6 +131,46 @@ def begin(recipe: SoftRecipe | Lora, base: Base) -> Learned:
     for parameter in learned.parameters():  # the second of a pair has frozen the first
         parameter.requires_grad_(True)
     return learned
+
+
+def start_of(learned: Learned) -> Start:
+    """Its numbers as they are, for `many.Trainer`. A LoRA's stay those of the layers that PEFT has put in: copy before
+    they are taken out."""
+    layers = dict(_low_rank_layers(learned))
+    scalings = {float(layer.scaling[_ADAPTER]) for layer in layers.values()}
+    if len(scalings) > 1:
+        raise InvalidRequest("A LoRA is tuned with one rank and one alpha for all its modules.", param="method")
+    pairs = {
+        name: (layer.lora_A[_ADAPTER].weight.detach().clone(), layer.lora_B[_ADAPTER].weight.detach().clone())
+        for name, layer in layers.items()
+    }
+    return Start(learned.soft, learned.layout.virtual_tokens, learned.prefix > 0, pairs, next(iter(scalings), 1.0))
+
+
+@torch.no_grad()
+def put(learned: Learned, values: Mapping[str, torch.Tensor]) -> None:
+    """Writes what was learned, by `Start`'s names, into PEFT's modules."""
+    if learned.soft is not None:
+        for name, parameter in learned.soft.named_parameters():
+            parameter.copy_(values[f"soft.{name}"])
+    for name, layer in _low_rank_layers(learned):
+        layer.lora_A[_ADAPTER].weight.copy_(values[f"a.{name}"])
+        layer.lora_B[_ADAPTER].weight.copy_(values[f"b.{name}"])
+
+
+def take_out(learned: Learned) -> None:
+    """Gives the base back as it was: without the LoRA's layers, if it has any."""
+    low_rank = learned.peft if learned.soft is None else learned.lora
+    if low_rank is not None:
+        low_rank.unload()
+    learned.base.model.requires_grad_(False)
+
+
+def _low_rank_layers(learned: Learned) -> Iterator[tuple[str, Any]]:
+    if learned.soft is None or learned.lora is not None:
+        for name, module in learned.base.model.named_modules():
+            if isinstance(module, LoraLayer):
+                yield name, module
 
 
 def _peft(base: Base, config: PeftConfig) -> Any:

@@ -23,7 +23,7 @@ DEMO_BASE = "demo"
 TASK_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
 SourceName = Literal[
-    "movie-sentiment", "text-source", "person-or-company", "capital", "address", "address-tags", "file"
+    "movie-sentiment", "text-source", "person-or-company", "capital", "address", "address-tags", "file", "hub"
 ]
 Metric = Literal["exact", "starts_with", "json_fields", "accuracy", "token_f1"]
 _OF_HEADS: dict[str, Metric] = {"sequence": "accuracy", "token": "token_f1"}
@@ -34,12 +34,17 @@ class _Closed(BaseModel):
 
 
 class Data(_Closed):
-    """`source` is a shipped one, or `file`: a CSV or JSONL file at `path` (relative to the recipe) with two columns."""
+    """`source` is a shipped one, `file`: a CSV, JSONL or Parquet file at `path` (relative to the recipe) with two
+    columns, or `hub`: such a file in the data set `hub` of the Hugging Face hub."""
 
     source: SourceName
     path: Path | None = None
+    hub: str | None = None
+    """The data set's id, `owner/name`."""
     prompt: str = "prompt"
+    """The column of what a user sends."""
     answer: str = "answer"
+    """The column of what should come back, its leading space included; of a head, the label."""
     max_tokens: Annotated[int, Field(ge=1)] = 512
     """A training row longer than this, answer included, is left out and counted; test rows never are."""
 
@@ -48,8 +53,10 @@ class Data(_Closed):
 
     @model_validator(mode="after")
     def _path_for_a_file(self) -> Data:
-        if (self.source == "file") != (self.path is not None):
-            raise ValueError('path goes with source = "file", and only with it')
+        if (self.source in ("file", "hub")) != (self.path is not None):
+            raise ValueError('path goes with source = "file" or "hub", and only with them')
+        if (self.source == "hub") != (self.hub is not None):
+            raise ValueError('hub goes with source = "hub", and only with it')
         return self
 
 
@@ -153,8 +160,13 @@ class Train(_Closed):
     """Draw each answer equally often, whatever its share of the rows. For a task with few, fixed answers."""
     like_lengths: bool = False
     """Batches of rows of like length: less padding, so less to compute."""
-    bfloat16: bool = False
-    """Multiply in bfloat16 while training, for CPUs and GPUs that are faster so. Measuring stays in float32."""
+    bfloat16: bool | None = None
+    """Multiply in bfloat16 while training; measuring on held-out rows stays in float32. By default on a GPU, where a
+    task generates; tasks with a head train in float32 unless this says otherwise."""
+    dampening: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """What the input's own tokens weigh in the loss, where an answer's weigh 1. 0: the answer alone is learned."""
+    noise: Annotated[float, Field(ge=0)] = 0.0
+    """Uniform noise on the input's embeddings (NEFTune, arXiv 2310.05914), of size noise / sqrt(tokens · width)."""
 
 
 class Evaluate(_Closed):

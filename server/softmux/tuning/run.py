@@ -1,33 +1,50 @@
-"""`softmux tune`: from a recipe to an adapter's folder.
+"""`softmux tune`: from recipes to adapters' folders.
 
-read the recipe → load the rows → split → lay out → train → measure on the held-out rows → write the folder
+read the recipes → load the rows → split → lay out → train, all tasks of a base at once → measure on the held-out rows
+→ write the folders
 """
 
 from __future__ import annotations
 
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 
+from softmux.errors import InvalidRequest, SoftmuxError
 from softmux.tuning import sources
 from softmux.tuning.base import Base, load_base
+from softmux.tuning.board import Board, shown
 from softmux.tuning.data import BadData, Example
 from softmux.tuning.evaluate import Figures, evaluate, score_labels
 from softmux.tuning.heads import HeadBase, begin_full, begin_prefix, encode_row, labels_of, load_head_base
-from softmux.tuning.methods import Learned, begin
+from softmux.tuning.many import Finished, Job
+from softmux.tuning.methods import Learned, begin, put, start_of, take_out
 from softmux.tuning.probe import probe, probe_parameters
 from softmux.tuning.recipe import PTuningV2, Recipe, read_recipe
 from softmux.tuning.rows import Row, encode
 from softmux.tuning.split import Split, split
+from softmux.tuning.together import Together, precision, train_together
 from softmux.tuning.trainer import Progress, train
-from softmux.tuning.write import Report, Saved, write_folder
+from softmux.tuning.write import Report, write_folder
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A recipe with its rows, and where its folder goes."""
+
+    path: Path
+    out: Path
+    recipe: Recipe
+    examples: Sequence[Example]
+    parts: Split
+    extra: Sequence[Example]
 
 
 def tune(
@@ -38,6 +55,7 @@ def tune(
     base: Base | HeadBase | None = None,
     cache: Path | None = None,
     console: Console | None = None,
+    together: Together | None = None,
 ) -> Report:
     """Tunes the recipe's task and writes its folder to `out`, by default the recipe's own folder.
 
@@ -45,73 +63,167 @@ def tune(
     Progress goes to `console` (default: stderr). Raises `InvalidRequest` for a bad recipe, `BadData` for bad rows,
     `FetchFailed` where data or base can't be had. Nothing is written unless everything succeeded.
     """
-    console = console or Console(stderr=True)
-    recipe = read_recipe(recipe_path)
-    examples = sources.load(recipe.data, recipe_path.parent, cache)
+    plan = plan_of(recipe_path, out or recipe_path.parent, cache)
+    return _run([plan], device, base, cache, console or Console(stderr=True), together or Together())[0]
+
+
+def tune_all(
+    recipes: Sequence[Path],
+    out: Path | None = None,
+    device: str = "auto",
+    *,
+    cache: Path | None = None,
+    console: Console | None = None,
+    together: Together | None = None,
+) -> list[Report]:
+    """`tune` for several recipes: those of one base are trained at once. Each folder goes into `out` under its task's
+    name, by default beside its recipe. A task whose loss stops being a number is left out, and said when the others
+    are written."""
+    plans = [plan_of(path, path.parent, cache) for path in recipes]
+    if out is not None:
+        plans = [replace(plan, out=out / plan.recipe.task) for plan in plans]
+    for task, count in Counter(plan.recipe.task for plan in plans).items():
+        if count > 1:
+            raise InvalidRequest(f"{count} recipes are of the task {task}: give each its own name.", param="task")
+    return _run(plans, device, None, cache, console or Console(stderr=True), together or Together())
+
+
+def plan_of(path: Path, out: Path, cache: Path | None, recipe: Recipe | None = None) -> Plan:
+    """The recipe at `path`, its rows read, checked and split."""
+    recipe = recipe or read_recipe(path)
+    examples = sources.load(recipe.data, path.parent, cache, _answers(recipe))
     parts = split(examples, recipe.train.validation_rows)
-    extra = sources.load_extra(recipe.data, recipe.train.seed, cache)
-    if isinstance(recipe.method, PTuningV2):
-        assert not isinstance(base, Base)
-        learned, report = _tune_head(
-            recipe, base or load_head_base(recipe, device, cache), examples, parts, extra, console
-        )
-    else:
+    return Plan(path, out, recipe, examples, parts, sources.load_extra(recipe.data, recipe.train.seed, cache))
+
+
+def _answers(recipe: Recipe) -> list[str] | None:
+    """What the rows' answers may be, where the recipe says it."""
+    return list(recipe.labels.values()) if isinstance(recipe.labels, dict) else recipe.labels
+
+
+def _run(
+    plans: Sequence[Plan],
+    device: str,
+    base: Base | HeadBase | None,
+    cache: Path | None,
+    console: Console,
+    together: Together,
+) -> list[Report]:
+    reports: dict[Path, Report] = {}
+    failed = []
+    groups: dict[tuple[str, bool | None], list[Plan]] = {}
+    for plan in plans:
+        if isinstance(plan.recipe.method, PTuningV2):
+            assert not isinstance(base, Base)
+            head_base = base or load_head_base(plan.recipe, device, cache)
+            reports[plan.path] = _tune_head(plan, head_base, console)
+        else:
+            groups.setdefault((plan.recipe.base, plan.recipe.train.bfloat16), []).append(plan)
+    for group in groups.values():
         assert not isinstance(base, HeadBase)
-        learned, report = _tune_words(recipe, base or load_base(recipe, device, cache), examples, parts, extra, console)
-    out = out or recipe_path.parent
-    write_folder(out, recipe_path, learned, report)
-    console.print(", ".join(f"{name} {value:.3f}" for name, value in report.tuned.values.items()), f"→ {out}")
-    return report
+        words_base = base or load_base(group[0].recipe, device, cache)
+        for plan, ended in _tune_words(group, words_base, console, together):
+            if isinstance(ended, Report):
+                reports[plan.path] = ended
+            else:
+                failed.append(f"{plan.recipe.task}: {ended}" if len(plans) > 1 else ended)
+    if failed:
+        raise SoftmuxError(" ".join(failed))
+    return [reports[plan.path] for plan in plans]
+
+
+@dataclass(frozen=True, slots=True)
+class _Laid:
+    """A plan's rows, laid out."""
+
+    plan: Plan
+    rows: list[Row]
+    validation: list[Row]
 
 
 def _tune_words(
-    recipe: Recipe, base: Base, examples: Sequence[Example], parts: Split, extra: Sequence[Example], console: Console
-) -> tuple[Saved, Report]:
-    """A task that generates."""
-    assert not isinstance(recipe.method, PTuningV2)
+    plans: Sequence[Plan], base: Base, console: Console, together: Together
+) -> Iterator[tuple[Plan, Report | str]]:
+    """Tasks that generate, over one base: a report, and its folder written, or why there is none."""
     started = time.monotonic()
-    torch.manual_seed(recipe.train.seed)
-    learned = begin(recipe.method, base)
-    rows = encode_all([*parts.train, *extra], learned, recipe)
-    validation = encode_all(parts.validation, learned, recipe)
-    _announce(console, recipe, len(rows), parts, learned.parameters(), base.label)
-    with _bar(console, recipe.train.steps) as watch:
-        trained = train(learned, rows, validation, recipe.train, watch)
+    laid: dict[str, _Laid] = {}
+    jobs = []
+    for plan in plans:
+        recipe = plan.recipe
+        learned = fresh(recipe, base)
+        rows = encode_all([*plan.parts.train, *plan.extra], learned, recipe)
+        own = laid[recipe.task] = _Laid(plan, rows, encode_all(plan.parts.validation, learned, recipe))
+        _announce(console, recipe, len(rows), plan.parts, learned.parameters(), base.label)
+        jobs.append(Job(recipe.task, start_of(learned), rows, own.validation, recipe.train, learned.prefix))
+        take_out(learned)
+    with shown(console, {job.name: job.how.steps for job in jobs}, together.tensorboard) as board:
+        finished, checkpoint = train_together(
+            base, jobs, precision(base, plans[0].recipe.train), together, board, console
+        )
+    seconds = time.monotonic() - started
     console.print("measuring on the held-out rows")
-    labels = _fixed_answers(examples) if recipe.evaluate.metric == "exact" else []
-    tuned = evaluate(base, learned, parts.test, recipe.evaluate, learned.layout, labels)
-    beside = {}
-    if recipe.evaluate.bare:
-        words = "the same words without learned tokens" if recipe.template else "the bare model"
-        with learned.bare():
-            beside[words] = evaluate(base, None, parts.test, recipe.evaluate, learned.layout, labels)
-    return learned, Report(
-        recipe=recipe,
-        base_label=base.label,
-        trained=trained,
-        tuned=tuned,
-        beside=beside,
-        rows=(len(rows), len(validation), len(parts.test)),
-        lengths=(min(row.prompt_tokens for row in rows), max(row.prompt_tokens for row in rows)),
-        seconds=time.monotonic() - started,
-        device=_device_words(base.device),
-    )
+    for ended in finished:
+        own = laid[ended.name]
+        if ended.error is not None:
+            yield own.plan, ended.error
+            continue
+        report = _measured(own, base, ended, seconds)
+        console.print(
+            *([f"{ended.name}:"] if len(plans) > 1 else []),
+            ", ".join(f"{name} {value:.3f}" for name, value in report.tuned.values.items()),
+            f"→ {own.plan.out}",
+        )
+        yield own.plan, report
+    checkpoint.remove()
 
 
-def _tune_head(
-    recipe: Recipe,
-    base: HeadBase,
-    examples: Sequence[Example],
-    parts: Split,
-    extra: Sequence[Example],
-    console: Console,
-) -> tuple[Saved, Report]:
+def _measured(laid: _Laid, base: Base, ended: Finished, seconds: float) -> Report:
+    """Writes the folder of what was learned, with its figures."""
+    plan, recipe = laid.plan, laid.plan.recipe
+    measuring = time.monotonic()
+    learned = fresh(recipe, base)
+    try:
+        put(learned, ended.values)
+        learned.train(False)
+        labels = _fixed_answers(plan.examples) if recipe.evaluate.metric == "exact" else []
+        tuned = evaluate(base, learned, plan.parts.test, recipe.evaluate, learned.layout, labels)
+        beside = {}
+        if recipe.evaluate.bare:
+            words = "the same words without learned tokens" if recipe.template else "the bare model"
+            with learned.bare():
+                beside[words] = evaluate(base, None, plan.parts.test, recipe.evaluate, learned.layout, labels)
+        report = Report(
+            recipe=recipe,
+            base_label=base.label,
+            trained=ended.trained,
+            tuned=tuned,
+            beside=beside,
+            rows=(len(laid.rows), len(laid.validation), len(plan.parts.test)),
+            lengths=(min(row.prompt_tokens for row in laid.rows), max(row.prompt_tokens for row in laid.rows)),
+            seconds=seconds + time.monotonic() - measuring,
+            device=_device_words(base.device),
+        )
+        write_folder(plan.out, plan.path, learned, report)
+    finally:
+        take_out(learned)
+    return report
+
+
+def fresh(recipe: Recipe, base: Base) -> Learned:
+    """The numbers a recipe begins with, by its seed."""
+    assert not isinstance(recipe.method, PTuningV2)
+    torch.manual_seed(recipe.train.seed)
+    return begin(recipe.method, base)
+
+
+def _tune_head(plan: Plan, base: HeadBase, console: Console) -> Report:
     """A task with a head: the learned prefix, and beside it what the recipe asks to compare it with."""
+    recipe, parts = plan.recipe, plan.parts
     assert isinstance(recipe.method, PTuningV2)
-    head, labels = recipe.method.head, labels_of(recipe, examples)
+    head, labels = recipe.method.head, labels_of(recipe, plan.examples)
     real, made, validation, test = (
         [encode_row(example, base, head, labels) for example in some]
-        for some in (parts.train, extra, parts.validation, parts.test)
+        for some in (parts.train, plan.extra, parts.validation, parts.test)
     )
     rows = [row for row in (*real, *made) if row.length <= recipe.data.max_tokens]
     meant = [row.targets if head == "sequence" else [row.targets[word] for word in row.words] for row in test]
@@ -123,7 +235,7 @@ def _tune_head(
     torch.manual_seed(recipe.train.seed)
     learned = begin_prefix(recipe.method, base, len(labels))
     _announce(console, recipe, len(rows), parts, learned.parameters(), base.label)
-    with _bar(console, recipe.train.steps) as watch:
+    with _bar(console, recipe.task, recipe.train.steps) as watch:
         trained = train(learned, rows, validation, recipe.train, watch)
     seconds = time.monotonic() - started
     tuned = figures(learned.predict(test), _count(learned.parameters()))
@@ -137,10 +249,10 @@ def _tune_head(
         console.print("training the whole encoder")
         torch.manual_seed(recipe.evaluate.full.seed)
         full = begin_full(base, head, len(labels))
-        with _bar(console, recipe.evaluate.full.steps) as watch:
+        with _bar(console, "whole encoder", recipe.evaluate.full.steps) as watch:
             train(full, rows, validation, recipe.evaluate.full, watch)
         beside["full fine-tuning"] = figures(full.predict(test), _count(full.parameters()))
-    return learned, Report(
+    report = Report(
         recipe=recipe,
         base_label=base.label,
         trained=trained,
@@ -153,6 +265,9 @@ def _tune_head(
         labels=labels,
         base_fingerprint=base.fingerprint,
     )
+    write_folder(plan.out, plan.path, learned, report)
+    console.print(", ".join(f"{name} {value:.3f}" for name, value in report.tuned.values.items()), f"→ {plan.out}")
+    return report
 
 
 def _announce(
@@ -187,20 +302,10 @@ def _fixed_answers(examples: Sequence[Example]) -> list[str]:
 
 
 @contextmanager
-def _bar(console: Console, steps: int) -> Iterator[Callable[[Progress], None]]:
-    """A progress bar with the running loss; it shows on a terminal alone."""
-    columns = (TextColumn("step {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"))
-    with Bar(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("loss …", total=steps)
-        mean: float | None = None
-
-        def watch(progress: Progress) -> None:
-            nonlocal mean
-            mean = progress.loss if mean is None else 0.95 * mean + 0.05 * progress.loss
-            held = "" if progress.validation is None else f" · validation {progress.validation:.4f}"
-            bar.update(task, completed=progress.step, description=f"loss {mean:.4f}{held}")
-
-        yield watch
+def _bar(console: Console, name: str, steps: int) -> Iterator[Callable[[Progress], None]]:
+    board: Board
+    with shown(console, {name: steps}) as board:
+        yield lambda progress: board.see(name, progress)
 
 
 def _device_words(device: torch.device) -> str:

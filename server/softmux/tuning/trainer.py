@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import torch
 
 from softmux.errors import SoftmuxError
+from softmux.tuning.base import tensor_cores
 from softmux.tuning.recipe import Train
 
 VALIDATION_BATCH = 64
@@ -86,9 +86,9 @@ def train(
     best_step, best_loss = 0, math.inf
     best = _values(learned)
     learned.train(True)
-    with _tensor_cores():
+    with tensor_cores():
         for step in range(1, how.steps + 1):
-            with torch.autocast(learned.device.type, torch.bfloat16, enabled=how.bfloat16):
+            with torch.autocast(learned.device.type, torch.bfloat16, enabled=bool(how.bfloat16)):
                 loss = learned.losses(next(draws)).mean()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(learned.parameters(), how.clip_norm)
@@ -165,14 +165,3 @@ def mean_loss(learned: Learner[R], rows: Sequence[R]) -> float:
 
 def _values(learned: Learner[R]) -> list[torch.Tensor]:
     return [parameter.detach().clone() for parameter in learned.parameters()]
-
-
-@contextmanager
-def _tensor_cores() -> Iterator[None]:
-    """On CUDA lets float32 products round their operands (TF32) while training; measuring stays in full float32."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

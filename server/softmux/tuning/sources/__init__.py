@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from softmux.errors import InvalidRequest
-from softmux.tuning.data import Example, checked
+from softmux.tuning.data import Example, checked, known
 from softmux.tuning.fetch import Archive, fetch
 from softmux.tuning.recipe import Data, SourceName
 from softmux.tuning.sources import addresses, countries, hutto, names, table
@@ -39,10 +39,13 @@ SOURCES: dict[SourceName, Source] = {
 }
 
 
-def load(data: Data, folder: Path, cache: Path | None = None) -> list[Example]:
-    """The checked rows of a recipe's `data`; `folder` is the recipe's own. Raises `BadData`, `FetchFailed`."""
-    if data.path is not None:
-        return checked(table.read(folder / data.path, data.prompt, data.answer), classes=False)
+def load(data: Data, folder: Path, cache: Path | None = None, labels: Collection[str] | None = None) -> list[Example]:
+    """The checked rows of a recipe's `data`; `folder` is the recipe's own, `labels` the answers that a user's own rows
+    may have. Raises `BadData`, `FetchFailed`."""
+    if data.source in ("file", "hub"):
+        path = table.hub_file(data.hub, str(data.path)) if data.hub else folder / str(data.path)
+        rows = table.read(path, data.prompt, data.answer)
+        return checked(rows if labels is None else known(rows, labels, data.answer), classes=labels is not None)
     source = SOURCES[data.source]
     return checked(source.load(fetch(source.archive, cache)), classes=source.classes)
 
@@ -60,7 +63,8 @@ def load_extra(data: Data, seed: int, cache: Path | None = None) -> list[Example
 def about(data: Data) -> str:
     """One sentence on where the rows come from."""
     if data.path is not None:
-        return f"`{data.path.name}`, columns `{data.prompt}` and `{data.answer}`."
+        where = f" of `{data.hub}`" if data.hub else ""
+        return f"`{data.path.name}`{where}, columns `{data.prompt}` and `{data.answer}`."
     extra = (
         f" {data.extra_rows} more rows to train on are recombined from the rows to train." if data.extra_rows else ""
     )

@@ -1,14 +1,16 @@
-"""A user's own rows: a CSV file with a header line, or a JSONL file of objects; two of the columns are used."""
+"""A user's own rows: a CSV file with a header line, a JSONL file of objects or a Parquet file; two columns are used."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 from softmux.tuning.data import BadData, Example, decode
+from softmux.tuning.fetch import FetchFailed
 
 MAX_CELL = 1 << 24
 
@@ -17,8 +19,11 @@ def read(path: Path, prompt: str, answer: str) -> Iterator[Example]:
     """The rows of `path`, counted from 1 without the header. Raises `BadData` naming file, row and column."""
     if not path.is_file():
         raise BadData("there is no such file", file=str(path))
-    text = decode(path.read_bytes(), path.name)
-    rows = _jsonl(text, path.name) if path.suffix.lower() in {".jsonl", ".ndjson"} else _csv(text, path.name)
+    if path.suffix.lower() == ".parquet":
+        rows = _parquet(path)
+    else:
+        text = decode(path.read_bytes(), path.name)
+        rows = _jsonl(text, path.name) if path.suffix.lower() in {".jsonl", ".ndjson"} else _csv(text, path.name)
     for row, cells in rows:
         for column in (prompt, answer):
             if column not in cells:
@@ -26,8 +31,43 @@ def read(path: Path, prompt: str, answer: str) -> Iterator[Example]:
                     f"there is no such column; there are: {', '.join(cells)}", file=path.name, row=row, column=column
                 )
             if not isinstance(cells[column], str):
-                raise BadData("the cell is no text", file=path.name, row=row, column=column)
+                raise BadData(_no_text(cells[column]), file=path.name, row=row, column=column)
         yield Example(str(cells[prompt]), str(cells[answer]), path.name, row)
+
+
+def hub_file(data_set: str, path: str) -> Path:
+    """A file of a data set of the hub, as `huggingface_hub` keeps it. Raises `FetchFailed`."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(data_set, path, repo_type="dataset"))
+    except Exception as error:
+        raise FetchFailed(
+            f"{path} of the data set {data_set} can't be had from the hub ({error}). Check both names, and that the "
+            'hub can be reached; or fetch the file yourself and use source = "file".'
+        ) from error
+
+
+def _no_text(cell: object) -> str:
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return "the cell is missing (null or NaN); fill it or leave the row out"
+    return f"the cell is no text but {type(cell).__name__}"
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ModuleNotFoundError as error:
+        raise BadData("Parquet needs a package: pip install 'softmux[parquet]'", file=path.name) from error
+    row = 0
+    try:
+        for batch in ParquetFile(path).iter_batches(batch_size=1024):
+            for cells in batch.to_pylist():
+                row += 1
+                yield row, cells
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
+        raise BadData(f"broken Parquet ({error})", file=path.name, row=row + 1) from error
 
 
 def _csv(text: str, file: str) -> Iterator[tuple[int, dict[str, object]]]:

@@ -1,0 +1,177 @@
+"""Tasks that learn numbers of the same shapes, stacked: one tensor a parameter, `[tasks, …]`.
+
+What makes their vectors, and their optimiser, run for all of them in the same few operations. Nothing is summed over
+tasks, so each goes the way that it would go alone. A task joins at the end and leaves from anywhere; what is behind it
+moves up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call, vmap
+
+from softmux.tuning.low_rank import LowRank
+
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a task begins with. `soft` makes `outputs` vectors, or a prefix's keys and values, from their numbers; its
+    values are the start's. `low_rank`: by module, (a, b) of a LoRA of this `scaling`."""
+
+    soft: nn.Module | None
+    outputs: int
+    is_prefix: bool
+    low_rank: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    scaling: float = 1.0
+
+    def values(self) -> dict[str, torch.Tensor]:
+        """Every number that is learned, by name, in the order that `methods.Learned.parameters` has."""
+        found = {} if self.soft is None else {f"soft.{name}": p.detach() for name, p in self.soft.named_parameters()}
+        for name, (a, b) in self.low_rank.items():
+            found |= {f"a.{name}": a.detach(), f"b.{name}": b.detach()}
+        return found
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """Equal for starts that can be stacked."""
+        soft = None if self.soft is None else f"{self.soft}"
+        return (soft, self.is_prefix, self.scaling, *((name, tuple(v.shape)) for name, v in self.values().items()))
+
+
+@dataclass(slots=True)
+class Adam:
+    """One task's optimiser, or, as `Cohort` holds it, that of each of several: how many steps it has made."""
+
+    first: list[torch.Tensor]
+    second: list[torch.Tensor]
+    steps: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """How a member is updated in a step."""
+
+    learning_rate: float
+    weight_decay: float
+    clip_norm: float
+
+
+class Cohort:
+    """`values[i]` is the i-th parameter of every member, and `names[i]` its name."""
+
+    def __init__(self, start: Start, device: torch.device) -> None:
+        self._soft = start.soft
+        self.outputs, self.is_prefix, self._scaling = start.outputs, start.is_prefix, start.scaling
+        self.names = list(start.values())
+        self.values = [
+            torch.empty((0, *value.shape), dtype=torch.float32, device=device) for value in start.values().values()
+        ]
+        self.adam = Adam([v.clone() for v in self.values], [v.clone() for v in self.values], [])
+        self.device = device
+
+    @property
+    def size(self) -> int:
+        return len(self.adam.steps)
+
+    @property
+    def has_low_rank(self) -> bool:
+        return any(name.startswith("a.") for name in self.names)
+
+    def add(self, values: Sequence[torch.Tensor], adam: Adam | None = None) -> int:
+        """Joins a task with these values; its index. Without `adam` it has made no step."""
+        values = [value.to(self.device, torch.float32) for value in values]
+        zeros = [torch.zeros_like(value) for value in values]
+        first, second = (zeros, zeros) if adam is None else (adam.first, adam.second)
+        self.values = _joined(self.values, values)
+        self.adam = Adam(
+            _joined(self.adam.first, [x.to(self.device) for x in first]),
+            _joined(self.adam.second, [x.to(self.device) for x in second]),
+            [*self.adam.steps, 0 if adam is None else adam.steps[0]],
+        )
+        return self.size - 1
+
+    def remove(self, index: int) -> None:
+        kept = torch.tensor([i for i in range(self.size) if i != index], device=self.device, dtype=torch.int64)
+        self.values = [value.detach().index_select(0, kept) for value in self.values]
+        self.adam = Adam(
+            [x.index_select(0, kept) for x in self.adam.first],
+            [x.index_select(0, kept) for x in self.adam.second],
+            [step for i, step in enumerate(self.adam.steps) if i != index],
+        )
+
+    def member(self, index: int) -> list[torch.Tensor]:
+        """A copy of one task's values."""
+        return [value[index].detach().clone() for value in self.values]
+
+    def member_adam(self, index: int) -> Adam:
+        return Adam(
+            [x[index].clone() for x in self.adam.first],
+            [x[index].clone() for x in self.adam.second],
+            [self.adam.steps[index]],
+        )
+
+    def leaves(self) -> list[torch.Tensor]:
+        """The stacked parameters, with gradients wanted."""
+        self.values = [value.detach().requires_grad_() for value in self.values]
+        return self.values
+
+    def made(self) -> torch.Tensor | None:
+        """`[members, outputs, width]`: the vectors, or prefixes, of every member."""
+        if self._soft is None:
+            return None
+        own = {name.removeprefix("soft."): v for name, v in zip(self.names, self.values, strict=True) if name[0] == "s"}
+        which = torch.arange(self.outputs, device=self.device)
+        soft = self._soft
+
+        def make(parameters: dict[str, torch.Tensor]) -> torch.Tensor:
+            out: torch.Tensor = functional_call(soft, parameters, (which,))
+            return out
+
+        if any(isinstance(module, nn.LSTM) for module in soft.modules()):  # has no batched form over weights
+            apart = {name: value.unbind(0) for name, value in own.items()}
+            return torch.stack([make({name: values[i] for name, values in apart.items()}) for i in range(self.size)])
+        batched: Callable[..., torch.Tensor] = vmap(make)
+        return batched(own)
+
+    def low_rank(self) -> LowRank:
+        by_name = dict(zip(self.names, self.values, strict=True))
+        modules = [name.removeprefix("a.") for name in self.names if name.startswith("a.")]
+        return LowRank({name: (by_name[f"a.{name}"], by_name[f"b.{name}"]) for name in modules}, self._scaling)
+
+    @torch.no_grad()
+    def update(self, rates: Sequence[Rates]) -> None:
+        """A step of AdamW for every member by its own gradient, clipped to its own norm, at its own rate."""
+        gradients = [torch.zeros_like(v) if v.grad is None else v.grad for v in self.values]
+        self.adam.steps = [step + 1 for step in self.adam.steps]
+        squares = torch.stack([g.flatten(1).square().sum(1) for g in gradients])
+        limit = self._each([rate.clip_norm for rate in rates])
+        scale = (limit / (squares.sum(0).sqrt() + 1e-6)).clamp(max=1.0)
+        first_correction = [1 - BETAS[0] ** step for step in self.adam.steps]
+        second_correction = self._each([(1 - BETAS[1] ** step) ** 0.5 for step in self.adam.steps])
+        shrink = self._each([1 - rate.learning_rate * rate.weight_decay for rate in rates])
+        size = self._each([rate.learning_rate / c for rate, c in zip(rates, first_correction, strict=True)])
+        for value, gradient, first, second in zip(
+            self.values, gradients, self.adam.first, self.adam.second, strict=True
+        ):
+            shape = (-1, *(1,) * (value.dim() - 1))
+            gradient = gradient * scale.view(shape)
+            first.lerp_(gradient, 1 - BETAS[0])
+            second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
+            steady = second.sqrt().div_(second_correction.view(shape)).add_(EPSILON)
+            value.mul_(shrink.view(shape)).sub_(first / steady * size.view(shape))
+            value.grad = None
+
+    def _each(self, numbers: Sequence[float]) -> torch.Tensor:
+        return torch.tensor(numbers, dtype=torch.float32, device=self.device)
+
+
+def _joined(stacked: Sequence[torch.Tensor], own: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return [torch.cat([many.detach(), one[None]]) for many, one in zip(stacked, own, strict=True)]

@@ -1,0 +1,194 @@
+"""The frozen module, run with gradients over packed rows of many tasks."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, embedding
+from torch.utils.checkpoint import checkpoint
+from transformers import AttentionInterface
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from softmux.errors import InvalidRequest
+from softmux.tuning.attention import PaddedAttention, RowAttention, best_attention
+from softmux.tuning.low_rank import LowRank
+from softmux.tuning.packing import Packed
+
+_names = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """What a step's tasks have learned. `vectors [V, hidden]`; `prefixes [P, 2 · layers · kv_heads · head_dim]`,
+    layer by layer keys, then values; `low_rank` the LoRAs, by
+    cohort. All in float32; None, or empty, where no task has any."""
+
+    vectors: torch.Tensor | None = None
+    prefixes: torch.Tensor | None = None
+    low_rank: dict[int, LowRank] | None = None
+
+
+class FrozenBase:
+    """A causal language model whose weights never get a gradient: only what flows into it does.
+
+    `running()` lends it this object's attention and gives it back as it was.
+    """
+
+    def __init__(self, model: Any, *, attention: RowAttention | None = None, checkpointing: bool = False) -> None:
+        self.model = model.requires_grad_(False).eval()
+        config = model.config.get_text_config()
+        weight = model.get_input_embeddings().weight
+        self.device: torch.device = weight.device
+        self.dtype: torch.dtype = weight.dtype
+        self.layers = int(config.num_hidden_layers)
+        self.checkpointing = checkpointing
+        softcap = bool(getattr(config, "attn_logit_softcapping", None))
+        head_dim = int(getattr(config, "head_dim", 0) or config.hidden_size // config.num_attention_heads)
+        self.attention = attention or best_attention(self.device, self.dtype, softcap, head_dim)
+        self._name = f"softmux_tuning_{next(_names)}"
+        self._packed: Packed | None = None
+        self._prefixes: tuple[torch.Tensor, ...] = ()
+        AttentionInterface.register(self._name, self._attend)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        before = self.model.config._attn_implementation
+        self.model.set_attn_implementation(self._name)
+        restore = self._checkpointed() if self.checkpointing else []
+        try:
+            yield
+        finally:
+            self.model.set_attn_implementation(before)
+            for layer in restore:
+                del layer.forward
+
+    def losses(self, packed: Packed, tables: Tables, noise: torch.Tensor | None = None) -> torch.Tensor:
+        """`[targets]`, the cross-entropy of each target in float32. Within `running()`. `noise [tokens, hidden]` is
+        added to the input's embeddings."""
+        embeddings = self.model.get_input_embeddings()(packed.tokens)
+        if noise is not None:
+            embeddings = embeddings + noise.to(embeddings.dtype)
+        if tables.vectors is not None and len(packed.vector_at):
+            vectors = embedding(packed.vector_from, tables.vectors).to(embeddings.dtype)
+            embeddings = embeddings.index_copy(0, packed.vector_at, vectors)
+        self._packed = packed
+        self._prefixes = ()
+        if packed.prefix_from is not None:
+            assert tables.prefixes is not None
+            by_layer = tables.prefixes.view(len(tables.prefixes), 2 * self.layers, -1)
+            self._prefixes = by_layer.transpose(0, 1).contiguous().unbind(0)
+        self.attention.begin(packed)
+        hooks = [
+            hook for rows in packed.low_rank for hook in (tables.low_rank or {})[rows.cohort].attach(self.model, rows)
+        ]
+        try:
+            logits = self.model(
+                inputs_embeds=embeddings[None],
+                position_ids=packed.positions[None],
+                attention_mask=None,
+                use_cache=False,
+                logits_to_keep=packed.wanted,
+            ).logits[0]
+        finally:
+            self._hooks = hooks
+            if not (self.checkpointing and torch.is_grad_enabled()):
+                self.detach()
+        return cross_entropy(logits.float(), packed.targets, reduction="none")
+
+    def detach(self) -> None:
+        """Takes the step's LoRAs off; after the backward where that runs layers again."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def _attend(
+        self,
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        **_: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """transformers' attention interface: `[1, heads, tokens, head_dim]` in, `[1, tokens, heads, head_dim]` out."""
+        assert self._packed is not None
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        if self._packed.prefix_from is not None:
+            layer: Any = module.layer_idx
+            k, v = (
+                self._with_prefix(x, table)
+                for x, table in zip((k, v), self._prefixes[2 * layer : 2 * layer + 2], strict=True)
+            )
+        out = self.attention.attend(
+            q,
+            k,
+            v,
+            scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+            window=sliding_window,
+            softcap=softcap,
+        )
+        return out[None], None
+
+    def _with_prefix(self, own: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        assert self._packed is not None
+        assert self._packed.prefix_from is not None
+        assert self._packed.kv_order is not None
+        before = embedding(self._packed.prefix_from, table).to(own.dtype).view(-1, *own.shape[1:])
+        return torch.cat([own, before]).index_select(0, self._packed.kv_order)
+
+    def _checkpointed(self) -> list[Any]:
+        """Layers keep their input alone, and are run again in the backward."""
+        layers = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        for layer in layers:
+            layer.forward = _again(layer.forward)
+        return layers
+
+
+def _again(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*given: Any, **named: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*given, **named)
+        return checkpoint(forward, *given, use_reentrant=False, **named)
+
+    return run
+
+
+def prove(frozen: FrozenBase, vocab_size: int) -> None:
+    """Two packed rows against the module's own attention, one row at a time. Raises `InvalidRequest` where they differ
+    by more than rounding: such a base can't be trained on packed."""
+    from softmux.tuning.packing import Place, pack, prepare
+    from softmux.tuning.rows import Row
+
+    rows = [Row(tuple((7 * i + 3) % vocab_size for i in range(n)), tuple(range(1, 6))) for n in (9, 4)]
+    prepared = [prepare(row, 0, 1.0) for row in rows]
+    with torch.no_grad():
+        with frozen.running():
+            packed = frozen.losses(pack([(row, Place(0)) for row in prepared], frozen.device), Tables())
+        alone = []
+        for row in prepared:
+            ids = torch.from_numpy(row.ids).to(frozen.device)
+            logits = frozen.model(input_ids=ids[None], use_cache=False).logits[0, :-1].float()
+            alone.append(cross_entropy(logits, ids[1:], reduction="none"))
+    expected = torch.cat(alone)
+    allowed = 1e-3 if frozen.dtype == torch.float32 else 0.08
+    if not torch.allclose(packed, expected, rtol=allowed, atol=allowed):
+        raise InvalidRequest(
+            f"{type(frozen.model).__name__} gives other values for packed rows than for rows alone "
+            f"(by up to {float((packed - expected).abs().max()):.2g}): softmux can't tune on it.",
+            param="base",
+        )
+
+
+def padded_base(model: Any) -> FrozenBase:
+    """With the attention that runs anywhere."""
+    return FrozenBase(model, attention=PaddedAttention())

@@ -1,0 +1,325 @@
+"""Many tasks trained at once over one frozen base.
+
+`step` is the story: every task that is in draws its next rows; all rows are packed and go through the base together;
+each task's numbers are updated by its own gradient; those that are due are validated; those that are done leave, and
+the next ones come in. What becomes of a task does not depend on its neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from softmux.errors import SoftmuxError
+from softmux.tuning.cohort import Adam, Cohort, Rates, Start
+from softmux.tuning.frozen import FrozenBase, Tables
+from softmux.tuning.packing import Packed, Place, Placed, Prepared, pack, packs, prepare
+from softmux.tuning.recipe import Train
+from softmux.tuning.rows import Row
+from softmux.tuning.trainer import Progress, Trained, batches, rate
+
+CPU_TOKENS = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A task to train: where it starts, what it learns from, how. `prefix`: how many leading ids of its rows are keys
+    and values. Names are unique within a trainer."""
+
+    name: str
+    start: Start
+    rows: Sequence[Row]
+    validation: Sequence[Row]
+    how: Train
+    prefix: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A job that has left: `values` are its best step's. Or `error` says why it can't be learned so."""
+
+    name: str
+    trained: Trained
+    values: dict[str, torch.Tensor]
+    error: str | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Active:
+    """A job that is in: what it has seen so far, and where its numbers are."""
+
+    job: Job
+    cohort: Cohort
+    draws: Iterator[list[Row]]
+    prepared: dict[int, Prepared]
+    validation: list[Prepared]
+    best: list[torch.Tensor]
+    losses: list[float] = field(default_factory=list)
+    validations: list[tuple[int, float]] = field(default_factory=list)
+    best_step: int = 0
+    best_loss: float = math.inf
+
+    @property
+    def step(self) -> int:
+        return len(self.losses)
+
+    @property
+    def due(self) -> bool:
+        how = self.job.how
+        return self.step % how.validate_every == 0 or self.step == how.steps
+
+    @property
+    def done(self) -> bool:
+        how = self.job.how
+        stale = sum(at > self.best_step for at, _ in self.validations)
+        return self.step >= how.steps or stale >= how.patience
+
+    def next_rows(self) -> list[Prepared]:
+        how, found = self.job.how, []
+        for row in next(self.draws):
+            if id(row) not in self.prepared:
+                self.prepared[id(row)] = prepare(row, self.job.prefix, how.dampening)
+            found.append(self.prepared[id(row)])
+        return found
+
+    def trained(self) -> Trained:
+        return Trained(tuple(self.losses), tuple(self.validations), self.best_step, self.best_loss)
+
+
+Watch = Callable[[str, Progress], None]
+
+
+class Trainer:
+    """`tokens`: how many go through the base in one forward and backward, which bounds the memory whatever the number
+    of tasks; halved where the device turns out to have too little. `at_once`: how many tasks are in together."""
+
+    def __init__(self, base: FrozenBase, *, tokens: int | None = None, at_once: int = 64) -> None:
+        self.base = base
+        self.tokens = tokens or tokens_at_once(base)
+        self.at_once = at_once
+        self.waiting: deque[Job] = deque()
+        self.active: list[Active] = []
+        self.finished: list[Finished] = []
+        self._cohorts: list[Cohort] = []
+        self._shapes: dict[int, tuple[object, ...]] = {}
+
+    # --- coming and going --------------------------------------------------------------------------------------------
+
+    def add(self, job: Job) -> None:
+        self.waiting.append(job)
+
+    def admit(self) -> None:
+        """Lets waiting jobs in as far as there is room."""
+        while self.waiting and len(self.active) < self.at_once:
+            self.enter(self.waiting.popleft())
+
+    def enter(self, job: Job, values: Sequence[torch.Tensor] | None = None, adam: Adam | None = None) -> Active:
+        """Lets a job in, from its start or, where `values` and `adam` are given, from where it was."""
+        cohort = self._cohort(job.start)
+        own = list(job.start.values().values()) if values is None else list(values)
+        cohort.add(own, adam)
+        active = Active(
+            job,
+            cohort,
+            batches(job.rows, job.how),
+            {},
+            [prepare(row, job.prefix, 0.0) for row in job.validation],
+            [value.detach().to(self.base.device, torch.float32).clone() for value in own],
+        )
+        self.active.append(active)
+        return active
+
+    def _cohort(self, start: Start) -> Cohort:
+        for cohort in self._cohorts:
+            if self._shapes[id(cohort)] == start.shape:
+                return cohort
+        cohort = Cohort(start, self.base.device)
+        self._cohorts.append(cohort)
+        self._shapes[id(cohort)] = start.shape
+        return cohort
+
+    def _leave(self, active: Active, error: str | None = None) -> None:
+        active.cohort.remove(self.index(active))
+        self.active.remove(active)
+        if not active.cohort.size:
+            self._cohorts.remove(active.cohort)
+            del self._shapes[id(active.cohort)]
+        values = dict(zip(active.cohort.names, active.best, strict=True))
+        self.finished.append(Finished(active.job.name, active.trained(), values, error))
+
+    def index(self, active: Active) -> int:
+        """Members are in their cohort in the order that they came."""
+        return [other for other in self.active if other.cohort is active.cohort].index(active)
+
+    # --- a step ------------------------------------------------------------------------------------------------------
+
+    def run(self, watch: Watch = lambda _name, _progress: None, after: Callable[[], None] = lambda: None) -> None:
+        """Until nobody is left. `watch` is told of every task's steps, `after` is called behind each step of all."""
+        with self.base.running():
+            self.admit()
+            while self.active:
+                self.step(watch)
+                self.admit()
+                after()
+
+    def step(self, watch: Watch = lambda _name, _progress: None) -> None:
+        """One step of every task that is in. Within `base.running()`."""
+        members = list(self.active)
+        losses = self.gradients([active.next_rows() for active in members]).tolist()
+        for cohort in self._cohorts:
+            cohort.update([_rates(active) for active in members if active.cohort is cohort])
+        for active, loss in zip(members, losses, strict=True):
+            active.losses.append(loss)
+        broken = [active for active in members if not math.isfinite(active.losses[-1])]
+        self._validate([active for active in members if active.due and active not in broken])
+        for active in members:
+            seen = active.validations[-1][1] if active.validations else None
+            watch(active.job.name, Progress(active.step, active.losses[-1], seen))
+        for active in broken:
+            said = f"The loss is {active.losses[-1]} at step {active.step}: lower train.learning_rate."
+            self._leave(active, said)
+        for active in members:
+            if active not in broken and active.done:
+                self._leave(active)
+
+    def gradients(self, rows: Sequence[Sequence[Prepared]]) -> torch.Tensor:
+        """Each active task's loss `[tasks]` on its `rows`; its gradient is then on its cohort's stacked values."""
+        while True:
+            try:
+                return self._gradients(rows)
+            except torch.cuda.OutOfMemoryError:
+                if self.tokens <= 256:
+                    raise SoftmuxError("The device has too little memory to train on this base.") from None
+                self.tokens //= 2
+                torch.cuda.empty_cache()
+
+    def _gradients(self, rows: Sequence[Sequence[Prepared]]) -> torch.Tensor:
+        for cohort in self._cohorts:
+            cohort.leaves()
+        made = [cohort.made() for cohort in self._cohorts]
+        tables, parts = _tables(self._cohorts, made)
+        placed = self._placed(rows, training=True)
+        losses = torch.zeros(len(self.active), device=self.base.device)
+        for few in packs(placed, self.tokens):
+            packed = pack(few, self.base.device)
+            own = self.base.losses(packed, tables, self._noise(few)) * packed.shares
+            if own.requires_grad:
+                own.sum().backward()
+            self.base.detach()
+            losses.index_add_(0, packed.owners, own.detach())
+        grown = [(part, leaf.grad) for part, leaf in parts if leaf.grad is not None]
+        if grown:
+            torch.autograd.backward([part for part, _ in grown], [gradient for _, gradient in grown])
+        return losses
+
+    def _placed(self, rows: Sequence[Sequence[Prepared]], *, training: bool) -> list[Placed]:
+        places = self._places()
+        placed = []
+        for number, (active, own) in enumerate(zip(self.active, rows, strict=True)):
+            total = sum(float(row.kept.sum()) for row in own) if training else 1.0
+            vectors, prefix_at, low_rank = places[id(active)]
+            place = Place(
+                number, vectors, prefix_at, active.cohort.outputs if active.cohort.is_prefix else 0, total, low_rank
+            )
+            placed += [(row, place) for row in own]
+        return placed
+
+    def _places(self) -> Mapping[int, tuple[int, int, tuple[int, int] | None]]:
+        """Of each active task: where its vectors, or its prefix, begin in the step's tables; its LoRA."""
+        vectors = prefixes = 0
+        found = {}
+        for number, cohort in enumerate(self._cohorts):
+            for index, active in enumerate(other for other in self.active if other.cohort is cohort):
+                found[id(active)] = (vectors, prefixes, (number, index) if cohort.has_low_rank else None)
+                vectors += 0 if cohort.is_prefix else cohort.outputs
+                prefixes += cohort.outputs if cohort.is_prefix else 0
+        return found
+
+    def _noise(self, few: Sequence[Placed]) -> torch.Tensor | None:
+        """NEFTune's (arXiv 2310.05914): uniform, of size `noise / sqrt(length · width)`, on the input's own tokens. It
+        is drawn by task, step and row, so that neighbours change nothing."""
+        strengths = [self.active[place.number].job.how.noise for _, place in few]
+        if not any(strengths):
+            return None
+        width = int(self.base.model.get_input_embeddings().weight.shape[1])
+        parts = []
+        for (row, place), strength in zip(few, strengths, strict=True):
+            part = torch.zeros(row.length, width)
+            if strength:
+                active = self.active[place.number]
+                seed = (active.job.how.seed, active.step, *row.ids.tolist())
+                generator = torch.Generator().manual_seed(hash(seed) % (1 << 62))
+                inputs = row.length - row.answer_tokens
+                size = strength / math.sqrt(row.length * width)
+                part[:inputs].uniform_(-size, size, generator=generator)
+            parts.append(part)
+        return torch.cat(parts).to(self.base.device)
+
+    # --- validation --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _validate(self, due: Sequence[Active]) -> None:
+        """The mean loss a token over the validation rows of those that are due, and what is best of each."""
+        if not due:
+            return
+        rows = [active.validation if active in due else [] for active in self.active]
+        sums, tables = self._without_gradients(rows)
+        del tables
+        for active in due:
+            tokens = sum(float(row.kept.sum()) for row in active.validation)
+            active.validations.append((active.step, sums[self.active.index(active)] / tokens))
+            if active.validations[-1][1] < active.best_loss:
+                active.best_step, active.best_loss = active.validations[-1]
+                active.best = active.cohort.member(self.index(active))
+
+    def _without_gradients(self, rows: Sequence[Sequence[Prepared]]) -> tuple[list[float], Tables]:
+        tables, _ = _tables(self._cohorts, [cohort.made() for cohort in self._cohorts])
+        sums = torch.zeros(len(self.active), dtype=torch.float64, device=self.base.device)
+        for few in packs(self._placed(rows, training=False), self.tokens):
+            packed: Packed = pack(few, self.base.device)
+            losses = self.base.losses(packed, tables) * packed.shares
+            sums.index_add_(0, packed.owners, losses.double())
+        return sums.tolist(), tables
+
+
+def _rates(active: Active) -> Rates:
+    how = active.job.how
+    return Rates(how.learning_rate * rate(active.step, how.steps, how.warmup_steps), how.weight_decay, how.clip_norm)
+
+
+def _tables(
+    cohorts: Sequence[Cohort], made: Sequence[torch.Tensor | None]
+) -> tuple[Tables, list[tuple[torch.Tensor, torch.Tensor]]]:
+    """The step's tables, and (what a cohort made, the leaf that stands for it in the tables): packs add up gradients
+    on the leaves, and what makes the vectors is gone back through once."""
+    parts = []
+    vectors: list[torch.Tensor] = []
+    prefixes: list[torch.Tensor] = []
+    for cohort, out in zip(cohorts, made, strict=True):
+        if out is None:
+            continue
+        leaf = out.detach().requires_grad_(torch.is_grad_enabled())
+        parts.append((out, leaf))
+        (prefixes if cohort.is_prefix else vectors).append(leaf.flatten(0, 1))
+    return Tables(
+        torch.cat(vectors) if vectors else None,
+        torch.cat(prefixes) if prefixes else None,
+        {number: cohort.low_rank() for number, cohort in enumerate(cohorts) if cohort.has_low_rank},
+    ), parts
+
+
+def tokens_at_once(base: FrozenBase) -> int:
+    """As many as half of a GPU's free memory holds the activations of; a CPU is filled by few."""
+    if base.device.type != "cuda":
+        return CPU_TOKENS
+    config = base.model.config.get_text_config()
+    wide = 16 * config.hidden_size + 5 * getattr(config, "intermediate_size", 4 * config.hidden_size)
+    kept = config.hidden_size if base.checkpointing else wide
+    free, _ = torch.cuda.mem_get_info(base.device)
+    size = torch.finfo(base.dtype).bits // 8
+    fits = free // 2 // (kept * base.layers * size + 10 * config.vocab_size // 8)
+    return int(min(65536, max(1024, fits)))

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from softmux.api import processes as processes_module
 from softmux.api.control import ApiConfig, State
 from softmux.api.processes import ApiProcesses
 from support import slow_api_process
@@ -54,6 +55,33 @@ def test_the_worker_is_everywhere_once_every_process_has_reached_it(
             processes.tell(lambda state: msgspec.structs.replace(state, engine_up=True, restarts=1))
             await until(lambda: last(tmp_path, 0).engine_up)
             assert not last(tmp_path, 0).everywhere  # they have reached the one before
+        finally:
+            await processes.end()
+            await running
+
+    asyncio.run(run())
+
+
+def test_a_process_that_starts_may_be_silent_for_longer_than_one_that_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine, importing alone takes longer than a process that serves may be silent."""
+    monkeypatch.setenv("SLOW_API_FOLDER", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", ":".join(sys.path[1:]))
+    monkeypatch.setattr(processes_module, "_PULSE_SECONDS", 0.01)
+    monkeypatch.setattr(processes_module, "_HANGING_SECONDS", 0.2)
+    (tmp_path / "starting").touch()
+
+    async def run() -> None:
+        processes = ApiProcesses(CONFIG, 1, command=(sys.executable, slow_api_process.__file__))
+        running = asyncio.create_task(processes.run())
+        try:
+            await until((tmp_path / "0.states").exists)
+            await asyncio.sleep(1)
+            assert not (tmp_path / "1.states").exists(), "it was killed, and another started"
+            (tmp_path / "starting").unlink()
+            await asyncio.wait_for(processes.ready(), 30)
+            await until((tmp_path / "1.states").exists)  # it serves, and answers nothing: now it hangs
         finally:
             await processes.end()
             await running

@@ -1,5 +1,6 @@
 """An API process that answers nothing: it says what one says to its server, and reaches a worker only once the file
-`SLOW_API_FOLDER/<its number>` is there. The states it is told it writes to `<its number>.states`, one a line."""
+`SLOW_API_FOLDER/<its number>` is there. The states it is told it writes to `<its number>.states`, one a line. It says
+that it is ready once no file `starting` is there."""
 
 from __future__ import annotations
 
@@ -20,6 +21,8 @@ async def main() -> None:
     number = next(n for n in range(9) if not (folder / f"{n}.states").exists())
     with (folder / f"{number}.states").open("xb", buffering=0) as states:
         line = await Line.over(socket.socket(fileno=config.control))
+        while (folder / "starting").exists():  # noqa: ASYNC110 - a file tells nobody
+            await asyncio.sleep(0.01)
         line.send(Ready())
         reaching: set[asyncio.Task[None]] = set()
 

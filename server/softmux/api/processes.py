@@ -50,6 +50,8 @@ _PULSE_SECONDS = 1.0
 _SILENT_SECONDS = 3.0
 """A process that has said nothing for so long gets no connections while another does."""
 _HANGING_SECONDS = 8.0
+_STARTING_SECONDS = 120.0
+"""The same for one that was never ready: it may still be importing, on a machine that has other work."""
 _END_SECONDS = 10.0
 
 
@@ -311,8 +313,10 @@ class ApiProcesses:
         await process.count(_HANGING_SECONDS)
         if process.counted is not before:
             process.heard = time.monotonic()
-        elif process in self._alive and process.silent_seconds > _HANGING_SECONDS:
-            log.error("API process %d has been silent for %.0f s: killed", process.child.pid, _HANGING_SECONDS)
+            return
+        limit = _HANGING_SECONDS if process.ready.is_set() else _STARTING_SECONDS
+        if process in self._alive and process.silent_seconds > limit:
+            log.error("API process %d has been silent for %.0f s: killed", process.child.pid, limit)
             _kill(process.child)
 
     def _task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:

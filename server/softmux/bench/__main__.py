@@ -14,6 +14,7 @@ host       what the host does for a step, with a model that takes no time
 fairness   what a neighbour beyond its share costs a tenant, and how far two tenants' service comes apart
 faults     a server asked too much, left by its clients, ended and broken: goodput, refusals, streams cut off
 endurance  a service over many tasks while versions come and go: memory, every reply held against its digest
+cluster    replicas behind Ray Serve: adapters found in memory, replicas killed and joining; and 100 GPUs simulated
 all        mixed, service and tiers
 """
 
@@ -46,6 +47,7 @@ _OWN_OPTIONS = {
     "endurance": "softmux.bench.endurance",
     "faults": "softmux.bench.faults",
     "seq2seq": "softmux.bench.seq2seq",
+    "cluster": "softmux.bench.cluster",
 }
 
 
@@ -59,6 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(f"{error.param}: {error.message}" if error.param else error.message)
         return 2
     except ModuleNotFoundError as error:
+        if error.name == "ray":
+            _complain(f"{error}: pip install 'softmux[ray,bench]' brings what a cluster needs")
+            return 2
         if error.name not in ("aiohttp", "matplotlib", "peft"):
             raise
         _complain(f"{error}: pip install 'softmux[bench,tune]' brings what the bench needs")

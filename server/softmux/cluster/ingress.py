@@ -1,0 +1,116 @@
+"""What clients reach: reads a request, has it routed, passes the answer on as it comes, and asks another replica where
+the first was lost before any byte of its answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Any
+
+import msgspec
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from softmux.api.errors import error_body
+from softmux.cluster.call import Call, Head, Lost
+from softmux.errors import EngineDown, SoftmuxError, TooLarge
+
+_TRIES = 4
+
+
+class Gateway:
+    """An ASGI application. `ask` sends a call to a replica that the router chooses, as `Replica.answer` is called."""
+
+    def __init__(self, ask: Callable[..., AsyncIterator[Any]], max_body_bytes: int) -> None:
+        self._ask = ask
+        self._max_body_bytes = max_body_bytes
+        self.repeated = 0
+        """Requests that a lost replica had, sent to another."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _live(receive, send)
+            return
+        begun = False
+        try:
+            call = await self._read(scope, receive)
+            async for part in self._answered(call):
+                if isinstance(part, Head):
+                    begun = True
+                    await send({"type": "http.response.start", "status": part.status, "headers": list(part.headers)})
+                else:
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except SoftmuxError as error:
+            if begun:
+                raise  # the connection is cut: the client sees that its answer has no end
+            await _refuse(error, send)
+
+    async def _read(self, scope: Scope, receive: Receive) -> Call:
+        parts, size = [], 0
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                raise EngineDown("the client left")
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self._max_body_bytes:
+                raise TooLarge(f"the request has more than {self._max_body_bytes:,} bytes: send less at once")
+            if not message.get("more_body"):
+                break
+        path = scope.get("raw_path", b"").decode("latin-1") or scope["path"]
+        query = scope["query_string"].decode("latin-1")
+        return Call(
+            scope["method"], path.partition("?")[0], query, tuple(map(tuple, scope["headers"])), b"".join(parts)
+        )
+
+    async def _answered(self, call: Call) -> AsyncGenerator[Any]:
+        """The `Head`, then the body's parts. Raises `EngineDown` where nobody answered, or somebody did not finish."""
+        key, lost = call.key(), list[str]()
+        for _ in range(_TRIES):
+            begun = False
+            try:
+                async for part in self._ask(call, key=key, without=tuple(lost)):
+                    if isinstance(part, Lost):
+                        lost.append(part.replica)
+                        break
+                    begun = True
+                    yield part
+                else:
+                    return
+            except RayError:  # Serve passes over an actor that died by itself
+                if begun:
+                    break
+            if not call.may_repeat():
+                break
+            self.repeated += 1
+        raise EngineDown("the replica that had the request was lost: send it again", retry_after=1)
+
+
+@serve.ingress()
+class Ingress:
+    """A Serve deployment: the gateway to another deployment's replicas."""
+
+    def __init__(self, replicas: DeploymentHandle, max_body_bytes: int) -> None:
+        self._gateway = Gateway(replicas.options(method_name="answer", stream=True).remote, max_body_bytes)
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return self._gateway
+
+
+async def _refuse(error: SoftmuxError, send: Send) -> None:
+    headers = [(b"content-type", b"application/json")]
+    if error.retry_after is not None:
+        headers.append((b"retry-after", str(math.ceil(error.retry_after)).encode()))
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": msgspec.json.encode(error_body(error)), "more_body": False})
+
+
+async def _live(receive: Receive, send: Send) -> None:
+    while True:
+        event = (await receive())["type"]
+        await send({"type": f"{event}.complete"})
+        if event == "lifespan.shutdown":
+            return

@@ -1,0 +1,88 @@
+"""One replica: an actor of Ray's with a `softmux serve` beside it, to which it passes on what it is asked."""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+import httpx
+from ray import serve
+from ray.serve.exceptions import RayServeException
+
+from softmux.cluster.call import Call, Head, Lost
+from softmux.cluster.child import ServerProcess
+
+_HOP_BY_HOP = frozenset(
+    {b"connection", b"keep-alive", b"transfer-encoding", b"te", b"trailer", b"upgrade", b"date", b"server"}
+)
+"""Headers of one connection, not of the request (RFC 9110, 7.6.1), and those that whoever answers sets anew."""
+_ENGINE_DOWN = b'"engine_down"'
+
+
+class Replica:
+    """A Serve deployment. Its constructor returns when the server is ready: Ray sends nothing before.
+
+    Ray waits for what is under way before it ends a replica that leaves, and `__del__` is how it says that it has.
+    """
+
+    def __init__(self, settings: Mapping[str, str], start_seconds: float, drain_seconds: float) -> None:
+        self._data = tempfile.TemporaryDirectory(prefix="softmux-replica-")  # the disk tier: worth nothing to another
+        self._drain_seconds = drain_seconds
+        self._name = _replica_name()
+        self._server = ServerProcess({"data": self._data.name, **settings})
+        try:
+            self._server.wait_ready(start_seconds)
+        except BaseException:
+            self._server.stop(0)
+            raise
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=4)
+        self._http = httpx.AsyncClient(base_url=self._server.url, limits=limits, timeout=httpx.Timeout(None, connect=5))
+
+    async def answer(self, call: Call, key: str | None = None, without: tuple[str, ...] = ()) -> AsyncGenerator[Any]:
+        """A `Head`, then the body's parts as bytes; or `Lost` alone, where the server or its engine is down.
+
+        `key` and `without` are for the router, which has read them. An answer that breaks off raises what HTTPX raises.
+        """
+        target = f"{call.path}?{call.query}" if call.query else call.path
+        headers = [(name, value) for name, value in call.headers if name not in _HOP_BY_HOP]
+        request = self._http.build_request(call.method, target, headers=headers, content=call.body)
+        try:
+            reply = await self._http.send(request, stream=True)
+        except httpx.TransportError:
+            yield Lost(self._name)
+            return
+        try:
+            kept = tuple((name, value) for name, value in reply.headers.raw if name.lower() not in _HOP_BY_HOP)
+            head = Head(reply.status_code, kept)
+            if reply.status_code == 503:
+                body = await reply.aread()
+                if _ENGINE_DOWN in body:
+                    yield Lost(self._name)
+                else:
+                    yield head
+                    yield body
+                return
+            yield head
+            async for part in reply.aiter_raw():
+                yield part
+        finally:
+            await reply.aclose()
+
+    def check_health(self) -> None:
+        """Asked by Ray now and then: where it raises, the replica is ended and another started."""
+        if not self._server.live():
+            raise RuntimeError("softmux serve does not answer")
+
+    def __del__(self) -> None:
+        if (server := getattr(self, "_server", None)) is not None:
+            server.stop(self._drain_seconds)
+        self._data.cleanup()
+
+
+def _replica_name() -> str:
+    try:
+        return str(serve.get_replica_context().replica_id.unique_id)
+    except RayServeException:  # not in an application, such as in a test
+        return uuid.uuid4().hex

@@ -1,0 +1,99 @@
+"""The ingress as an ASGI application, over replicas that are written down here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+pytest.importorskip("ray", reason="the extra `ray` is not installed: pip install 'softmux[ray]'")
+
+from ray.exceptions import ActorDiedError
+
+from softmux.cluster.call import Call, Head, Lost
+from softmux.cluster.ingress import Gateway
+
+OK = Head(200, ((b"content-type", b"text/plain"), (b"x-request-id", b"7")))
+
+
+class Replicas:
+    """Answers each call with the next of `scripts`: items are passed on, exceptions raised."""
+
+    def __init__(self, *scripts: list[Any]) -> None:
+        self.scripts = list(scripts)
+        self.asked: list[tuple[Call, str | None, tuple[str, ...]]] = []
+
+    async def ask(self, call: Call, key: str | None, without: tuple[str, ...]) -> AsyncIterator[Any]:
+        self.asked.append((call, key, without))
+        for item in self.scripts.pop(0):
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
+
+def sent(replicas: Replicas, method: str = "POST", target: str = "/v1/generate?task=mood", **more: Any) -> Any:
+    gateway = Gateway(replicas.ask, max_body_bytes=100)
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(gateway), base_url="http://cluster") as http:
+            return await http.request(method, target, **more)
+
+    return asyncio.run(ask()), gateway
+
+
+def test_an_answer_is_passed_on_as_it_is() -> None:
+    replicas = Replicas([OK, b"one ", b"two"])
+    reply, gateway = sent(replicas, content=b"{}", headers={"authorization": "Bearer key"})
+    assert (reply.status_code, reply.text, reply.headers["x-request-id"]) == (200, "one two", "7")
+    ((call, key, without),) = replicas.asked
+    assert (call.method, call.path, call.query, call.body) == ("POST", "/v1/generate", "task=mood", b"{}")
+    assert (b"authorization", b"Bearer key") in call.headers
+    assert key is not None
+    assert (key.endswith("/mood"), without, gateway.repeated) == (True, (), 0)
+
+
+def test_a_path_reaches_the_replica_as_it_was_sent() -> None:
+    replicas = Replicas([OK])
+    sent(replicas, "GET", "/v1/adapters/a%2Fb?prefix=x%20y")
+    assert (replicas.asked[0][0].path, replicas.asked[0][0].query) == ("/v1/adapters/a%2Fb", "prefix=x%20y")
+
+
+def test_another_replica_is_asked_where_one_was_lost_before_its_answer() -> None:
+    replicas = Replicas([Lost("r1")], [ActorDiedError()], [Lost("r2")], [OK, b"here"])
+    reply, gateway = sent(replicas)
+    assert (reply.status_code, reply.text) == (200, "here")
+    assert [without for _, _, without in replicas.asked] == [(), ("r1",), ("r1",), ("r1", "r2")]
+    assert gateway.repeated == 3
+
+
+def test_a_cluster_that_has_nobody_left_says_so() -> None:
+    reply, _ = sent(Replicas(*[[Lost("r")]] * 4))
+    assert reply.status_code == 503
+    assert reply.json()["error"]["code"] == "engine_down"
+    assert reply.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize("failure", [Lost("r1"), ActorDiedError()])
+def test_what_may_have_been_done_is_not_done_again(failure: Any) -> None:
+    replicas = Replicas([failure], [OK])
+    reply, _ = sent(replicas, "DELETE", "/v1/adapters/mood")
+    assert reply.status_code == 503
+    assert len(replicas.asked) == 1
+
+
+def test_an_answer_that_began_is_cut_off_and_not_begun_again() -> None:
+    replicas = Replicas([OK, b"half", ActorDiedError()], [OK, b"whole"])
+    with pytest.raises(Exception, match="lost"):
+        sent(replicas)
+    assert len(replicas.asked) == 1
+
+
+def test_a_request_that_is_too_large_reaches_nobody() -> None:
+    replicas = Replicas()
+    reply, _ = sent(replicas, content=b"x" * 101)
+    assert reply.status_code == 413
+    assert "send less" in reply.json()["error"]["message"]
+    assert not replicas.asked

@@ -101,6 +101,10 @@ lint: $(VENV)/.dev ## Check format, style, types, layers, and the files around t
 	$(BIN)/shellcheck .ci/run .ci/tools
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml deploy/compose.cuda.yml
 
+.PHONY: dashboards
+dashboards: $(VENV)/.dev ## Make Grafana's dashboards anew from the declared metrics and docs/operations.md
+	$(BIN)/python -m softmux.dashboards deploy/grafana/dashboards
+
 .PHONY: audit
 audit: $(VENV)/.dev ## Check that the pinned packages agree, are still offered, and that none was withdrawn
 	$(PIP) install --quiet 'pip>=24'

@@ -21,6 +21,12 @@ class Settings(BaseSettings):
         le=64,
         description="Processes that answer HTTP. Default: 1 on a CPU, else one for 4 cores, 8 at most.",
     )
+    replicas: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Engines with the whole model each, a GPU each; requests go where their adapter is warm.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where the model runs.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="Weights and KV: auto is bfloat16 on CUDA, float32 on the CPU."

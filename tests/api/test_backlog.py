@@ -28,7 +28,7 @@ def gauges(waiting: float = 0.0, rate: float = 0.0, running: float = 0.0) -> Sta
 
 
 def backlog(stats: Stats | None, processes: int = 1, **settings: Any) -> Backlog:
-    worker: Any = SimpleNamespace(stats=stats)
+    worker: Any = SimpleNamespace(stats=stats, up=1)
     return Backlog(Settings(max_rows=10, **settings), worker, Metrics(lambda: None), processes)
 
 

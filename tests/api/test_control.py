@@ -39,7 +39,7 @@ def test_messages_come_in_order_and_questions_find_their_answers() -> None:
             assert await one.hear() is None
 
         answerer, hearer = asyncio.create_task(answering()), asyncio.create_task(hearing())
-        state = State(engine_up=True, restarts=3)
+        state = State(workers=(3, -1), restarts=3)
         one.send(state)
         counted, seen = await asyncio.gather(
             one.ask(Count, 5), one.ask(lambda number: Changed(number, "default", None), 5)

@@ -16,7 +16,7 @@ from softmux.api.control import ApiConfig, State
 from softmux.api.processes import ApiProcesses
 from support import slow_api_process
 
-CONFIG = ApiConfig(settings={}, endpoint="", registry_url="", blob_url=None, tokenizer="")
+CONFIG = ApiConfig(settings={}, endpoints=(), registry_url="", blob_url=None, tokenizer="")
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -42,18 +42,18 @@ def test_the_worker_is_everywhere_once_every_process_has_reached_it(
         running = asyncio.create_task(processes.run())
         try:
             await asyncio.wait_for(processes.ready(), 30)
-            processes.tell(lambda state: msgspec.structs.replace(state, engine_up=True, started=True))
+            processes.tell(lambda state: msgspec.structs.replace(state, workers=(0,), started=True))
             (tmp_path / "0").touch()
-            await until(lambda: last(tmp_path, 1).engine_up)
+            await until(lambda: last(tmp_path, 1).workers == (0,))
             await asyncio.sleep(0.1)
             assert not last(tmp_path, 0).everywhere
             (tmp_path / "1").touch()
             await until(lambda: last(tmp_path, 0).everywhere and last(tmp_path, 1).everywhere)
-            processes.tell(lambda state: msgspec.structs.replace(state, engine_up=False))
-            await until(lambda: not last(tmp_path, 0).engine_up)
+            processes.tell(lambda state: msgspec.structs.replace(state, workers=(-1,)))
+            await until(lambda: last(tmp_path, 0).workers == (-1,))
             assert not last(tmp_path, 0).everywhere
-            processes.tell(lambda state: msgspec.structs.replace(state, engine_up=True, restarts=1))
-            await until(lambda: last(tmp_path, 0).engine_up)
+            processes.tell(lambda state: msgspec.structs.replace(state, workers=(1,), restarts=1))
+            await until(lambda: last(tmp_path, 0).workers == (1,))
             assert not last(tmp_path, 0).everywhere  # they have reached the one before
         finally:
             await processes.end()

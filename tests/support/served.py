@@ -108,6 +108,10 @@ class Served:
         raise AssertionError(f"not ready in {seconds} s: {self.log.read_text()}")
 
     def worker_pid(self) -> int:
+        return self.worker_pids()[0]
+
+    def worker_pids(self) -> list[int]:
+        """Of the replicas that run, oldest first."""
         assert self.process is not None
         found = subprocess.run(
             ["pgrep", "-P", str(self.process.pid), "-f", "softmux.worker|echo_worker"],
@@ -115,7 +119,7 @@ class Served:
             text=True,
             check=True,
         )
-        return int(found.stdout.split()[0])
+        return [int(pid) for pid in found.stdout.split()]
 
     def end(self, seconds: float = 30) -> int:
         """SIGTERM; the exit code."""

@@ -29,13 +29,13 @@ async def main() -> None:
         async def reach(restarts: int) -> None:
             while not (folder / f"{number}").exists():  # noqa: ASYNC110 - a file tells nobody
                 await asyncio.sleep(0.01)
-            line.send(Reached(restarts))
+            line.send(Reached(0, restarts))
 
         while not isinstance(message := await line.hear(), End | None):
             if isinstance(message, State):
                 states.write(msgspec.json.encode(message) + b"\n")
-                if message.engine_up and not reaching:
-                    reaching.add(asyncio.create_task(reach(message.restarts)))
+                if message.workers and not reaching:
+                    reaching.add(asyncio.create_task(reach(message.workers[0])))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def whole() -> Metrics:
         histograms={name: Histogram(tuple(range(len(buckets) + 1)), 7.5) for name, buckets in worker_buckets().items()},
         labelled={m.name: {"host": 3.0, "disk": 4.0} for m in worker if m.kind == "counter" and m.labels},
     )
-    metrics = Metrics(lambda: stats, restarts=lambda: 5, up=lambda: False, registry=lambda: (False, 7))
+    metrics = Metrics(lambda: stats, restarts=lambda: 5, up=lambda: (0, 2), registry=lambda: (False, 7))
     label = metrics.task_label("default", "sentiment")
     metrics.request(label, "ok", 0.3)
     metrics.tokens(label, 10, 20)

@@ -15,8 +15,8 @@ from softmux.formats.config import CONFIG_FILE, base_label
 from softmux.formats.folder import load_folder, read_adapter
 from softmux.registry.registry import Registry
 from softmux.types import DEFAULT_TENANT, Manifest, ModelSpec
-from softmux.worker.client import WorkerClient
 from softmux.worker.messages import Admit
+from softmux.worker.replicas import Replicas
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -31,7 +31,7 @@ class Admission:
 
 
 async def admit(
-    worker: WorkerClient,
+    worker: Replicas,
     tenant: str,
     files: Mapping[str, bytes],
     *,
@@ -47,7 +47,7 @@ async def admit(
     return Admission(adapter.manifest, adapter.warnings + ran.warnings, adapter.checks + ran.checks)
 
 
-async def publish_folders(worker: WorkerClient, registry: Registry, folder: Path, max_bytes: int) -> list[str]:
+async def publish_folders(worker: Replicas, registry: Registry, folder: Path, max_bytes: int) -> list[str]:
     """Publishes the adapters in `folder` for the tenant `default`, each under its folder's name, where the task has no
     version and was not deleted; the tasks it published. One made for another base is left to that base's server. One
     that can't be served, or has more than `max_bytes`, is told in the log, and does not keep the others out."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from softmux.errors import DeadlineExceeded, Overloaded
 from softmux.settings import Settings
 from softmux.telemetry.exposition import Metrics
-from softmux.worker.client import WorkerClient
 from softmux.worker.messages import LATE, Stats
+from softmux.worker.replicas import Replicas
 
 _CARE = 1.3
 """Estimates are too short as often as too long, and what comes after its deadline was worked for in vain."""
@@ -34,7 +34,7 @@ class Backlog:
     """
 
     settings: Settings
-    worker: WorkerClient
+    worker: Replicas
     metrics: Metrics
     processes: int = 1
     _stats: Stats | None = None
@@ -64,7 +64,7 @@ class Backlog:
         queues = dict(stats.queues)
         share = 1.0  # of what was sent since, that which found no row free
         if not queues:
-            free = self.settings.max_rows - stats.gauges.get("num_requests_running", 0.0)
+            free = self.settings.max_rows * self.worker.up - stats.gauges.get("num_requests_running", 0.0)
             sequences = self.processes * sum(sent.sequences for sent in self._sent.values())
             share = max(0.0, 1 - free / sequences) if sequences else 0.0
         for tenant, sent in self._sent.items():

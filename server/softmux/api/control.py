@@ -27,7 +27,7 @@ class ApiConfig(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     settings: dict[str, Any]
-    endpoint: str
+    endpoints: tuple[str, ...]
     registry_url: str
     blob_url: str | None
     tokenizer: str
@@ -44,16 +44,16 @@ class _Message(msgspec.Struct, frozen=True, tag=True):
 class State(_Message, frozen=True, kw_only=True):
     """What all processes must agree on; sent whole with every change, and first of all."""
 
-    engine_up: bool = False
-    """A worker waits at the endpoint, its model loaded."""
+    workers: tuple[int, ...] = ()
+    """Of each, how often it was started again; −1 while none waits at its endpoint, its model loaded."""
     restarts: int = 0
-    """How often the worker was started again."""
+    """How often any was started again."""
     tokenizer: bool = False
     """The tokenizer's file is there."""
     started: bool = False
     """All that a start does is done."""
     everywhere: bool = False
-    """Every process that takes connections has reached that worker."""
+    """Every process that takes connections has reached every worker that is up, and there is one."""
     draining: bool = False
     """No new work is taken; a process says `Idle` when it has none left."""
     deaths: dict[str, int] = {}
@@ -67,8 +67,9 @@ class Ready(_Message, frozen=True):
 
 
 class Reached(_Message, frozen=True):
-    """This process has reached the worker that came after so many restarts."""
+    """This process has reached a worker: its number, and after how many restarts it came."""
 
+    worker: int
     restarts: int
 
 

@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 from collections.abc import Coroutine
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,12 @@ from softmux.registry.tenants import TenantRecord
 from softmux.settings import Settings
 from softmux.telemetry.exposition import Metrics, TenantShare
 from softmux.telemetry.logs import configure
-from softmux.worker.client import WorkerClient
+from softmux.worker.replicas import Replicas
 
 log = logging.getLogger(__name__)
+
+_LEAST_FREE = 8
+"""A replica has room for so many sequences of this process, and for half a batch shared with the others."""
 
 
 class ApiProcess:
@@ -65,7 +69,10 @@ class ApiProcess:
     def __init__(self, config: ApiConfig, settings: Settings, registry: Registry, line: Line) -> None:
         self._config, self._registry, self._line = config, registry, line
         self._drain_seconds = settings.drain_seconds
-        self._worker = WorkerClient(on_spent=lambda message: self._usage.spent(message))
+        rows = settings.max_rows // (2 * config.processes)
+        self._worker = Replicas.of(
+            len(config.endpoints), lambda message: self._usage.spent(message), free=max(_LEAST_FREE, rows)
+        )
         self._state = State()
         self._in_flight = InFlight()
         self._metrics = Metrics(
@@ -73,7 +80,7 @@ class ApiProcess:
             restarts=lambda: self._state.restarts,
             deaths=lambda: self._state.deaths,
             quarantined=lambda: self._state.verdicts.counts(),
-            up=lambda: self._worker.ready,
+            up=lambda: (self._worker.up, self._worker.count),
             registry=lambda: (registry.away is None, len(registry.catalog)),
             tenants=lambda: [_share(record) for record in registry.tenants.shared_out()],
         )
@@ -98,7 +105,7 @@ class ApiProcess:
         app = create_app(self._services, self._in_flight)
         self._http = HttpServer(app, socket.socket(fileno=config.connections))
         self._said_ready = False
-        self._connecting = False
+        self._connecting = 0
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def run(self) -> None:
@@ -137,25 +144,26 @@ class ApiProcess:
         services = self._services
         services.started, services.everywhere = state.started, state.everywhere
         services.standing.verdicts = state.verdicts
-        if before.engine_up and not state.engine_up:
-            self._worker.lost()
-        if state.engine_up and not before.engine_up:
-            self._connecting = True
-            self._task(self._connect(state.restarts))
+        for number, (was, now) in enumerate(zip_longest(before.workers, state.workers, fillvalue=-1)):
+            if was >= 0 and now != was:
+                self._worker.lost(number, state.verdicts.suspects | state.verdicts.requests)
+            if now >= 0 and now != was:
+                self._connecting += 1
+                self._task(self._connect(number, now))
         if state.tokenizer and not before.tokenizer:
             self._task(self._load_tokenizer())
         if state.draining and not before.draining:
             services.draining = True
             self._task(self._drain())
 
-    async def _connect(self, restarts: int) -> None:
+    async def _connect(self, number: int, restarts: int) -> None:
         try:
-            await self._worker.connect(self._config.endpoint)
+            await self._worker.connect(number, self._config.endpoints[number])
         except EngineDown:
             return  # it died again: the server will say when there is another
         finally:
-            self._connecting = False
-        self._line.send(Reached(restarts))
+            self._connecting -= 1
+        self._line.send(Reached(number, restarts))
         self._say_ready()
 
     async def _load_tokenizer(self) -> None:

@@ -64,14 +64,18 @@ class _Process:
         self.ready = asyncio.Event()
         self.idle = asyncio.Event()
         self.leaving = asyncio.Event()
-        self.reached = -1
-        """After how many restarts came the worker that it has reached last."""
+        self.reached: dict[int, int] = {}
+        """By worker, after how many restarts came the one that it has reached last."""
         self.counted: Samples = ()
         self.heard = time.monotonic()
 
     @property
     def silent_seconds(self) -> float:
         return time.monotonic() - self.heard
+
+    def reaches(self, workers: Sequence[int]) -> bool:
+        """Whether it has reached all that are up."""
+        return all(self.reached.get(number) == restarts for number, restarts in enumerate(workers) if restarts >= 0)
 
     def hand(self, connection: socket.socket) -> bool:
         """Whether it was given the connection; not where it has not taken those before, or is gone."""
@@ -147,8 +151,8 @@ class ApiProcesses:
         if not taking and not self._state.started:  # a server that starts says so, where it is asked
             taking = there
         taking = [process for process in taking if process.silent_seconds < _SILENT_SECONDS] or taking
-        if self._state.engine_up:  # one that has reached the worker answers with more than its regret
-            taking = [process for process in taking if process.reached == self._state.restarts] or taking
+        # One that has reached a worker answers with more than its regret.
+        taking = [process for process in taking if process.reaches(self._state.workers)] or taking
         for _ in taking:
             self._turn += 1
             if taking[self._turn % len(taking)].hand(connection):
@@ -266,7 +270,7 @@ class ApiProcesses:
                     if sum(one.ready.is_set() for one in self._alive) >= self._count:
                         self._all_ready.set()
                 case Reached():
-                    process.reached = message.restarts
+                    process.reached[message.worker] = message.restarts
                     self._look_around()
                 case Idle():
                     process.idle.set()
@@ -285,7 +289,8 @@ class ApiProcesses:
 
     def _everywhere(self, state: State) -> bool:
         taking = [process for process in self._alive if process.ready.is_set() and not process.leaving.is_set()]
-        return state.engine_up and bool(taking) and all(process.reached == state.restarts for process in taking)
+        up = any(restarts >= 0 for restarts in state.workers)
+        return up and bool(taking) and all(process.reaches(state.workers) for process in taking)
 
     def _look_around(self) -> None:
         if self._everywhere(self._state) != self._state.everywhere:

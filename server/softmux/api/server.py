@@ -14,6 +14,7 @@ import signal
 import socket
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -25,6 +26,7 @@ from softmux.api.isolation import Isolation
 from softmux.api.loop import run_on_loop
 from softmux.api.networks import is_loopback, parse_networks
 from softmux.api.processes import ApiProcesses
+from softmux.api.shares import replica_data, replica_environment, replica_settings
 from softmux.api.tokenizer_export import ExportedTokenizer, export_aside
 from softmux.recorder import FlightRecorder
 from softmux.registry.registry import Registry
@@ -33,6 +35,7 @@ from softmux.types import DEFAULT_TENANT
 from softmux.worker.client import WorkerClient
 from softmux.worker.config import WorkerConfig
 from softmux.worker.quarantine import Quarantine
+from softmux.worker.replicas import Replicas
 from softmux.worker.supervisor import WORKER_COMMAND, Supervisor
 
 log = structlog.stdlib.get_logger(__name__)
@@ -107,12 +110,13 @@ class Server:
 
     async def _serve(self, registry: Registry, listening: socket.socket) -> None:
         settings = self._settings
-        worker = WorkerClient()
-        endpoint, tokenizer = f"ipc://{self._folder}/worker.sock", self._folder / "tokenizer.json"
+        clients = [WorkerClient() for _ in range(settings.replicas)]
+        worker, tokenizer = Replicas(clients), self._folder / "tokenizer.json"
+        endpoints = tuple(f"ipc://{self._folder}/worker-{number}.sock" for number in range(settings.replicas))
         processes = ApiProcesses(
             ApiConfig(
                 settings=settings.model_dump(mode="json", exclude=set(_OWN_SETTINGS)),
-                endpoint=endpoint,
+                endpoints=endpoints,
                 registry_url=registry.url,
                 blob_url=registry.blob_url,
                 tokenizer=str(tokenizer),
@@ -121,42 +125,50 @@ class Server:
         )
         isolation = Isolation(Quarantine(settings.quarantine_seconds, settings.not_finite_repeats), processes.tell)
         processes.heed = isolation.hear
-        config = WorkerConfig(
-            endpoint=endpoint,
-            registry_url=registry.url,
-            blob_url=registry.blob_url,
-            data=str(settings.data.absolute()),
-            settings=settings.model_dump(mode="json", include=set(WORKER_SETTINGS)),
-            recorder=str(self._folder / "recorder"),
-        )
+        workers = [-1] * settings.replicas
+        supervisors: list[Supervisor] = []
 
-        def tell(up: bool) -> None:
-            processes.tell(lambda state: msgspec.structs.replace(state, engine_up=up, restarts=supervisor.restarts))
+        def tell(number: int, up: bool) -> None:
+            workers[number] = supervisors[number].restarts if up else -1
+            restarts = sum(supervisor.restarts for supervisor in supervisors)
+            processes.tell(lambda state: msgspec.structs.replace(state, workers=tuple(workers), restarts=restarts))
 
-        supervisor = Supervisor(
-            worker,
-            config,
-            command=self._worker_command,
-            tell=tell,
-            died=isolation.died,
-            recorder=FlightRecorder(settings.max_rows, self._folder / "recorder"),
-            hang_seconds=settings.hang_seconds,
-            load_seconds=settings.load_seconds,
-        )
+        for number, (client, endpoint) in enumerate(zip(clients, endpoints, strict=True)):
+            recorder = self._folder / f"recorder-{number}"
+            supervisors.append(
+                Supervisor(
+                    client,
+                    WorkerConfig(
+                        endpoint=endpoint,
+                        registry_url=registry.url,
+                        blob_url=registry.blob_url,
+                        data=str(replica_data(settings, number).absolute()),
+                        settings=replica_settings(settings, WORKER_SETTINGS),
+                        recorder=str(recorder),
+                    ),
+                    command=self._worker_command,
+                    env=replica_environment(settings, number),
+                    tell=partial(tell, number),
+                    died=isolation.died,
+                    recorder=FlightRecorder(settings.max_rows, recorder),
+                    hang_seconds=settings.hang_seconds,
+                    load_seconds=settings.load_seconds,
+                )
+            )
         host, port = listening.getsockname()[:2]
         log.info("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}", model=settings.model)
         handing = asyncio.create_task(_hand_connections(listening, processes))
         answering = asyncio.create_task(processes.run())
-        supervising = asyncio.create_task(supervisor.run())
-        starting = asyncio.create_task(self._start(registry, worker, supervisor, processes, tokenizer))
+        supervising = [asyncio.create_task(supervisor.run()) for supervisor in supervisors]
+        starting = asyncio.create_task(self._start(registry, worker, supervisors, processes, tokenizer))
         forgetting = asyncio.create_task(isolation.run())
         ending = asyncio.create_task(self._ending.wait())
         try:
-            await _first_failure_or(ending, supervising, starting, answering, handing, forgetting)
+            await _first_failure_or(ending, *supervising, starting, answering, handing, forgetting)
             log.info("draining")
             draining = asyncio.create_task(processes.drained())
             await asyncio.wait(
-                {supervising, draining}, timeout=settings.drain_seconds, return_when=asyncio.FIRST_COMPLETED
+                {*supervising, draining}, timeout=settings.drain_seconds, return_when=asyncio.FIRST_COMPLETED
             )
             draining.cancel()
         finally:
@@ -164,20 +176,24 @@ class Server:
                 task.cancel()
             await processes.end()
             await asyncio.wait((answering, starting, ending, handing, forgetting))
-            await supervisor.stop()
-            await asyncio.wait((supervising,))
+            await asyncio.gather(*(supervisor.stop() for supervisor in supervisors))
+            await asyncio.wait(supervising)
             worker.close()
         log.info("ended")
 
     async def _start(
         self,
         registry: Registry,
-        worker: WorkerClient,
-        supervisor: Supervisor,
+        worker: Replicas,
+        supervisors: Sequence[Supervisor],
         processes: ApiProcesses,
         tokenizer: Path,
     ) -> None:
-        exported, spec = await asyncio.gather(export_aside(self._settings.model), supervisor.ready())
+        exported, specs = await asyncio.gather(
+            export_aside(self._settings.model), asyncio.gather(*(supervisor.ready() for supervisor in supervisors))
+        )
+        if len({spec.base_fingerprint for spec in specs}) > 1:
+            raise RefusedToStart("the model's files changed while replicas loaded them: start the server again")
         await asyncio.to_thread(tokenizer.write_bytes, exported)
         if msgspec.json.decode(exported, type=ExportedTokenizer).tokenizer is None:
             log.warning("the model has no tokenizer the server can run: prompts have to be token ids")
@@ -188,7 +204,7 @@ class Server:
                 await processes.see(DEFAULT_TENANT, task)
         await processes.ready()
         processes.tell(lambda state: msgspec.structs.replace(state, started=True))
-        log.info("ready", model=spec.model_id, tasks=len(registry.catalog))
+        log.info("ready", model=specs[0].model_id, replicas=len(specs), tasks=len(registry.catalog))
 
     def _told_to_end(self, number: int) -> None:
         if self._ending.is_set():

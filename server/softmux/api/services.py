@@ -22,7 +22,7 @@ from softmux.registry.registry import Registry
 from softmux.settings import Settings
 from softmux.telemetry.exposition import Metrics
 from softmux.types import AdapterRef, Manifest
-from softmux.worker.client import WorkerClient
+from softmux.worker.replicas import Replicas
 
 _VERSION = re.compile(r"[1-9][0-9]{0,9}")
 _LAYOUTS_KEPT = 4096
@@ -44,7 +44,7 @@ class Services:
     is done, `everywhere` while all processes reach the worker, and `draining` when the server is told to end."""
 
     settings: Settings
-    worker: WorkerClient
+    worker: Replicas
     registry: Registry
     metrics: Metrics
     siblings: Siblings

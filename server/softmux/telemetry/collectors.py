@@ -83,7 +83,7 @@ class SupervisorCollector:
         restarts: Callable[[], int],
         deaths: Callable[[], Mapping[str, int]],
         quarantined: Callable[[], Mapping[str, int]],
-        up: Callable[[], bool],
+        up: Callable[[], tuple[int, int]],
         registry: Callable[[], tuple[bool, int]],
     ) -> None:
         self._restarts, self._deaths, self._quarantined = restarts, deaths, quarantined
@@ -97,9 +97,8 @@ class SupervisorCollector:
         for what, count in _with_known(BY_NAME["quarantined"], self._quarantined()).items():
             quarantined.add_metric([what], count)
         yield quarantined
-        up = BY_NAME["worker_up"]
-        yield GaugeMetricFamily(PREFIX + up.name, up.help, value=float(self._up()))
-        for name, now in zip(("registry_up", "registry_tasks"), self._registry(), strict=True):
+        said = (*self._up(), *self._registry())
+        for name, now in zip(("worker_up", "workers", "registry_up", "registry_tasks"), said, strict=True):
             yield GaugeMetricFamily(PREFIX + name, BY_NAME[name].help, value=float(now))
 
 

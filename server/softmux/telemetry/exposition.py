@@ -29,8 +29,9 @@ _BETWEEN = "inter_token_latency_seconds"
 
 class Metrics:
     """One API process's metrics. `stats` gives the worker's latest numbers; `restarts`, `deaths` (by cause),
-    `quarantined` (by what) and `up` are its supervisor's; `registry` says whether that is within reach, and how many
-    tasks it has; `tenants` which have weights or limits. So many `tasks`, and as many tenants, have their own labels.
+    `quarantined` (by what) and how many are `up`, of how many, are its supervisors'; `registry` says whether that is
+    within reach, and how many tasks it has; `tenants` which have weights or limits. So many `tasks`, and as many
+    tenants, have their own labels.
 
     `counts` is what this process observed; `render` adds what the others did, so that any of them answers for all.
     """
@@ -42,7 +43,7 @@ class Metrics:
         restarts: Callable[[], int] = lambda: 0,
         deaths: Callable[[], Mapping[str, int]] = dict,
         quarantined: Callable[[], Mapping[str, int]] = dict,
-        up: Callable[[], bool] = lambda: True,
+        up: Callable[[], tuple[int, int]] = lambda: (1, 1),
         registry: Callable[[], tuple[bool, int]] = lambda: (True, 0),
         tenants: Callable[[], Iterable[TenantShare]] = tuple,
         tasks: int = 64,

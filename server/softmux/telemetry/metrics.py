@@ -14,6 +14,8 @@ from softmux.types import DEFAULT_TENANT, Method
 PREFIX = "softmux_"
 Kind = Literal["counter", "gauge", "histogram"]
 Source = Literal["api", "supervisor", "worker"]
+Across = Literal["sum", "mean", "max", "min"]
+"""What several workers' gauges say together."""
 
 LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Seconds of one step, one load, one wait."""
@@ -33,6 +35,7 @@ class Metric:
     help: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
+    across: Across = "sum"
     known: tuple[tuple[str, ...], ...] = ()
     """Values of the labels that are there from the start, at 0: a rate over what has never happened is then 0, and an
     alert sees the first time."""
@@ -214,7 +217,8 @@ METRICS: tuple[Metric, ...] = (
         ("model",),
         known=_each("adapter", "base"),
     ),
-    Metric("worker_up", "gauge", "supervisor", "1 while the engine answers."),
+    Metric("worker_up", "gauge", "supervisor", "Replicas of the engine that answer: 1, or 0, where there is one."),
+    Metric("workers", "gauge", "supervisor", "Replicas of the engine that there should be."),
     Metric("registry_up", "gauge", "supervisor", "1 while the process that answers reaches the registry."),
     Metric("registry_tasks", "gauge", "supervisor", "Tasks that process knows, of all tenants."),
     # the engine
@@ -231,7 +235,7 @@ METRICS: tuple[Metric, ...] = (
         "The same by second, measured while more was asked than could run.",
     ),
     Metric("num_preemptions_total", "counter", "worker", "Sequences put back because the KV pool was full."),
-    Metric("kv_cache_usage_perc", "gauge", "worker", "Share of the KV pool in use, 0 to 1."),
+    Metric("kv_cache_usage_perc", "gauge", "worker", "Share of the KV pool in use, 0 to 1.", across="mean"),
     Metric("kv_cache_capacity_tokens", "gauge", "worker", "Tokens the KV pool has room for."),
     Metric("prefix_cache_queries_total", "counter", "worker", "Input tokens looked up in the prefix cache."),
     Metric("prefix_cache_hits_total", "counter", "worker", "Input tokens found there."),
@@ -266,7 +270,13 @@ METRICS: tuple[Metric, ...] = (
         ("answer",),
     ),
     Metric("requests_shed_total", "counter", "worker", "Waiting sequences refused because memory was short."),
-    Metric("step_token_limit", "gauge", "worker", "Tokens a step may have; less than asked for while memory is short."),
+    Metric(
+        "step_token_limit",
+        "gauge",
+        "worker",
+        "Tokens a step may have; less than asked for while memory is short.",
+        across="min",
+    ),
     Metric("engine_step_tokens_total", "counter", "worker", "Tokens computed by forward passes."),
     Metric("engine_generated_tokens_total", "counter", "worker", "Tokens sampled."),
     Metric(
@@ -323,6 +333,7 @@ METRICS: tuple[Metric, ...] = (
         "worker",
         "Unix time of these names of tasks, the last used first: that run or are resident, that wait; for routing.",
         ("max_lora", "running_lora_adapters", "waiting_lora_adapters"),
+        across="max",
     ),
 )
 

@@ -42,12 +42,18 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
-class _Stream:
+class Sent:
     """A sequence in flight: where its outputs go, and the worker's number for it, once it has told it."""
 
-    id: str
+    request: Generate | Read
     channel: Channel
+    at: float
+    """When it was sent first; monotonic, seconds."""
     number: int = -1
+
+    @property
+    def id(self) -> str:
+        return self.request.id
 
 
 class WorkerClient:
@@ -66,8 +72,8 @@ class WorkerClient:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(ToClient)
-        self._streams: dict[str, _Stream] = {}
-        self._numbered: dict[int, _Stream] = {}
+        self._streams: dict[str, Sent] = {}
+        self._numbered: dict[int, Sent] = {}
         self._admissions: dict[str, asyncio.Future[Admitted]] = {}
         self._welcome: asyncio.Future[ModelSpec] | None = None
         self._down: SoftmuxError | None = EngineDown("the engine is starting; try again shortly")
@@ -142,6 +148,10 @@ class WorkerClient:
         """The worker's latest numbers; they come about once a second. None before the first."""
         return self._stats
 
+    def forget_stats(self) -> None:
+        """They are of a worker that is no more."""
+        self._stats = None
+
     @property
     def silent_seconds(self) -> float:
         """How long the worker has sent nothing. A long step is silent, too."""
@@ -157,12 +167,25 @@ class WorkerClient:
     def submit(self, requests: Iterable[Generate | Read]) -> Channel:
         """Starts sequences whose outputs are read from one channel. `close` it when done. Raises `EngineDown`."""
         requests = list(requests)
-        self._check_up()
         channel = Channel(self.abort, (request.id for request in requests))
+        now = time.monotonic()
         for request in requests:
-            self._streams[request.id] = _Stream(request.id, channel)
-            self._send(request)
+            self.send(Sent(request, channel, now))
         return channel
+
+    def send(self, sent: Sent) -> None:
+        """Starts a sequence whose channel is there already. Raises `EngineDown`."""
+        self._check_up()
+        self._streams[sent.id] = sent
+        self._send(sent.request)
+
+    def take_back(self) -> list[Sent]:
+        """Forgets the sequences of which nothing has come, so that another worker can begin them. For a worker that is
+        no more: before `lost`."""
+        unbegun = [sent for sent in self._streams.values() if sent.id not in sent.channel.told]
+        for sent in unbegun:
+            self._drop(sent.id)
+        return unbegun
 
     async def generate(self, request: Generate) -> AsyncIterator[Output]:
         """The outputs of one sequence, until its last. Raises the error it failed with. Leaving early aborts it."""
@@ -267,7 +290,7 @@ class WorkerClient:
             if stream is not None:
                 stream.channel.deliver(Output(id=stream.id, tokens=(token,)), now, last=False)
 
-    def _drop(self, sequence_id: str) -> _Stream | None:
+    def _drop(self, sequence_id: str) -> Sent | None:
         """Nothing is delivered to that sequence from here on."""
         stream = self._streams.pop(sequence_id, None)
         if stream is not None:

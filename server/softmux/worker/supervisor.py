@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,8 +52,9 @@ class Death:
 class Supervisor:
     """Runs the worker of `config` for `client`. `run` is the task that does it; `stop` ends both.
 
-    `command` is what a worker is started with, its config on standard input. `tell` is called with True each time a
-    worker is there, its model loaded, and with False when it has died; `died` before that, where nobody wanted it.
+    `command` is what a worker is started with, its config on standard input, in the environment `env` (None: this
+    process's). `tell` is called with True each time a worker is there, its model loaded, and with False when it has
+    died; `died` before that, where nobody wanted it.
 
     With a `recorder`, whose file the config names, a worker is taken for hung, and killed, that has not moved for
     `hang_seconds`, or, while it loads its model or compiles, for `load_seconds`.
@@ -65,6 +66,7 @@ class Supervisor:
         config: WorkerConfig,
         *,
         command: Sequence[str] = WORKER_COMMAND,
+        env: Mapping[str, str] | None = None,
         tell: Callable[[bool], None] = lambda up: None,
         died: Callable[[Death], None] = lambda death: None,
         recorder: FlightRecorder | None = None,
@@ -73,7 +75,7 @@ class Supervisor:
     ) -> None:
         self._client = client
         self._config = config
-        self._command = tuple(command)
+        self._command, self._env = tuple(command), env
         self._tell = tell
         self._died = died
         self._recorder = recorder
@@ -147,6 +149,7 @@ class Supervisor:
             stdin=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
+            env=self._env,
         )
         self._process = process
         self._alive, self._served = True, False

@@ -1,0 +1,107 @@
+"""`--replicas`: several engines behind one port, real processes. One that dies loses nothing that had not begun."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from support.served import Served, upload_parts
+
+ROWS = 2
+PROMPTS = [f"{letter} tale" for letter in "abcdefghijkl"]
+"""None is another: a request that is like one whose worker died with it is a suspect, too."""
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> None:
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, "it did not happen in time"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def served(
+    base: tuple[Any, Path], adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    data = tmp_path_factory.mktemp("replicas") / "data"
+    with Served(base[1], data, "--replicas", "2", "--api-processes", "2", "--max-rows", str(ROWS)) as server:
+        yield server
+
+
+def samples(server: Served) -> dict[str, float]:
+    lines = server.http.get("/metrics").text.splitlines()
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+
+
+class Asker(threading.Thread):
+    """Streams one reply; `tokens` that came, and the `error` that ended it."""
+
+    def __init__(self, server: Served, task: str | None, tokens: int, prompt: str = "a") -> None:
+        super().__init__()
+        self._url = f"{server.url}/v1/generate" + (f"?task={task}" if task else "")
+        self._body = {"prompt": prompt, "max_tokens": tokens, "ignore_eos": True, "stream": True}
+        self._body["return_token_ids"] = True
+        self.tokens: list[int] = []
+        self.error: str | None = None
+        self.start()
+
+    def run(self) -> None:
+        with httpx.stream("POST", self._url, json=self._body, timeout=120) as response:
+            for line in response.iter_lines():
+                event = line.removeprefix("data: ")
+                if not event or event == "[DONE]":
+                    continue
+                said = json.loads(event)
+                if "error" in said:
+                    self.error = said["error"]["code"]
+                else:
+                    self.tokens += [token for choice in said["choices"] for token in choice["token_ids"]]
+
+
+def test_an_upload_answers_alike_at_every_replica(served: Served, adapters: dict[str, Path]) -> None:
+    assert len(served.worker_pids()) == 2
+    before = samples(served)
+    assert (before["softmux_worker_up"], before["softmux_workers"]) == (2, 2)
+    for name, folder in adapters.items():
+        assert served.http.put(f"/v1/adapters/{name}", files=upload_parts(folder)).status_code == 201
+    askers = [Asker(served, name, 24) for _ in range(6) for name in [*adapters, None]]
+    for asker in askers:
+        asker.join()
+    assert {asker.error for asker in askers} == {None}
+    for number in range(len(adapters) + 1):
+        replies = {tuple(asker.tokens) for asker in askers[number :: len(adapters) + 1]}
+        assert [len(tokens) for tokens in replies] == [24]  # one reply, whichever engine made it
+    made = samples(served)["softmux_engine_generated_tokens_total"] - before["softmux_engine_generated_tokens_total"]
+    assert made >= 24 * len(askers)
+
+
+def test_a_replica_that_is_killed_loses_no_request_that_had_not_begun(served: Served) -> None:
+    askers = [Asker(served, None, 200, prompt) for prompt in PROMPTS]
+    wait_for(lambda: sum(bool(asker.tokens) for asker in askers) == 2 * ROWS, 60)
+    doomed, other = served.worker_pids()
+    os.kill(doomed, signal.SIGKILL)
+    time.sleep(0.5)
+    assert served.http.get("/health/ready").status_code == 200  # the other one serves
+    for asker in askers:
+        asker.join()
+    failed = [asker for asker in askers if asker.error]
+    assert {asker.error for asker in failed} == {"engine_down"}
+    assert len(failed) <= ROWS
+    wait_for(lambda: samples(served)["softmux_worker_up"] == 2, 60)
+    assert other in served.worker_pids()
+    assert doomed not in served.worker_pids()
+    assert samples(served)["softmux_worker_restarts_total"] == 1
+    again = [Asker(served, None, 200, prompt) for prompt in PROMPTS]
+    for asker in again:
+        asker.join()
+    assert {asker.error for asker in again} == {None}
+    assert all(one.tokens == other.tokens for one, other in zip(askers, again, strict=True) if not one.error)

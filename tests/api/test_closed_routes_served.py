@@ -25,13 +25,22 @@ PUBLISHERS = {
     ("DELETE", "/v1/adapters/{task}/shares"),
 }
 ADMINS = ("/v1/tenants", "/v1/keys", "/v1/audit", "/metrics")
-VALUES = {"number": "1", "name": "adapter_config.json", "key_id": "none", "owner": "acme"}
+VALUES = {"number": "1", "model": "mine", "name": "adapter_config.json", "key_id": "none", "owner": "acme"}
+
+
+_TURN = {"role": "user", "content": "a"}
+
+
+def _named(options: dict[str, Any], task: str) -> dict[str, Any]:
+    """With the task's name in a body's `model`."""
+    body = options.get("json", {})
+    return {"json": {**body, "model": filled(body["model"], task=task)}} if "model" in body else options
 
 
 def router_routes() -> set[tuple[str, str]]:
     """What the routers answer, whether the document tells of it or not."""
     return {
-        (method, route.path)
+        (method, route.path_format)
         for router in ROUTERS
         for route in router.routes
         if isinstance(route, APIRoute)
@@ -116,12 +125,23 @@ def test_another_tenants_things_answer_as_those_that_do_not_exist(shared: Shared
                 ("POST", f"/v1/generate?task={task}", {"json": {"prompt": "a", "stream": True}}),
                 ("POST", f"/v1/classify?task={task}", {"json": {"input": "a"}}),
             ]
-        assert len(asked) > 15
+            asked += [
+                ("GET", f"/v1/models/{task}", {}),
+                ("POST", "/v1/completions", {"json": {"model": task, "prompt": "a", "max_tokens": 1}}),
+                ("POST", "/v1/completions", {"json": {"model": task, "prompt": "a", "stream": True}}),
+                ("POST", "/v1/chat/completions", {"json": {"model": task, "messages": [_TURN], "max_tokens": 1}}),
+            ]
+        assert len(asked) > 27
         for method, path, options in asked:
-            theirs = told(client.request(method, filled(path, task="secret"), **options))
-            nothing = told(client.request(method, filled(path, task="absent"), **options))
+            theirs, nothing = (
+                told(client.request(method, filled(path, task=task), **_named(options, task)))
+                for task in ("secret", "absent")
+            )
             assert theirs[0] == 404, (method, path, theirs)
             assert (theirs[0], theirs[1].replace(b"secret", b"absent"), theirs[2]) == nothing, (method, path)
+    for client in outsiders:
+        assert not [model for model in client.get("/v1/models").json()["data"] if "secret" in model["id"]]
+    assert "secret" in [model["id"] for model in acme.get("/v1/models").json()["data"]]
     assert shared.client("beta").get("/v1/adapters?prefix=secret").json() == {"data": [], "next_cursor": None}
     own = shared.client("beta").put("/v1/adapters/secret", files=upload_parts(adapters["prompt-tuning"])).json()
     assert own["version"] == 1, "task names, and their numbers, are each tenant's own"

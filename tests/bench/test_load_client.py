@@ -135,6 +135,18 @@ def test_the_command_measures_compares_and_writes(
     assert "3 tasks, Zipf 1" in said
 
 
+@pytest.mark.parametrize("how", ["--stream", "--no-stream"])
+def test_the_command_speaks_openais_api_with_tasks_for_models(server: Served, tmp_path: Path, how: str) -> None:
+    figures = tmp_path / "figures.json"
+    words = ["serve", "--backend", "openai", "--url", server.url, "--tasks", "all", "--num-prompts", "6", how]
+    words += ["--input-len", "5", "--output-len", "4", "--num-warmups", "0", "--compare", "bare"]
+    assert main([*words, "--output-json", str(figures)]) == 0
+    for target in json.loads(figures.read_text())["targets"].values():
+        assert [(run["completed"], run["total_output_tokens"]) for run in target["repeats"]] == [(6, 24)]
+    metrics = server.http.get("/metrics").text
+    assert all(f'task="{task}"' in metrics for task in TASKS)
+
+
 def test_a_trace_is_played(server: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trace, figures = tmp_path / "trace.jsonl", tmp_path / "figures.json"
     trace.write_text(

@@ -10,12 +10,12 @@ from softmux.api.auth import Gate
 from softmux.api.direct import Direct
 from softmux.api.observe import InFlight, Observe
 from softmux.api.replies import ERRORS
-from softmux.api.routers import adapters, admin, classify, generate, health, metrics, model, shared, usage
+from softmux.api.routers import adapters, admin, classify, generate, health, metrics, model, openai, shared, usage
 from softmux.api.services import Services
 
 ROUTERS = (
-    generate.router, classify.router, adapters.router, shared.router, model.router, admin.router, usage.router,
-    health.router, metrics.router,
+    generate.router, openai.router, classify.router, adapters.router, shared.router, model.router, admin.router,
+    usage.router, health.router, metrics.router,
 )  # fmt: skip
 
 

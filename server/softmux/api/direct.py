@@ -1,34 +1,50 @@
-"""The way around the framework for the one route that everything is measured by."""
+"""The way around the framework for the routes that generate, by which everything is measured."""
 
 from __future__ import annotations
 
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from softmux.api.answering import LONGEST_TASK
 from softmux.api.errors import error_response
-from softmux.api.routers import generate
+from softmux.api.routers import generate, openai
 from softmux.errors import SoftmuxError
+
+_BY_BODY = {openai.COMPLETIONS: openai.completions, openai.CHAT: openai.chat_completions}
+"""Routes that read nothing of a request but its body and headers."""
 
 
 class Direct:
-    """ASGI middleware: answers `POST /v1/generate` by the same function that the framework's route would call.
+    """ASGI middleware: answers a `POST` to a generating route by the same function that the framework would call.
 
-    Routing, dependencies and their exit stacks cost as much as all the rest of a short request. The route is still
-    declared, described, and answers whatever is odd about a request's line.
+    Routing, dependencies and their exit stacks cost as much as all the rest of a short request. The routes are still
+    declared, described, and answer whatever is odd about a request's line.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] == generate.PATH and scope["method"] == "POST":
-            task = QueryParams(scope["query_string"]).get("task") if scope["query_string"] else None
-            if task is None or 0 < len(task) <= generate.LONGEST_TASK:
-                try:
-                    response = await generate.generate(Request(scope, receive), task)
-                except SoftmuxError as error:
-                    response = error_response(error)
+        if scope["type"] == "http" and scope["method"] == "POST":
+            request = Request(scope, receive)
+            try:
+                response = await _answer(request)
+            except SoftmuxError as error:
+                response = error_response(error)
+            if response is not None:
                 await response(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+
+async def _answer(request: Request) -> Response | None:
+    """None: the framework's to answer."""
+    path = request.scope["path"]
+    if path == generate.PATH:
+        query = request.scope["query_string"]
+        task = QueryParams(query).get("task") if query else None
+        return await generate.generate(request, task) if task is None or 0 < len(task) <= LONGEST_TASK else None
+    route = _BY_BODY.get(path)
+    return None if route is None else await route(request)

@@ -16,10 +16,13 @@ from starlette.responses import Response
 
 from softmux.errors import (
     BadRequest,
+    BaseMismatch,
+    Conflict,
     InternalError,
     InvalidRequest,
     MethodNotAllowed,
     NotFound,
+    QuotaExceeded,
     RateLimited,
     SoftmuxError,
 )
@@ -27,6 +30,8 @@ from softmux.errors import (
 log = logging.getLogger(__name__)
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 408: "timeout_error", 429: "rate_limit_error"}
+_IN_VAIN = (BaseMismatch, Conflict, QuotaExceeded)
+"""What is answered the same again, though OpenAI's clients would repeat it for its status."""
 _LONGEST = 300
 _MANY = 1000
 _UNION_TAG = re.compile(r"^(str|constrained-str|list\[.*\]|\[key\])$")
@@ -43,6 +48,8 @@ def error_response(error: SoftmuxError) -> Response:
     headers = dict(error.headers) if isinstance(error, RateLimited) else {}
     if error.retry_after is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
+    if isinstance(error, _IN_VAIN):
+        headers["x-should-retry"] = "false"
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return Response(msgspec.json.encode(error_body(error)), error.status, headers, "application/json")

@@ -5,31 +5,29 @@ lay out → submit to the worker → read outputs → choices → one reply, or 
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
+from bisect import bisect_left
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from softmux.api.choice import Choice, Piece
 from softmux.api.deadline import within
+from softmux.api.laying_out import bounded, check_generates, laid_out
 from softmux.api.limits import Charge
-from softmux.api.schemas import Sampling
 from softmux.api.services import Resolved, Services
 from softmux.api.standing import Standing
-from softmux.api.tokenizer import LONG_TEXT
+from softmux.api.tokenizer import Tokenizer
 from softmux.api.usage import Meter
+from softmux.api.wish import Given, Wish
 from softmux.cost import cost
-from softmux.errors import ContextTooLong, InternalError, InvalidRequest, WrongTaskKind
-from softmux.formats.layout import lay_out
+from softmux.errors import InternalError
 from softmux.marks import content_mark, version_mark
 from softmux.registry.usage import Used
-from softmux.types import AdapterRef, Output, SamplingParams
+from softmux.types import AdapterRef, Output
 from softmux.worker.channel import Channel, SequenceFailed
 from softmux.worker.messages import Generate
-
-Prompt = str | list[int] | None
 
 
 @dataclass(slots=True)
@@ -39,6 +37,8 @@ class Usage:
     prompt_tokens: int = 0
     virtual_tokens: int = 0
     cached_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    """Of `cached_tokens` those of the prompts alone."""
     completion_tokens: int = 0
 
     def json(self) -> dict[str, int]:
@@ -51,6 +51,23 @@ class Usage:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A prompt as the engine has it: how many tokens are its own, and where learned ones lie among them."""
+
+    own: int
+    learned: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tokens: Sequence[int]) -> Input:
+        learned = tuple([place for place, token in enumerate(tokens) if token < 0])
+        return cls(len(tokens) - len(learned), learned)
+
+    def own_of(self, first: int) -> int:
+        """How many of its first so many tokens are its own."""
+        return first - bisect_left(self.learned, first)
+
+
 @dataclass(slots=True)
 class Generation:
     """One running request. `pieces` is read to its end, or `close` ends it early; then `usage` stands."""
@@ -59,6 +76,7 @@ class Generation:
     created: int
     resolved: Resolved
     choices: list[Choice]
+    tokenizer: Tokenizer
     looks_for_stops: bool
     samples: int
     """Choices of each prompt."""
@@ -69,8 +87,7 @@ class Generation:
     usage: Usage
     charge: Charge
     """Of the tenant's limits."""
-    sizes: list[tuple[int, int]]
-    """Of each prompt its own tokens, and learned ones."""
+    inputs: list[Input]
     marks: dict[str, tuple[int, int]]
     """Each sequence's content and version, by `softmux.marks`."""
     deadline: float | None = None
@@ -86,44 +103,42 @@ class Generation:
         cls,
         services: Services,
         resolved: Resolved,
-        body: Sampling,
-        prompts: Sequence[Prompt],
-        variables: dict[str, str] | None = None,
+        wish: Wish,
+        given: Given,
         *,
         label: str,
         id_prefix: str = "gen-",
         deadline: float | None = None,
     ) -> Generation:
-        """Lays out the prompts and submits `body.n` sequences of each. Raises what is wrong with the request.
+        """Lays the prompts out and submits the sequences wished of each. Raises what is wrong with the request.
 
         `label` is the task's for metrics. `deadline` is monotonic: `pieces` raises `DeadlineExceeded` then.
         """
         began = time.monotonic()
         weight = services.registry.tenants.get(resolved.tenant).weight
-        services.backlog.check(resolved.tenant, body.max_tokens, deadline, weight)
-        _check_generates(services, resolved)
-        params = body.params()
+        services.backlog.check(resolved.tenant, 0 if wish.to_the_end else wish.sampling.max_tokens, deadline, weight)
+        check_generates(services, resolved)
         tokenizer = services.encoder()
-        _check(services, body, params, prompts)
-        inputs = await _laid_out(services, resolved, prompts, variables)
-        learned = [sum(1 for token in tokens if token < 0) for tokens in inputs]
-        sizes = [(len(tokens) - virtual, virtual) for tokens, virtual in zip(inputs, learned, strict=True)]
-        usage = Usage(prompt_tokens=sum(own for own, _ in sizes), virtual_tokens=sum(learned))
+        rows = await laid_out(services, resolved, wish, given)
+        wish = bounded(services, wish, rows)
+        params = wish.sampling
+        inputs = [Input.of(tokens) for tokens in rows]
+        usage = Usage(sum(each.own for each in inputs), sum(len(each.learned) for each in inputs))
         adapter = resolved.adapter
         digest = None if adapter is None else adapter.digest
         version = 0 if adapter is None else version_mark(resolved.tenant, adapter.digest, adapter.tenant)
-        contents = [content_mark(resolved.tenant, digest, tokens, params) for tokens in inputs]
+        contents = [content_mark(resolved.tenant, digest, tokens, params) for tokens in rows]
         suspects = [services.standing.check(adapter, content, version) for content in contents]
         charge = await services.limits.admit(
-            resolved.tenant, usage.prompt_tokens + len(inputs) * body.n * params.max_tokens
+            resolved.tenant, usage.prompt_tokens + len(inputs) * wish.samples * params.max_tokens
         )
         left = None if deadline is None else deadline - time.monotonic()
         name = id_prefix + secrets.token_hex(12)
         requests: list[Generate] = []
         choices: dict[str, Choice] = {}
         marks: dict[str, tuple[int, int]] = {}
-        for tokens, content, suspect in zip(inputs, contents, suspects, strict=True):
-            for sample in range(body.n):
+        for tokens, content, suspect in zip(rows, contents, suspects, strict=True):
+            for sample in range(wish.samples):
                 index = len(requests)
                 request = Generate(
                     id=f"{name}-{index}",
@@ -132,7 +147,7 @@ class Generation:
                     sampling=params,
                     adapter=adapter,
                     sample=sample,
-                    priority=body.priority,
+                    priority=wish.priority,
                     weight=weight,
                     deadline=left,
                     content=content,
@@ -141,32 +156,31 @@ class Generation:
                 )
                 marks[request.id] = (content, version)
                 requests.append(request)
-                choices[request.id] = Choice(
-                    index, tokenizer, body.stops, min_tokens=body.min_tokens, logprobs=body.logprobs is not None
-                )
+                choices[request.id] = Choice(index, tokenizer, wish)
         try:
             channel = services.worker.submit(requests)
         except BaseException:
             charge.settle(0)
             raise
-        whole = body.n * sum(cost(len(tokens), params.max_tokens) for tokens in inputs)
+        whole = wish.samples * sum(cost(len(tokens), params.max_tokens) for tokens in rows)
         services.backlog.submitted(resolved.tenant, len(requests), whole, weight)
         return cls(
             id=name,
             created=int(time.time()),
             resolved=resolved,
             choices=list(choices.values()),
-            looks_for_stops=bool(body.stops),
-            samples=body.n,
+            tokenizer=tokenizer,
+            looks_for_stops=bool(wish.stops or wish.stop_token_ids),
+            samples=wish.samples,
             channel=channel,
             services=services,
             label=label,
             began=began,
             usage=usage,
             charge=charge,
+            inputs=inputs,
             marks=marks,
             deadline=deadline,
-            sizes=sizes,
             _by_id=choices,
         )
 
@@ -180,8 +194,8 @@ class Generation:
         begun = {number // self.samples for number, name in enumerate(self._by_id) if name in told}
         return Used(
             requests=1,
-            prompt_tokens=sum(self.sizes[number][0] for number in begun),
-            virtual_tokens=sum(self.sizes[number][1] for number in begun),
+            prompt_tokens=sum(self.inputs[number].own for number in begun),
+            virtual_tokens=sum(len(self.inputs[number].learned) for number in begun),
             completion_tokens=self.usage.completion_tokens if self._over else sum(told.values()),
             cached_tokens=sum(choice.cached_tokens for choice in self.choices[:: self.samples]),
         )
@@ -239,18 +253,23 @@ class Generation:
     def settle(self) -> None:
         """Brings `usage` up to what the choices hold."""
         self.usage.completion_tokens = sum(len(choice.tokens) for choice in self.choices)
-        self.usage.cached_tokens = sum(choice.cached_tokens for choice in self.choices[:: self.samples])
+        cached = [choice.cached_tokens for choice in self.choices[:: self.samples]]
+        self.usage.cached_tokens = sum(cached)
+        self.usage.cached_prompt_tokens = sum(
+            each.own_of(first) for each, first in zip(self.inputs, cached, strict=True)
+        )
 
-    def head(self, kind: str) -> dict[str, Any]:
-        """What a reply and its chunks have in common."""
+    @property
+    def adapter(self) -> dict[str, Any] | None:
+        """The weights that make this reply."""
         adapter = self.resolved.adapter
-        return {
-            "id": self.id,
-            "object": kind,
-            "created": self.created,
-            "model": self.services.worker.spec.model_id,
-            "adapter": None if adapter is None else _told(adapter),
-        }
+        return None if adapter is None else adapter_json(adapter)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the exact weights: the version's, or the bare model's."""
+        adapter = self.resolved.adapter
+        return self.services.worker.spec.base_fingerprint if adapter is None else adapter.digest
 
     def _time(self, output: Output, at: float) -> None:
         tokens = len(output.tokens)
@@ -264,14 +283,15 @@ class Generation:
         self._seen[output.id] = at
 
 
-def _told(adapter: AdapterRef) -> dict[str, Any]:
+def adapter_json(adapter: AdapterRef) -> dict[str, Any]:
+    """As replies tell of it."""
     said = {
         "task": adapter.task,
         "version": adapter.version or None,
         "digest": adapter.digest,
         "method": adapter.method,
     }
-    return {**said, "parts": [_told(part) for part in adapter.parts]} if adapter.parts else said
+    return {**said, "parts": [adapter_json(part) for part in adapter.parts]} if adapter.parts else said
 
 
 def _as_one(outputs: Sequence[Output]) -> Output:
@@ -283,56 +303,3 @@ def _as_one(outputs: Sequence[Output]) -> Output:
         cached_tokens=sum([output.cached_tokens for output in outputs]),
         logprobs=tuple([values for output in outputs for values in output.logprobs]),
     )
-
-
-def _check_generates(services: Services, resolved: Resolved) -> None:
-    """Raises `WrongTaskKind` for what only classifies."""
-    task = resolved.adapter.task if resolved.adapter is not None else None
-    if resolved.manifest is not None and resolved.manifest.head is not None:
-        raise WrongTaskKind(f"“{task}” classifies, and generates nothing: POST /v1/classify?task={task}.", param="task")
-    if services.worker.spec.family == "encoder":
-        raise WrongTaskKind(
-            f"{services.worker.spec.model_id} is an encoder, and generates nothing: POST /v1/classify?task=… with a "
-            "task that is published here.",
-            param="task",
-        )
-
-
-def _check(services: Services, body: Sampling, params: SamplingParams, prompts: Sequence[Prompt]) -> None:
-    """What can be told without a tokenizer. Raises `InvalidRequest` or `ContextTooLong`."""
-    spec, most = services.worker.spec, services.settings.max_waiting
-    if len(prompts) * body.n > most:
-        raise InvalidRequest(
-            f"{len(prompts)} prompts with n = {body.n} are more sequences than this server takes at once ({most}); "
-            "send several requests.",
-            param="prompt",
-        )
-    for token, _ in params.logit_bias:
-        if token >= spec.vocab_size:
-            raise InvalidRequest(
-                f"logit_bias names token {token}; ids are 0 to {spec.vocab_size - 1}.", param="logit_bias"
-            )
-    for prompt in prompts:
-        if isinstance(prompt, list) and len(prompt) > spec.context_length:
-            raise ContextTooLong(
-                f"The prompt has {len(prompt)} tokens, this server takes {spec.context_length}; shorten it.",
-                param="prompt",
-            )
-
-
-async def _laid_out(
-    services: Services, resolved: Resolved, prompts: Sequence[Prompt], variables: dict[str, str] | None
-) -> list[tuple[int, ...]]:
-    """Each prompt's input ids, virtual ones included. Raises `InvalidRequest`."""
-    tokenizer, vocab_size = services.encoder(), services.worker.spec.vocab_size
-
-    def all_of_them() -> list[tuple[int, ...]]:
-        return [
-            lay_out(resolved.layout, tokenizer, vocab_size=vocab_size, prompt=prompt, variables=variables)
-            for prompt in prompts
-        ]
-
-    texts = [prompt for prompt in prompts if isinstance(prompt, str)] + list((variables or {}).values())
-    if sum(map(len, texts)) >= LONG_TEXT:
-        return await asyncio.to_thread(all_of_them)
-    return all_of_them()

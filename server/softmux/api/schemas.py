@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
 
 from softmux.api.deadline import LONGEST
+from softmux.api.wish import Chat, Given, Prompt, Wish
 from softmux.errors import InvalidRequest
 from softmux.types import SamplingParams
 
@@ -32,6 +34,8 @@ Priority = Annotated[
 Timeout = Annotated[
     FiniteFloat, Field(gt=0, le=LONGEST, description="Seconds from receipt after which the request ends: 408.")
 ]
+NewTokens = Annotated[int, Field(ge=1, lt=1 << 31, description="New tokens at most.")]
+LogprobCount = Annotated[int, Field(ge=0, le=20, description="As in OpenAI's completions.")]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 
 
@@ -69,7 +73,6 @@ class Message(Body):
 class Sampling(Body):
     """How tokens are chosen, and when to stop: what every generating route takes."""
 
-    max_tokens: Annotated[int, Field(ge=1, lt=1 << 31, description="New tokens at most.")] = 64
     min_tokens: Annotated[Count, Field(description="New tokens at least: no end, no stop string before.")] = 0
     ignore_eos: bool = Field(default=False, description="Go on after the model's end token.")
     temperature: Annotated[FiniteFloat, Field(ge=0, le=100, description="0 is greedy.")] = 0.0
@@ -94,7 +97,6 @@ class Sampling(Body):
         default=None, description="Ends the text, and is never part of it."
     )
     n: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] = 1
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(default=None, description="As in OpenAI's completions.")
     stream: bool = False
     priority: Priority = 0
     timeout: Timeout | None = None
@@ -105,14 +107,10 @@ class Sampling(Body):
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
-    def params(self) -> SamplingParams:
-        """As the engine takes it. Raises `InvalidRequest` where fields contradict each other."""
-        if self.min_tokens > self.max_tokens:
-            raise InvalidRequest(
-                f"min_tokens ({self.min_tokens}) is more than max_tokens ({self.max_tokens}).", param="min_tokens"
-            )
+    def sampling(self, *, max_tokens: int, logprobs: int | None) -> SamplingParams:
+        """As the engine takes it."""
         return SamplingParams(
-            max_tokens=self.max_tokens,
+            max_tokens=max_tokens,
             min_tokens=self.min_tokens,
             ignore_eos=self.ignore_eos,
             temperature=0.0 if self.temperature < _GREEDY_BELOW else self.temperature,
@@ -124,7 +122,7 @@ class Sampling(Body):
             frequency_penalty=self.frequency_penalty,
             presence_penalty=self.presence_penalty,
             logit_bias=tuple((int(token), bias) for token, bias in (self.logit_bias or {}).items()),
-            logprobs=self.logprobs,
+            logprobs=logprobs,
         )
 
 
@@ -137,8 +135,33 @@ class GenerateBody(Sampling):
     messages: Annotated[Many[Message], Field(min_length=1)] | None = Field(
         default=None, description="A chat, rendered with the model's own template."
     )
+    max_tokens: NewTokens = 64
+    logprobs: LogprobCount | None = None
     variables: dict[str, str] | None = Field(default=None, description="Values of the slots of a task's template.")
     return_token_ids: bool = Field(default=False, description="Adds `token_ids` to every choice.")
+
+    def wish(self) -> Wish:
+        sampling = self.sampling(max_tokens=self.max_tokens, logprobs=self.logprobs)
+        return Wish(sampling, self.n, self.stops, priority=self.priority)
+
+    def given(self) -> Given:
+        """Raises `InvalidRequest` where prompt and messages are both there, or neither holds anything."""
+        if self.messages is None:
+            return Given(prompts_of(self.prompt), variables=self.variables)
+        if self.prompt is not None:
+            raise InvalidRequest("Send prompt or messages, not both.", param="prompt")
+        return Given((), Chat([message.as_chat() for message in self.messages]), self.variables)
+
+
+def prompts_of(prompt: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]] | None) -> list[Prompt]:
+    """The prompts that a field `prompt` holds: one, or a batch. Raises `InvalidRequest` where it is an empty list."""
+    if prompt is None or isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise InvalidRequest("The prompt is an empty list; give it at least one token or text.", param="prompt")
+    if isinstance(prompt[0], int):
+        return [[token for token in prompt if isinstance(token, int)]]
+    return [each if isinstance(each, str) else list(each) for each in prompt if not isinstance(each, int)]
 
 
 class ClassifyBody(Body):

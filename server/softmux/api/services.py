@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -36,6 +37,8 @@ class Resolved:
     adapter: AdapterRef | None
     layout: Layout
     manifest: Manifest | None = None
+    created_at: float = 0.0
+    """Of the version, or the newest of several; Unix s."""
 
 
 @dataclass(slots=True)
@@ -56,6 +59,8 @@ class Services:
     started: bool = False
     everywhere: bool = False
     draining: bool = False
+    began: int = field(default_factory=lambda: int(time.time()))
+    """Unix s."""
     uploads: UploadPlaces = field(default_factory=UploadPlaces)
     _layouts: dict[str, Layout] = field(default_factory=dict)
 
@@ -100,7 +105,7 @@ class Services:
         adapter = AdapterRef(
             record.tenant, known_as, record.version, manifest.digest, manifest.method, manifest.virtual_tokens
         )
-        return Resolved(tenant, adapter, layout, manifest)
+        return Resolved(tenant, adapter, layout, manifest, record.created_at)
 
 
 def _combined(tenant: str, found: Sequence[Resolved]) -> Resolved:
@@ -111,7 +116,7 @@ def _combined(tenant: str, found: Sequence[Resolved]) -> Resolved:
         raise InvalidRequest("The tasks are of several tenants; combine those of one.", param="task")
     names = ",".join(part.task for part in parts)
     adapter = AdapterRef(owners.pop(), names, 0, manifest.digest, manifest.method, manifest.virtual_tokens, parts)
-    return Resolved(tenant, adapter, Layout.of(manifest), manifest)
+    return Resolved(tenant, adapter, Layout.of(manifest), manifest, max(one.created_at for one in found))
 
 
 def services_of(request: Request) -> Services:

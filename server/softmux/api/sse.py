@@ -58,7 +58,10 @@ class Chunks:
         self._head = b"data: " + msgspec.json.encode(head)[:-1] + b',"choices":'
         self._encode = msgspec.json.Encoder().encode
 
-    def chunk(self, choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> bytes:
-        if usage is None:
+    def chunk(
+        self, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None, *, tells_usage: bool = False
+    ) -> bytes:
+        """`tells_usage`: as null, where there is none."""
+        if usage is None and not tells_usage:
             return b"".join((self._head, self._encode(choices), b"}\n\n"))
         return b"".join((self._head, self._encode(choices), b',"usage":', self._encode(usage), b"}\n\n"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -13,6 +14,8 @@ from softmux.api.tokenizer_export import ExportedTokenizer, export_aside
 from softmux.api.windows import Piece
 from softmux.errors import InvalidRequest
 
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+"""How vocabularies of characters name the bytes that they fall back on."""
 LONG_TEXT = 20_000
 """Characters from which on tokenizing is worth a thread of its own."""
 
@@ -99,6 +102,13 @@ class Tokenizer:
                 return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
             return str(self._fast.id_to_token(token))
         return text
+
+    def token_bytes(self, token: int) -> bytes:
+        """What the token adds to the text: its part of a character, nothing for special tokens."""
+        if self._bytes is not None:
+            return self._bytes[token]
+        name = "" if self._fast is None else self._fast.id_to_token(token) or ""
+        return bytes([int(name[3:5], 16)]) if _BYTE_TOKEN.fullmatch(name) else self._decode([token]).encode()
 
     def _decode(self, ids: list[int]) -> str:
         return "" if self._fast is None else str(self._fast.decode(ids, skip_special_tokens=True))

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
         raise InvalidRequest("A reply that comes whole has no first token: --goodput e2el:MS, or stream.")
     console = wide_console()
     endpoint = _endpoint(options, options.url)
-    found = discover(endpoint, tasks=not endpoint.openai and options.tasks != "none")
+    found = discover(endpoint, tasks=options.tasks != "none")
     endpoint = replace(endpoint, model=options.model or found.model)
     tasks = _chosen(options, found.tasks)
     plan = plan_of(options, tasks, options.vocab_size or found.vocabulary or _VOCABULARY)
@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         "--tasks",
         default=None,
         metavar="all|none|N|A,B,…",
-        help="softmux: all the server has (default), or the first N",
+        help="default: softmux all the server has, openai none; or the first N, or those named",
     )
     parser.add_argument(
         "--stream", action=argparse.BooleanOptionalAction, default=True, help="events, or whole replies"
@@ -143,9 +143,10 @@ def discover(endpoint: Endpoint, *, tasks: bool) -> Found:
         if endpoint.openai:
             listed = _get(http, "/v1/models", must=True)["data"]
             name = str(listed[0]["id"]) if listed else ""
-        else:
-            name = str(model["id"])
-        found: list[str] = []
+            found = [str(each["id"]) for each in listed[1:] if each.get("parent") and each.get("generates", True)]
+            return Found(name, model.get("vocab_size"), tuple(found))
+        name = str(model["id"])
+        found = []
         cursor: str | None = ""
         while tasks and cursor is not None:
             page = _get(http, "/v1/adapters", must=True, limit="100", **({"cursor": cursor} if cursor else {}))

@@ -11,8 +11,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from softmux.api.choice import Choice, Piece, choice_json, joined
+from softmux.api.choice import Choice, Piece, joined
 from softmux.api.errors import invalid
+from softmux.api.laying_out import rendered
+from softmux.api.own_shape import OwnShape
 from softmux.api.schemas import GenerateBody
 from softmux.api.tokenizer import Tokenizer
 from softmux.api.tokenizer_export import export
@@ -23,7 +25,7 @@ from softmux.formats.layout import Layout, lay_out
 from softmux.offline.rows import GENERATE, Answer, Row
 from softmux.offline.target import Identity
 from softmux.settings import Settings
-from softmux.types import DEFAULT_TENANT, KV_METHODS, Manifest, Output
+from softmux.types import DEFAULT_TENANT, KV_METHODS, Manifest, Output, SamplingParams
 
 _NAP = 0.0002
 """Seconds to wait where nothing can run until the adapter has been loaded."""
@@ -107,8 +109,10 @@ class EngineTarget:
             raise invalid(error) from None
         if body.timeout is not None:
             raise InvalidRequest("Rows run in this process have no deadline; leave timeout out.", param="timeout")
-        params = body.params()
-        prompts = self._prompts(body)
+        wish, given = body.wish(), body.given()
+        wish.check()
+        chat = given.chat
+        prompts = given.prompts if chat is None else [rendered(self._layout, self._tokenizer, chat)]
         if len(prompts) * body.n > self._room:
             raise InvalidRequest(
                 f"A row has at most {self._room} prompts and samples; make it several.", param="prompt"
@@ -120,16 +124,12 @@ class EngineTarget:
             )
             for prompt in prompts
         ]  # fmt: skip
-        wants = body.logprobs is not None
-        choices = [
-            Choice(index, self._tokenizer, body.stops, min_tokens=body.min_tokens, logprobs=wants)
-            for index in range(len(inputs) * body.n)
-        ]
+        choices = [Choice(index, self._tokenizer, wish) for index in range(len(inputs) * body.n)]
         started = _Running(row, body, inputs, choices, [[] for _ in choices], tries=tries)
-        self._add(started, params)
+        self._add(started, wish.sampling)
         return started
 
-    def _add(self, started: _Running, params: Any) -> None:
+    def _add(self, started: _Running, params: SamplingParams) -> None:
         order = itertools.product(started.inputs, range(started.body.n))
         for index, (tokens, sample) in enumerate(order):
             try:
@@ -142,19 +142,6 @@ class EngineTarget:
                 self._abort(started)
                 raise
             started.open.add(index)
-
-    def _prompts(self, body: GenerateBody) -> list[Any]:
-        if body.messages is not None:
-            if body.prompt is not None:
-                raise InvalidRequest("Send prompt or messages, not both.", param="prompt")
-            if self._layout.template is not None:
-                raise InvalidRequest("This task has a template; send variables instead of messages.", param="messages")
-            return [self._tokenizer.render_chat([message.as_chat() for message in body.messages])]
-        if isinstance(body.prompt, list) and all(isinstance(text, str) for text in body.prompt):
-            if not body.prompt:
-                raise InvalidRequest("The prompt is an empty list; give it at least one token or text.", param="prompt")
-            return list(body.prompt)
-        return [body.prompt]
 
     def _push(self, running: dict[int, _Running], name: str, output: Output, ended: list[Answer]) -> None:
         started, index = self._of(running, name)
@@ -201,8 +188,9 @@ class EngineTarget:
         import msgspec
 
         body = started.body
+        shape = OwnShape(body.return_token_ids)
         choices = [
-            choice_json(choice.index, joined(pieces), token_ids=body.return_token_ids)
+            shape.choice(choice.index, joined(pieces), self._tokenizer)
             for choice, pieces in zip(started.choices, started.pieces, strict=True)
         ]
         prompt = sum(token >= 0 for tokens in started.inputs for token in tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from heapq import nsmallest
 
 from softmux.errors import BaseMismatch
 from softmux.registry.connection import Connection
@@ -71,6 +72,19 @@ class Catalog:
                 return TaskPage(tuple(found), f"{last.tenant}/{last.task}")
             found.append(view.versions[view.active[base]])
         return TaskPage(tuple(found), None)
+
+    def usable(self, tenant: str, base: str, *, limit: int, cursor: str | None = None) -> TaskPage:
+        """The active versions for `base` of all that `tenant` may use, its own and what others share with it, by the
+        names that it calls them (`task`, `owner/task`), after `cursor`."""
+        own = {name: view for name, view in self._tasks.get(tenant, {}).items() if base in view.active}
+        for name in self._shares:
+            owner, _, task = name.partition("/")
+            view = self._tasks[owner][task]
+            if owner != tenant and base in view.active and view.share is not None and view.share.reaches(tenant):
+                own[name] = view
+        names = nsmallest(limit + 1, [name for name in own if cursor is None or name > cursor])
+        found = [own[name].versions[own[name].active[base]] for name in names[:limit]]
+        return TaskPage(tuple(found), names[limit - 1] if len(names) > limit else None)
 
     def _view(self, tenant: str, name: str) -> TaskView:
         """Raises `TaskNotFound`, the same for what does not exist and for what is not shared with `tenant`."""

@@ -10,13 +10,13 @@ import structlog
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
+from softmux.api.answering import LONGEST_TASK
 from softmux.api.auth import principal_of
 from softmux.api.body import described, read_json
 from softmux.api.classification import Classification
 from softmux.api.deadline import deadline_of
 from softmux.api.presence import watching
 from softmux.api.replies import ClassificationReply, answers
-from softmux.api.routers.generate import LONGEST_TASK
 from softmux.api.schemas import ClassifyBody
 from softmux.api.services import services_of
 from softmux.errors import Overloaded, SoftmuxError

@@ -1,0 +1,168 @@
+"""How a generating request is answered, on whatever route: read, resolved, run, and told in the route's shape."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import structlog
+from starlette.requests import Request
+from starlette.responses import Response
+
+from softmux.api import sse
+from softmux.api.auth import principal_of
+from softmux.api.choice import Choice, Piece, joined
+from softmux.api.deadline import deadline_of
+from softmux.api.generation import Generation
+from softmux.api.presence import ClientGone, watching
+from softmux.api.services import Services, services_of
+from softmux.api.shape import Shape
+from softmux.api.wish import Given, Wish
+from softmux.errors import Overloaded, SoftmuxError
+from softmux.telemetry.exposition import BARE
+from softmux.telemetry.labels import OTHER
+
+log = structlog.stdlib.get_logger(__name__)
+
+LONGEST_TASK = 1280
+"""Tenants, tasks and versions: `acme/manual@3,appendix`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request as it was read. `task` None is the bare model."""
+
+    task: str | None
+    wish: Wish
+    given: Given
+    shape: Shape
+    stream: bool
+    timeout: float | None
+    said: Mapping[str, Any]
+    """What of it is logged where prompts are."""
+
+
+async def answer(request: Request, read: Callable[[Services], Awaitable[Asked]], *, bare: bool = False) -> Response:
+    """The answer to what `read` finds in the request. Raises every error that comes before the first byte.
+
+    `bare`: it is known before reading that no task is asked for.
+    """
+    services = services_of(request)
+    began = time.monotonic()
+    tenant = principal_of(request).tenant
+    label = BARE if bare else OTHER  # until it is known that there is such a task
+    asked = None
+    try:
+        if services.draining:
+            services.metrics.refused("draining")
+            raise Overloaded("The server is shutting down; send the request to another one.", retry_after=5.0)
+        asked = await read(services)
+        if services.settings.log_prompts:
+            log.info("asked", tenant=tenant, task=asked.task, **asked.said)
+        deadline = deadline_of(request, asked.timeout, began)
+        resolved = services.resolve(tenant, asked.task)
+        label = services.metrics.task_label(tenant, resolved.adapter.task if resolved.adapter else None)
+        generation = await Generation.start(
+            services,
+            resolved,
+            asked.wish,
+            asked.given,
+            label=label,
+            id_prefix=asked.shape.id_prefix,
+            deadline=deadline,
+        )
+    except SoftmuxError as error:
+        services.metrics.request(label, error.code, time.monotonic() - began)
+        raise _said(error, asked) from None
+    if asked.stream:
+        return await _streamed(request, generation, asked)
+    outcome = "gone"
+    try:
+        with watching(request, generation.leave):
+            reply = await _whole(generation, asked.shape)
+        outcome = "ok"
+        return reply
+    except ClientGone:
+        return Response(status_code=499)
+    except SoftmuxError as error:
+        outcome = error.code
+        raise _said(error, asked) from None
+    finally:
+        generation.close()
+        services.metrics.request(label, outcome, time.monotonic() - began)
+
+
+async def _whole(generation: Generation, shape: Shape) -> Response:
+    pieces: dict[int, list[Piece]] = {choice.index: [] for choice in generation.choices}
+    async for news in generation.pieces(whole=True):
+        for choice, piece in news:
+            pieces[choice.index].append(piece)
+    if generation.left:
+        raise ClientGone
+    generation.settle()
+    reply = shape.whole(generation, [joined(pieces[choice.index]) for choice in generation.choices])
+    return Response(msgspec.json.encode(reply), headers=generation.charge.headers, media_type="application/json")
+
+
+async def _streamed(request: Request, generation: Generation, asked: Asked) -> Response:
+    """Waits for the first news, so that what fails before has its own status; then the rest follows as events."""
+    news = generation.pieces()
+    metrics = generation.services.metrics
+    try:
+        with watching(request, generation.leave):
+            begin: list[tuple[Choice, Piece]] = await anext(news, [])
+        if generation.left:
+            raise ClientGone
+    except BaseException as error:
+        generation.close()
+        outcome = error.code if isinstance(error, SoftmuxError) else "gone"
+        metrics.request(generation.label, outcome, time.monotonic() - generation.began)
+        if isinstance(error, ClientGone):
+            return Response(status_code=499)
+        if isinstance(error, SoftmuxError):
+            raise _said(error, asked) from None
+        raise
+
+    async def events() -> AsyncGenerator[bytes, None]:
+        """One item a wake-up, however many events it is, the last with the end."""
+        told = asked.shape.events(generation)
+        running = {choice.index for choice in generation.choices}
+        outcome = "gone"
+        try:
+            with watching(request, generation.leave):
+                part = begin
+                while part:
+                    ready: list[bytes] = []
+                    for choice, piece in part:
+                        if piece.finish_reason is not None:
+                            running.discard(choice.index)
+                        usage = None
+                        if not running:
+                            generation.settle()
+                            usage = generation.usage
+                        if shown := told.news(choice, piece, usage):
+                            ready.append(shown)
+                    if not running:
+                        break
+                    if ready:
+                        yield b"".join(ready)
+                    part = await anext(news, [])
+                if not generation.left:
+                    outcome = "ok"
+                    yield b"".join((*ready, sse.DONE))
+        except SoftmuxError as error:
+            outcome = error.code
+            yield sse.error_event(_said(error, asked)) + sse.DONE
+        finally:
+            generation.close()
+            metrics.request(generation.label, outcome, time.monotonic() - generation.began)
+
+    return sse.EventStream(events(), generation.charge.headers)
+
+
+def _said(error: SoftmuxError, asked: Asked | None) -> SoftmuxError:
+    """The error in the route's words."""
+    return error if asked is None else asked.shape.in_its_words(error)

@@ -1,0 +1,161 @@
+"""The shapes in which OpenAI's routes tell of a generation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from softmux.api.choice import Choice, Piece
+from softmux.api.generation import Generation, Usage
+from softmux.api.logprobs import as_content, as_lists
+from softmux.api.openai.models import in_its_words
+from softmux.api.sse import Chunks
+from softmux.api.tokenizer import Tokenizer
+from softmux.errors import SoftmuxError
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """`model` is the name that the client gave."""
+
+    model: str
+    token_ids: bool
+    include_usage: bool
+
+    def in_its_words(self, error: SoftmuxError) -> SoftmuxError:
+        return in_its_words(error)
+
+    def head(self, generation: Generation, kind: str) -> dict[str, Any]:
+        """What a reply and its chunks have in common."""
+        return {
+            "id": generation.id,
+            "object": kind,
+            "created": generation.created,
+            "model": self.model,
+            "system_fingerprint": generation.fingerprint,
+            "adapter": generation.adapter,
+        }
+
+    def ended(self, index: int, told: dict[str, Any], piece: Piece) -> dict[str, Any]:
+        """A choice, of which `told` is the route's own part."""
+        shown = {"index": index, **told, "finish_reason": piece.finish_reason}
+        return {**shown, "token_ids": piece.token_ids} if self.token_ids else shown
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionShape(_Asked):
+    """`POST /v1/completions`."""
+
+    @property
+    def id_prefix(self) -> str:
+        return "cmpl-"
+
+    def whole(self, generation: Generation, pieces: Sequence[Piece]) -> dict[str, Any]:
+        choices = [self.choice(index, piece, generation.tokenizer) for index, piece in enumerate(pieces)]
+        head = self.head(generation, "text_completion")
+        return {**head, "choices": choices, "usage": usage_json(generation.usage)}
+
+    def events(self, generation: Generation) -> CompletionEvents:
+        return CompletionEvents(self, generation.tokenizer, Chunks(self.head(generation, "text_completion")))
+
+    def choice(self, index: int, piece: Piece, tokenizer: Tokenizer) -> dict[str, Any]:
+        logprobs = None if piece.logprobs is None else as_lists(piece.logprobs, tokenizer)
+        return self.ended(index, {"text": piece.text, "logprobs": logprobs}, piece)
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionEvents:
+    shape: CompletionShape
+    tokenizer: Tokenizer
+    chunks: Chunks
+
+    def news(self, choice: Choice, piece: Piece, usage: Usage | None) -> bytes:
+        if piece.finish_reason is None and not _shows(piece, self.shape):
+            return b""
+        told = [_chunk(self.chunks, self.shape, self.shape.choice(choice.index, piece, self.tokenizer))]
+        return b"".join(told + _last(self.chunks, self.shape, usage))
+
+
+@dataclass(frozen=True, slots=True)
+class ChatShape(_Asked):
+    """`POST /v1/chat/completions`."""
+
+    @property
+    def id_prefix(self) -> str:
+        return "chatcmpl-"
+
+    def whole(self, generation: Generation, pieces: Sequence[Piece]) -> dict[str, Any]:
+        choices = [
+            self.choice(index, {"message": {**_TURN, "content": piece.text}}, piece, generation.tokenizer)
+            for index, piece in enumerate(pieces)
+        ]
+        head = self.head(generation, "chat.completion")
+        return {**head, "choices": choices, "usage": usage_json(generation.usage)}
+
+    def events(self, generation: Generation) -> ChatEvents:
+        return ChatEvents(self, generation.tokenizer, Chunks(self.head(generation, "chat.completion.chunk")))
+
+    def choice(self, index: int, told: dict[str, Any], piece: Piece, tokenizer: Tokenizer) -> dict[str, Any]:
+        """`told` is its message, or what is new of it."""
+        logprobs = None if piece.logprobs is None else as_content(piece.logprobs, tokenizer)
+        return self.ended(index, {**told, "logprobs": logprobs}, piece)
+
+
+@dataclass(frozen=True, slots=True)
+class ChatEvents:
+    """Each choice begins with an event that says whose turn it is, and ends with one that says why it does."""
+
+    shape: ChatShape
+    tokenizer: Tokenizer
+    chunks: Chunks
+    _begun: set[int] = field(default_factory=set)
+
+    def news(self, choice: Choice, piece: Piece, usage: Usage | None) -> bytes:
+        told: list[bytes] = []
+        running = msgspec.structs.replace(piece, finish_reason=None)
+        if choice.index not in self._begun:
+            self._begun.add(choice.index)
+            told.append(self._event(choice, {**_TURN, "content": ""}, _NOTHING))
+        if _shows(piece, self.shape):
+            told.append(self._event(choice, {"content": piece.text}, running))
+        if piece.finish_reason is not None:
+            told.append(self._event(choice, {}, msgspec.structs.replace(_NOTHING, finish_reason=piece.finish_reason)))
+        return b"".join(told + _last(self.chunks, self.shape, usage))
+
+    def _event(self, choice: Choice, delta: dict[str, Any], piece: Piece) -> bytes:
+        shown = self.shape.choice(choice.index, {"delta": delta}, piece, self.tokenizer)
+        return _chunk(self.chunks, self.shape, shown)
+
+
+_NOTHING = Piece("", [], None, None)
+_TURN = {"role": "assistant", "refusal": None}
+
+
+def usage_json(usage: Usage) -> dict[str, Any]:
+    """As OpenAI counts: cached tokens are those of the prompt, learned ones are told beside."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_prompt_tokens},
+        "virtual_tokens": usage.virtual_tokens,
+    }
+
+
+def _shows(piece: Piece, shape: _Asked) -> bool:
+    return bool(piece.text or piece.logprobs or (shape.token_ids and piece.token_ids))
+
+
+def _chunk(chunks: Chunks, shape: _Asked, choice: dict[str, Any]) -> bytes:
+    """An event of a choice. Where usage is asked for, it is null until the end."""
+    return chunks.chunk([choice], None, tells_usage=shape.include_usage)
+
+
+def _last(chunks: Chunks, shape: _Asked, usage: Usage | None) -> list[bytes]:
+    """What ends the stream, once `usage` is there."""
+    if usage is None or not shape.include_usage:
+        return []
+    return [chunks.chunk([], usage_json(usage))]

@@ -13,6 +13,7 @@ swap       what a step's copies to the GPU and back cost
 host       what the host does for a step, with a model that takes no time
 fairness   what a neighbour beyond its share costs a tenant, and how far two tenants' service comes apart
 faults     a server asked too much, left by its clients, ended and broken: goodput, refusals, streams cut off
+tuning     many tasks trained at once beside one by one: tasks an hour, memory, exactness
 endurance  a service over many tasks while versions come and go: memory, every reply held against its digest
 cluster    replicas behind Ray Serve: adapters found in memory, replicas killed and joining; and 100 GPUs simulated
 all        mixed, service and tiers
@@ -48,6 +49,7 @@ _OWN_OPTIONS = {
     "faults": "softmux.bench.faults",
     "seq2seq": "softmux.bench.seq2seq",
     "cluster": "softmux.bench.cluster",
+    "tuning": "softmux.bench.tuning",
 }
 
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
@@ -27,11 +28,11 @@ def on(server: Served, *arguments: str) -> Result:
 def test_an_adapter_is_pushed_listed_shown_activated_generated_with_and_deleted(
     server: Served, adapters: dict[str, Path]
 ) -> None:
-    pushed = on(server, "push", str(adapters["prompt-tuning"]), "--task", "mine")
+    pushed = on(server, "upload", str(adapters["prompt-tuning"]), "--task", "mine")
     assert pushed.exit_code == 0, pushed.output
     assert "✓" in pushed.output
     assert "mine@1 prompt_tuning sha256:" in pushed.output
-    second = on(server, "push", str(adapters["prefix-tuning"]), "--task", "mine", "--no-activate", "--json")
+    second = on(server, "upload", str(adapters["prefix-tuning"]), "--task", "mine", "--no-activate", "--json")
     assert (json.loads(second.output)["version"], json.loads(second.output)["active"]) == (2, False)
 
     listed = on(server, "list", "--prefix", "mine")
@@ -59,7 +60,7 @@ def test_what_the_server_refuses_is_told_in_its_words(
 ) -> None:
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (tmp_path / name).write_bytes(b"{}")
-    refused = on(server, "push", str(tmp_path), "--task", "bad")
+    refused = on(server, "upload", str(tmp_path), "--task", "bad")
     assert refused.exit_code == 1
     assert "error:" in refused.output
     assert "[adapter_config.json" in refused.output
@@ -186,3 +187,25 @@ def test_a_registry_is_backed_up_checked_and_restored(tmp_path: Path) -> None:
     nothing = run("registry", "verify", "--data", str(tmp_path / "three"))
     assert nothing.exit_code == 1
     assert "there is no registry here" in nothing.output
+
+
+def test_what_is_done_is_told_as_json_too(server: Served, adapters: dict[str, Path], tmp_path: Path) -> None:
+    data = ("--data", str(tmp_path / "data"), "--json")
+
+    def told(*arguments: str, more: tuple[str, ...] = data) -> Any:
+        result = on(server, *arguments, *more)
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    assert told("tenant", "create", "acme") == {"name": "acme", "created": True}
+    assert told("tenant", "create", "acme") == {"name": "acme", "created": False}
+    key = told("key", "create", "--tenant", "acme")
+    assert told("key", "revoke", key["id"]) == {"id": key["id"], "revoked": True}
+    assert told("registry", "backup", str(tmp_path / "kept.tar"))["tenants"] == 2
+    assert told("registry", "restore", str(tmp_path / "kept.tar"), "--replace")["tenants"] == 2
+    assert told("tenant", "delete", "acme") == {"name": "acme", "deleted": True}
+    own = ("--json",)
+    assert told("upload", str(adapters["prompt-tuning"]), "--task", "told", more=own)["version"] == 1
+    assert told("share", "told", "--everyone", more=own)["everyone"] is True
+    assert told("unshare", "told", more=own)["everyone"] is False
+    assert told("delete", "told", "--yes", more=own) == {"task": "told", "deleted": True}

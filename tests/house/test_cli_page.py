@@ -40,3 +40,13 @@ def test_every_setting_is_an_option_of_serve() -> None:
     options = {option for parameter in serve.params for option in parameter.opts}
     expected = {f"--{name.replace('_', '-')}" for name in Settings.model_fields if name not in _NEVER_AN_OPTION}
     assert options - {"--help"} == expected
+
+
+def test_every_command_writes_json_where_it_is_told_to() -> None:
+    """But for the server itself, and for `bench`, whose own parser takes it where it measures."""
+    without = {
+        path
+        for path, command in _commands(typer.main.get_command(app))
+        if "--json" not in {option for parameter in command.params for option in parameter.opts}
+    }
+    assert without == {"softmux serve", "softmux bench"}

@@ -8,7 +8,22 @@ import typer
 from typer.core import TyperGroup
 
 from softmux import __version__
-from softmux.cli import access, inspection, local, registry, remote, run, serving, sharing, tenants, usage
+from softmux.cli import (
+    access,
+    doctor,
+    export,
+    hub,
+    inspection,
+    local,
+    registry,
+    remote,
+    run,
+    serving,
+    sharing,
+    tenants,
+    top,
+    usage,
+)
 from softmux.cli.output import fail
 from softmux.errors import SoftmuxError
 
@@ -27,7 +42,7 @@ _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_op
 """For a command with a parser of its own, `--help` included."""
 
 app = typer.Typer(
-    cls=_Group, no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False, help=(
+    cls=_Group, no_args_is_help=True, pretty_exceptions_show_locals=False, help=(
         "softmux: one frozen language model, thousands of soft prompts, one forward pass."
     )
 )  # fmt: skip
@@ -41,7 +56,7 @@ def softmux(version: bool = typer.Option(False, "--version", help="Show the vers
 
 
 app.command("serve")(serving.serve)
-app.command("push")(remote.push)
+app.command("upload")(remote.upload)
 app.command("list")(remote.list_)
 app.command("show")(remote.show)
 app.command("activate")(remote.activate)
@@ -49,7 +64,12 @@ app.command("delete")(remote.delete)
 app.command("share")(sharing.share)
 app.command("unshare")(sharing.unshare)
 app.command("generate")(remote.generate)
+app.command("export")(export.export)
+app.command("pull")(hub.pull)
+app.command("push")(hub.push)
 app.command("run")(run.run)
+app.command("top")(top.top)
+app.command("doctor")(doctor.doctor)
 app.command("usage")(usage.usage)
 app.command("inspect")(inspection.inspect)
 app.command("compare-methods")(inspection.compare_methods)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from softmux.cli.on_registry import ACTOR, DEFAULT_DATA, Data, Json, Redis, on_registry, time_of
-from softmux.cli.output import as_json, fail, table
+from softmux.cli.output import as_json, done, fail, table
 
 if TYPE_CHECKING:
     from softmux.registry.audit import AuditEntry
@@ -69,10 +69,11 @@ def revoke_key(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="As `softmux key create` and `key list` show it.")],
     redis: Redis = None,
     data: Data = DEFAULT_DATA,
+    json_: Json = False,
 ) -> None:
     """Revoke a key: it is refused within 5 seconds, everywhere."""
     on_registry(redis, data, lambda registry: registry.keys.revoke_key(key_id, actor=ACTOR))
-    typer.echo(f"key {key_id} is revoked")
+    done(f"key {key_id} is revoked", json_, id=key_id, revoked=True)
 
 
 def audit(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from softmux.cli.output import as_json, facts, fail, table
+from softmux.cli.output import as_json, done, facts, fail, table
 
 if TYPE_CHECKING:
     from softmux.inspection.compare import Cost
@@ -105,6 +105,7 @@ def fold(
     folder: Folder,
     task_id: Annotated[int, typer.Option(min=0, help="The task's number in the training.")],
     out: Annotated[Path, typer.Option(help="Where the new folder goes; it must not be there.")],
+    json_: Json = False,
 ) -> None:
     """Take one task out of a multitask prompt: a folder of prompt tuning, for that task alone."""
     from softmux.formats.folder import load_folder
@@ -116,7 +117,7 @@ def fold(
     out.mkdir(parents=True)
     for name, data in files.items():
         (out / name).write_bytes(data)
-    typer.echo(f"task {task_id} is in {out}: `softmux push {out}` publishes it")
+    done(f"task {task_id} is in {out}: `softmux upload {out}` publishes it", json_, task_id=task_id, folder=str(out))
 
 
 def _row(cost: Cost, tasks: int) -> tuple[str, ...]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from softmux.cli.output import fail
+from softmux.cli.output import as_json, fail
+
+if TYPE_CHECKING:
+    from softmux.tuning.write import Report
 
 
 def tune(
@@ -30,6 +33,7 @@ def tune(
         bool, typer.Option(help="Compute layers again in the backward: less memory, a third more time.")
     ] = False,
     tensorboard: Annotated[Path | None, typer.Option(help="A folder for TensorBoard's files.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Write the held-out figures as JSON.")] = False,
 ) -> None:
     """Tune adapters from recipes, and write their folders with the held-out figures."""
     try:
@@ -48,9 +52,21 @@ def tune(
         tensorboard=tensorboard,
     )
     if len(recipes) == 1:
-        run(recipes[0], out, device, cache=cache, together=together)
+        reports = [run(recipes[0], out, device, cache=cache, together=together)]
     else:
-        tune_all(recipes, out, device, cache=cache, together=together)
+        reports = tune_all(recipes, out, device, cache=cache, together=together)
+    if json_:
+        as_json([_told(report) for report in reports])
+
+
+def _told(report: Report) -> dict[str, Any]:
+    figures = {"tuned": report.tuned, **report.beside}
+    return {
+        "task": report.recipe.task,
+        "base": report.base_label,
+        "seconds": round(report.seconds, 1),
+        "figures": {name: {"rows": held.rows, **held.values} for name, held in figures.items()},
+    }
 
 
 def bench(context: typer.Context) -> None:

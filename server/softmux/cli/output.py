@@ -20,6 +20,14 @@ def as_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
+def done(words: str, json_: bool, **told: Any) -> None:
+    """What a command says that has nothing to show but what it did."""
+    if json_:
+        as_json(told)
+    else:
+        typer.echo(words)
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     from rich import box
     from rich.console import Console

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from softmux.cli.on_registry import DEFAULT_DATA, Data, Json, Redis
-from softmux.cli.output import as_json, fail
+from softmux.cli.output import as_json, done, fail
 
 if TYPE_CHECKING:
+    from softmux.registry.backup import Backup
     from softmux.registry.blobs import BlobStore
     from softmux.registry.connection import Connection
 
@@ -81,6 +82,7 @@ def backup(
     redis: Redis = None,
     data: Data = DEFAULT_DATA,
     blobs: Blobs = None,
+    json_: Json = False,
 ) -> None:
     """Write the whole registry to a file, beside whatever runs."""
     from softmux.registry.backup import backup as write
@@ -90,9 +92,7 @@ def backup(
     if not target.absolute().parent.is_dir():
         fail(f"there is no folder {target.absolute().parent}")
     about = _run(redis, data, blobs, lambda connection, store: write(connection, store, target))
-    typer.echo(
-        f"{target}: {about.tenants} tenants, {about.tasks} tasks, {about.versions} versions, {about.files} files"
-    )
+    _tell(f"{target}:", about, json_, file=str(target))
 
 
 @registry.command("restore")
@@ -102,9 +102,16 @@ def restore(
     redis: Redis = None,
     data: Data = DEFAULT_DATA,
     blobs: Blobs = None,
+    json_: Json = False,
 ) -> None:
     """Put a backup back: into an empty Redis, or with --replace in the place of what is there."""
     from softmux.registry.backup import restore as put
 
     about = _run(redis, data, blobs, lambda connection, store: put(connection, store, source, replace=replace))
-    typer.echo(f"restored {about.tenants} tenants, {about.tasks} tasks, {about.versions} versions, {about.files} files")
+    _tell("restored", about, json_, file=str(source))
+
+
+def _tell(words: str, about: Backup, json_: bool, *, file: str) -> None:
+    counts = {name: getattr(about, name) for name in ("tenants", "tasks", "versions", "files")}
+    shown = ", ".join(f"{count} {name}" for name, count in counts.items())
+    done(f"{words} {shown}", json_, file=file, **counts)

@@ -3,73 +3,85 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from softmux.cli.output import as_json, facts, fail, table
+from softmux.cli.output import as_json, done, facts, fail, table
 
 if TYPE_CHECKING:
     import httpx
 
+    from softmux.client import Stream
+
 Url = Annotated[str, typer.Option(envvar="SOFTMUX_URL", help="The server's address.")]
 Key = Annotated[str | None, typer.Option(envvar="SOFTMUX_KEY", help="Your key.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Write the server's answer as JSON.")]
-Task = Annotated[str, typer.Argument(help="The task's name.")]
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 
 class Remote:
-    """One server. Every call ends the command with the server's own words where it says no."""
+    """One server, by its own client. What it refuses ends the command with its words, and a name like the one meant."""
 
     def __init__(self, url: str, key: str | None) -> None:
-        import httpx
+        from softmux.client import Client, Retry
 
-        self._url = url
-        headers = {"authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(600, connect=5))
+        self.client = Client(url, key=key, retry=Retry(attempts=4, unreachable=False))
 
     def call(self, method: str, path: str, **options: Any) -> httpx.Response:
-        import httpx
+        return self._send(method, path, stream=False, **options)
+
+    def chunks(self, path: str, **options: Any) -> Stream:
+        """A streamed answer, as it comes."""
+        from softmux.client import Stream
+
+        return Stream(self._send("POST", path, stream=True, **options), self.client.base_url)
+
+    def _send(self, method: str, path: str, *, stream: bool, **options: Any) -> httpx.Response:
+        from softmux.client.calls import READS, WORKS, Call
+        from softmux.errors import TaskNotFound
+
+        again = method in ("GET", "PUT")
+        call = Call(method, path, repeat=READS if again else WORKS, idempotent=again, **options)
+        try:
+            return self.client.send(call, stream=stream)
+        except TaskNotFound as error:
+            task = (options.get("params") or {}).get("task") or path.removeprefix("/v1/adapters/").split("/")[0]
+            fail(error.message + self.meant(task), error.param)
+
+    def meant(self, task: str) -> str:
+        """Names like one that is not there, as a sentence; empty where there are none."""
+        from difflib import get_close_matches
+
+        from softmux.errors import SoftmuxError
 
         try:
-            response = self._http.request(method, path, **options)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            fail(f"no server answers at {self._url} ({error}): start one with `softmux serve`, or give --url")
-        if response.is_error:
-            _fail_as_said(response.status_code, response.text)
-        return response
-
-    def events(self, path: str, **options: Any) -> Iterator[dict[str, Any]]:
-        """The events of a streamed answer, as they come."""
-        import httpx
-
-        try:
-            with self._http.stream("POST", path, **options) as response:
-                if response.is_error:
-                    _fail_as_said(response.status_code, response.read().decode(errors="replace"))
-                for line in response.iter_lines():
-                    if line.startswith("data: ") and line != "data: [DONE]":
-                        value = json.loads(line.removeprefix("data: "))
-                        if "error" in value:
-                            _fail_as_said(200, line.removeprefix("data: "))
-                        yield value
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            fail(f"no server answers at {self._url} ({error}): start one with `softmux serve`, or give --url")
+            names = [version.task for version in self.client.adapters.list()]
+        except SoftmuxError:
+            return ""
+        close = get_close_matches(task.partition("@")[0], names, n=3, cutoff=0.6)
+        return f" Did you mean {' or '.join(close)}?" if close else ""
 
 
-def _fail_as_said(status: int, text: str) -> None:
+def task_names(ctx: typer.Context, incomplete: str) -> list[str]:
+    """For the shell's completion: the server's tasks that begin so, if it answers within a second."""
+    from softmux.client import Client, Retry, SoftmuxError
+    from softmux.client.calls import get
+
+    url, key = ctx.params.get("url") or None, ctx.params.get("key") or None
     try:
-        error = json.loads(text)["error"]
-        message, param = str(error["message"]), error["param"]
-    except (ValueError, KeyError, TypeError):
-        message, param = f"the server answered {status}: {text[:200]}", None
-    fail(message, param)
+        with Client(url, key=key, timeout=1.0, retry=Retry(attempts=1)) as client:
+            page = client.send(get("/v1/adapters", limit="50", prefix=incomplete)).json()
+    except SoftmuxError:
+        return []
+    return [str(version["task"]) for version in page["data"]]
 
 
-def push(
+Task = Annotated[str, typer.Argument(help="The task's name.", autocompletion=task_names)]
+
+
+def upload(
     folder: Annotated[Path, typer.Argument(help="A folder as PEFT's save_pretrained writes it.")],
     task: Annotated[str | None, typer.Option(help="The task's name; by default the folder's.")] = None,
     activate: Annotated[bool, typer.Option(help="Make it the active version.")] = True,
@@ -92,6 +104,10 @@ def push(
         )
         .json()
     )
+    tell_upload(answer, json_=json_)
+
+
+def tell_upload(answer: dict[str, Any], *, json_: bool) -> None:
     if json_:
         as_json(answer)
         return
@@ -173,17 +189,21 @@ def delete(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     url: Url = DEFAULT_URL,
     key: Key = None,
+    json_: Json = False,
 ) -> None:
     """Delete a task with all its versions."""
     if not yes:
-        typer.confirm(f"Delete the task {task} with all its versions?", abort=True)
+        typer.confirm(f"Delete the task {task} with all its versions?", abort=True, err=True)
     Remote(url, key).call("DELETE", f"/v1/adapters/{task}")
-    typer.echo(f"{task} is deleted")
+    done(f"{task} is deleted", json_, task=task, deleted=True)
 
 
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="The prompt.")] = None,
-    task: Annotated[str | None, typer.Option(help="The task, or task@version; without it the bare model.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="The task, or task@version; without it the bare model.", autocompletion=task_names),
+    ] = None,
     var: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for a slot of the task's template.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="New tokens at most.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
@@ -207,9 +227,9 @@ def generate(
     if json_:
         as_json(remote.call("POST", "/v1/generate", params=params, json=body).json())
         return
-    for chunk in remote.events("/v1/generate", params=params, json={**body, "stream": True}):
-        for choice in chunk["choices"]:
-            typer.echo(choice["text"], nl=False)
+    with remote.chunks("/v1/generate", params=params, json={**body, "stream": True}) as stream:
+        for chunk in stream:
+            typer.echo(chunk.text, nl=False)
     typer.echo()
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from softmux.cli.output import as_json, fail
-from softmux.cli.remote import DEFAULT_URL, Key, Url
+from softmux.cli.remote import DEFAULT_URL, Key, Url, task_names
 
 if TYPE_CHECKING:
     from softmux.offline.run import Summary
@@ -21,7 +21,10 @@ _BARE = "-"
 
 
 def run(
-    task: Annotated[str, typer.Argument(help="The task, task@version or tenant/task; - is the bare model.")],
+    task: Annotated[
+        str,
+        typer.Argument(help="The task, task@version or tenant/task; - is the bare model.", autocompletion=task_names),
+    ],
     input_: Annotated[Path, typer.Argument(metavar="INPUT", help="A line of JSON for each request.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Where the answers go, a line each.")],
     url: Url = DEFAULT_URL,

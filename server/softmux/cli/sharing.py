@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from softmux.cli.output import as_json
+from softmux.cli.output import as_json, done
 from softmux.cli.remote import DEFAULT_URL, Json, Key, Remote, Task, Url
 
 
@@ -32,10 +32,10 @@ def share(
         typer.echo(f"{task} is shared with {_words(answer)}")
 
 
-def unshare(task: Task, url: Url = DEFAULT_URL, key: Key = None) -> None:
+def unshare(task: Task, url: Url = DEFAULT_URL, key: Key = None, json_: Json = False) -> None:
     """Share a task with nobody any more."""
     Remote(url, key).call("DELETE", f"/v1/adapters/{task}/shares")
-    typer.echo(f"{task} is shared with nobody")
+    done(f"{task} is shared with nobody", json_, task=task, tenants=[], everyone=False, files=False)
 
 
 def _words(share: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from softmux.cli.on_registry import ACTOR, DEFAULT_DATA, Data, Json, Redis, on_registry, time_of
-from softmux.cli.output import as_json, facts, fail, table
+from softmux.cli.output import as_json, done, facts, fail, table
 
 if TYPE_CHECKING:
     from softmux.registry.tenants import TenantRecord
@@ -19,10 +19,11 @@ _LIMIT = "A whole number, or none."
 
 
 @tenants.command("create")
-def create(name: Name, redis: Redis = None, data: Data = DEFAULT_DATA) -> None:
+def create(name: Name, redis: Redis = None, data: Data = DEFAULT_DATA, json_: Json = False) -> None:
     """Create a tenant, of weight 1 and without limits."""
     _, created = on_registry(redis, data, lambda registry: registry.tenants.create(name, actor=ACTOR))
-    typer.echo(f"tenant {name} is created" if created else f"tenant {name} is there already")
+    words = f"tenant {name} is created" if created else f"tenant {name} is there already"
+    done(words, json_, name=name, created=created)
 
 
 @tenants.command("list")
@@ -77,10 +78,11 @@ def delete(
     force: Annotated[bool, typer.Option("--force", help="Revoke its keys and delete its tasks first.")] = False,
     redis: Redis = None,
     data: Data = DEFAULT_DATA,
+    json_: Json = False,
 ) -> None:
     """Delete a tenant that has no tasks and no keys. Its name is never given again."""
     on_registry(redis, data, lambda registry: registry.delete_tenant(name, force=force, actor=ACTOR))
-    typer.echo(f"tenant {name} is deleted")
+    done(f"tenant {name} is deleted", json_, name=name, deleted=True)
 
 
 def _limit(field: str, text: str) -> int | None:

@@ -23,11 +23,13 @@ class Retry:
     attempts: int = 5
     first: float = 0.5
     longest: float = 30.0
+    unreachable: bool = True
+    """Whether a server that takes no connection is tried again."""
     chance: random.Random = field(default_factory=random.Random)
 
     def wait(self, call: Call, error: SoftmuxError, attempt: int) -> float | None:
         """Seconds until the next try, of which `attempt` (from 1) just failed; None: the error stands."""
-        if attempt >= self.attempts or not _may_repeat(call, error):
+        if attempt >= self.attempts or not self._may_repeat(call, error):
             return None
         backoff = min(self.longest, self.first * 2.0 ** (attempt - 1))
         if error.retry_after is None:
@@ -36,14 +38,13 @@ class Retry:
             return None
         return error.retry_after + backoff * self.chance.uniform(0.0, 0.5)
 
-
-def _may_repeat(call: Call, error: SoftmuxError) -> bool:
-    """Whether a second try can't do what the first has done already."""
-    match error:
-        case Unreachable():
-            return True
-        case NoAnswer():
-            return call.idempotent
-        case UnexpectedAnswer():
-            return call.idempotent and error.answered in _OF_PROXIES
-    return error.code in call.repeat
+    def _may_repeat(self, call: Call, error: SoftmuxError) -> bool:
+        """Whether a second try can't do what the first has done already."""
+        match error:
+            case Unreachable():
+                return self.unreachable
+            case NoAnswer():
+                return call.idempotent
+            case UnexpectedAnswer():
+                return call.idempotent and error.answered in _OF_PROXIES
+        return error.code in call.repeat

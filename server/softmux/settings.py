@@ -42,6 +42,9 @@ class Settings(BaseSettings):
     kv_cache_dtype: Literal["auto", "fp8"] = Field(
         default="auto", description="Keys and values: auto keeps them in `dtype`, fp8 in half of bfloat16's bytes."
     )
+    tensor_parallel: int = Field(
+        default=1, ge=1, le=64, description="Processes, each with a GPU, that hold the model between them."
+    )
     redis: str | None = Field(default=None, description="redis://… of a real server; without it an embedded one.")
     data: Path = Field(default=Path("softmux-data"), description="Where the registry's and the caches' files live.")
     adapters: Path | None = Field(default=None, description="Folders published at start for the tenant `default`.")

@@ -56,8 +56,11 @@ class TestEngine:
 
     def __init__(self, model: Path, disk_folder: Path | None = None, **settings: Any) -> None:
         chosen = {"device": "cpu", "dtype": "float32", "kv_tokens": 4096, "max_rows": 64, "max_step_tokens": 64}
-        self.source = FolderSource()
-        self.engine = Engine(Settings(model=str(model), **(chosen | settings)), self.source, disk_folder=disk_folder)
+        source = FolderSource()
+        self._begin(Engine(Settings(model=str(model), **(chosen | settings)), source, disk_folder=disk_folder), source)
+
+    def _begin(self, engine: Engine, source: FolderSource) -> None:
+        self.engine, self.source = engine, source
         self.done: dict[str, Finished] = {}
         self.batches: list[Any] = []
         self._count = 0

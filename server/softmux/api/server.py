@@ -45,6 +45,7 @@ WORKER_SETTINGS = frozenset(
         "model", "device", "dtype", "max_rows", "max_step_tokens", "max_waiting", "kv_tokens", "kv_memory_fraction",
         "context_length", "group_by_adapter", "host_cache_bytes", "disk_cache_bytes", "resident_vectors", "threads",
         "log_level", "quantization", "kv_cache_dtype", "attention_backend", "max_loras", "max_lora_rank", "lora_bytes",
+        "tensor_parallel",
     }
 )  # fmt: skip
 """What the worker is told of the settings: no keys, no addresses."""

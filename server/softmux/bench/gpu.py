@@ -1,6 +1,7 @@
 """The GPU engine against the card: decode steps over the bytes they must move, and whole workloads.
 
-Random weights of known shapes, so nothing is downloaded: `python -m softmux.bench.gpu --shape 1b`.
+Random weights of known shapes, so nothing is downloaded: `python -m softmux.bench.gpu --shape 1b`. With
+`--tensor-parallel 2` over two GPUs; the floor is then that of one GPU's part.
 """
 
 from __future__ import annotations
@@ -18,49 +19,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from softmux.engine.engine import Engine
-from softmux.engine.fp8 import Fp8Linear, swap_linears
-from softmux.engine.packed import PackedModel
+from softmux.bench.random_base import SHAPES, random_engine
+from softmux.engine.fp8 import Fp8Linear
 from softmux.formats.parts import PrefixPart, PromptPart
 from softmux.scheduler.radix import RootKey
 from softmux.settings import Settings
 from softmux.types import SamplingParams
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "tiny": {
-        "hidden_size": 256,
-        "intermediate_size": 512,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 2048,
-    },
-    "1b": {  # Llama-3.2-1B
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 128256,
-        "tie_word_embeddings": True,
-    },
-    "8b": {  # Llama-3.1-8B
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 128256,
-    },
-    "70b": {  # Llama-3.1-70B
-        "hidden_size": 8192,
-        "intermediate_size": 28672,
-        "num_hidden_layers": 80,
-        "num_attention_heads": 64,
-        "num_key_value_heads": 8,
-        "vocab_size": 128256,
-    },
-}
 VIRTUAL_TOKENS = 20
 METHODS = ("prompt tuning", "prefix tuning", "P-tuning", "P-tuning template")
 
@@ -81,50 +46,6 @@ WORKLOADS = {
     "W3": Workload(64, 384, 384, 128),
     "W4": Workload(1, 128, 128, 128),
 }
-
-
-def random_model(shape: str, dtype: torch.dtype, quantization: str = "auto") -> PackedModel:
-    """Random weights on the GPU. In fp8 they are made and quantised one at a time, so that a model fits whose weights
-    in half precision would not."""
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    config = LlamaConfig(
-        **SHAPES[shape],
-        max_position_embeddings=4096,
-        rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    torch.manual_seed(0)
-    device = torch.device("cuda")
-    packed = quantization == "fp8"
-    with torch.device("meta") if packed else device:
-        module: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager")
-    if packed:
-        _fill(module, config, dtype, device)
-    return PackedModel(module, None, f"random-{shape}")
-
-
-@torch.inference_mode()
-def _fill(module: Any, config: Any, dtype: torch.dtype, device: torch.device) -> None:
-    """Gives a Llama on the meta device fp8 linear layers and weights, drawn as `from_config` draws them."""
-
-    spread = float(config.initializer_range)
-
-    def drawn(shape: torch.Size) -> torch.Tensor:
-        return torch.randn(shape, dtype=dtype, device=device) * spread
-
-    swap_linears(module)
-    for layer in module.modules():
-        if isinstance(layer, Fp8Linear):
-            layer.hold(layer.quantise(drawn(layer.weight.shape)))
-        else:
-            for name, parameter in list(layer.named_parameters(recurse=False)):
-                made = drawn(parameter.shape) if parameter.dim() > 1 else torch.ones_like(parameter, device=device)
-                setattr(layer, name, torch.nn.Parameter(made, requires_grad=False))
-    module.tie_weights()
-    with device:
-        module.model.rotary_emb = type(module.model.rotary_emb)(config)
 
 
 def copy_rate() -> float:
@@ -162,12 +83,11 @@ class Bench:
         self,
         shape: str,
         rows: int,
-        dtype: torch.dtype = torch.bfloat16,
         tasks: int = 16,
         quantization: Literal["auto", "fp8"] = "auto",
         kv_cache_dtype: Literal["auto", "fp8"] = "auto",
+        tensor_parallel: int = 1,
     ) -> None:
-        model = random_model(shape, dtype, quantization)
         settings = Settings(
             model="random",
             max_rows=rows,
@@ -175,8 +95,9 @@ class Bench:
             host_cache_bytes=16 << 30,
             quantization=quantization,
             kv_cache_dtype=kv_cache_dtype,
+            tensor_parallel=tensor_parallel,
         )
-        self.engine = Engine(settings, lambda key: {}, model=model)
+        self.engine, self.crew = random_engine(shape, settings)
         self.bare = Task(self.engine.key("default", None))
         self.mixed = [self._adopt(number, METHODS[number % len(METHODS)]) for number in range(tasks)]
         self.prompts = [self._adopt(tasks + number, METHODS[0]) for number in range(tasks)]
@@ -242,8 +163,8 @@ class Bench:
 
     def floor(self, rows: int, context: int, rate: float) -> float:
         """Seconds to move the weights once and every row's KV once at the copy rate."""
-        spec, pool = self.engine.spec, self.engine.runner.pool
-        each = pool.bytes_per_token(spec.layers, pool.dtype)
+        pool = self.engine.runner.pool
+        each = pool.bytes_per_token(self.engine.model.layers, pool.dtype)
         return (self._streamed() + rows * context * each) / rate
 
     def _streamed(self) -> int:
@@ -251,7 +172,7 @@ class Bench:
         module: Any = self.engine.model.module
         read: list[int] = [tensor.nbytes for tensor in module.parameters()]
         read += [layer.weight_scale.nbytes for layer in module.modules() if isinstance(layer, Fp8Linear)]
-        tied = module.config.tie_word_embeddings
+        tied = module.get_output_embeddings().weight is module.get_input_embeddings().weight
         embedding: torch.Tensor = module.get_input_embeddings().weight
         total: int = sum(read) - (0 if tied else embedding.nbytes)
         return total
@@ -292,6 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--works", nargs="+", choices=WORKLOADS, default=["W1", "W3", "W4"])
     parser.add_argument("--tasks", type=int, default=16)
     parser.add_argument("--quantization", choices=("auto", "fp8"), default="auto")
+    parser.add_argument("--tensor-parallel", type=int, default=1, metavar="N", help="GPUs that hold it between them")
     parser.add_argument("--kv-cache-dtype", choices=("auto", "fp8"), default="auto")
     options = parser.parse_args(arguments)
     say = sys.stdout.write
@@ -303,6 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tasks=options.tasks,
         quantization=options.quantization,
         kv_cache_dtype=options.kv_cache_dtype,
+        tensor_parallel=options.tensor_parallel,
     )
     runner = bench.engine.runner
     say(f"fused {runner.fused is not None}, graphs {runner.graphs is not None}\n")
@@ -340,6 +263,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             found[name] = rates
     say(json.dumps(found) + "\n")
     bench.engine.close()
+    if bench.crew is not None:
+        bench.crew.end()
 
 
 if __name__ == "__main__":

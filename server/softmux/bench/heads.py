@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from softmux.bench.gpu import SHAPES
+from softmux.bench.random_base import SHAPES
 from softmux.engine.engine import Engine
 from softmux.engine.packed import PackedModel
 from softmux.formats.parts import HeadPart

@@ -64,7 +64,7 @@ def draw_plot(path: Path, found: list[dict[str, object]]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    from softmux.bench.gpu import SHAPES, random_model
+    from softmux.bench.random_base import SHAPES, random_model
 
     parser = argparse.ArgumentParser(prog="softmux bench residency", description=__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="1b")

@@ -14,8 +14,12 @@ from transformers.models.auto.modeling_auto import (
 from softmux.engine.encoder import PackedEncoder
 from softmux.engine.encoder_decoder import PackedEncoderDecoder
 from softmux.engine.packed import PackedModel
+from softmux.engine.parallel.cut import refusal, refuse
+from softmux.engine.parallel.ranks import Ranks
+from softmux.engine.parallel.sharded import ShardedModel
 from softmux.engine.quantised_loading import own_method
 from softmux.errors import SelfTestFailed
+from softmux.settings import Settings
 from softmux.types import Family
 
 
@@ -44,3 +48,29 @@ def load_base(model: str, *, device: torch.device, dtype: torch.dtype, quantizat
         raise SelfTestFailed(f"{model} is an {family} with quantised weights; softmux serves those in full: save it so")
     kind = {"decoder": PackedModel, "encoder": PackedEncoder, "encoder-decoder": PackedEncoderDecoder}[family]
     return kind.load(model, device=device, dtype=dtype, quantization=quantization)
+
+
+def check_sharded(settings: Settings) -> None:
+    """Raises `SelfTestFailed`, in words, where the base can't be dealt out to `tensor_parallel` processes: by its
+    config, before any of them is started."""
+    if settings.quantization != "auto":
+        raise SelfTestFailed(
+            f"--quantization {settings.quantization} runs in one process: leave it or --tensor-parallel out"
+        )
+    try:
+        config: Any = AutoConfig.from_pretrained(settings.model, trust_remote_code=False)
+    except Exception as error:
+        raise SelfTestFailed(f"--model {settings.model} has no config that can be read: {error}") from error
+    if own_method(config):
+        raise SelfTestFailed(
+            f"{settings.model} has quantised weights, which run in one process: leave --tensor-parallel out"
+        )
+    name = (getattr(config, "architectures", None) or [type(config).__name__])[0]
+    refuse(refusal(name, config, settings.tensor_parallel))
+
+
+def load_sharded(settings: Settings, ranks: Ranks, dtype: torch.dtype) -> ShardedModel:
+    """This rank's part of the base. Raises `SelfTestFailed`."""
+    if ranks.device.type == "cpu" and not settings.threads:
+        torch.set_num_threads(max(1, torch.get_num_threads() // ranks.size))
+    return ShardedModel.read(settings.model, ranks, dtype=dtype)

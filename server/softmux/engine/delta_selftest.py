@@ -43,14 +43,19 @@ def prove_deltas(runner: ModelRunner, spec: ModelSpec) -> ModelSpec:
     if deltas is None or "lora" not in spec.serves or spec.family == "encoder":
         return spec
     for last in (False, True):
+        failed: Exception | None = None
         try:
             with runner.ways.proof():
                 _test(runner, deltas, spec)
-            return spec
         except Exception as error:
-            log.warning("steps with LoRAs are wrong %s: %s", "by torch, too" if last else "as they run fastest", error)
-            runner.ways.left("loras")
-            deltas.leave_fast_paths()
+            failed = error
+        if runner.model.ranks is not None:
+            failed = runner.model.ranks.judge(failed)
+        if failed is None:
+            return spec
+        log.warning("steps with LoRAs are wrong %s: %s", "by torch, too" if last else "as they run fastest", failed)
+        runner.ways.left("loras")
+        deltas.leave_fast_paths()
     log.warning("%s serves no LoRA: admission refuses them", spec.architecture)
     return msgspec.structs.replace(spec, serves=spec.serves - {"lora", PAIR})
 
@@ -62,7 +67,7 @@ def _test(runner: ModelRunner, deltas: Deltas, spec: ModelSpec) -> None:
     for rank in _RANKS[: len(deltas.slots.deltas)]:
         root = base._replace(digest=f"self-test-{rank}")
         part = _random(spec, min(rank, deltas.slots.largest_rank))
-        host = HostAdapter.from_parts((part,), runner.model.dtype)
+        host = runner.model.own(HostAdapter.from_parts((part,), runner.model.dtype))
         assert host.delta is not None
         parts[root] = host.delta
         runner.tiers.adopt(root, host)

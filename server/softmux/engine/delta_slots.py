@@ -151,6 +151,21 @@ class DeltaSlots:
         self._copy(slot, begin, delta)
         return slot
 
+    def begin_of(self, adapter: RootKey) -> int:
+        """Where in `weights` what it has begins."""
+        return self._extents.get(adapter, (0, 0))[0]
+
+    def seat(self, slot: int, begin: int, delta: Delta) -> None:
+        """Puts a delta where another process has said that it lies there. What the current stream was given by now may
+        still read what was there."""
+        self.seatings[slot] += 1
+        if not self._copies:
+            self.deltas[slot] = delta
+            return
+        if self._side is not None:
+            self._side.wait_stream(torch.cuda.current_stream(self.device))
+        self._copy(slot, begin, delta)
+
     def _copy(self, slot: int, begin: int, delta: Delta) -> None:
         """Beside the step in flight, which reads nothing of what is written."""
         entries = np.zeros(tuple(self.table.shape[1:]), np.int32)

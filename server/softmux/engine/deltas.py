@@ -13,14 +13,13 @@ import torch
 from torch import nn
 
 from softmux.engine.anatomy import embeddings, row_scale
-from softmux.engine.delta_fused import FusedColumns, FusedStep
+from softmux.engine.delta_fused import FusedColumns, FusedStep, Kinds
 from softmux.engine.delta_graphs import DeltaGraphs
 from softmux.engine.delta_products import DeltaProducts, Spread, TorchDeltas, TritonDeltas
 from softmux.engine.delta_slots import DeltaSlots
 from softmux.engine.token_rows import TokenRows
 from softmux.errors import InternalError
-from softmux.scheduler.batch import Batch
-from softmux.scheduler.rows import Ints
+from softmux.scheduler.rows import Ints, Step
 
 
 @dataclass(slots=True)
@@ -93,18 +92,18 @@ class Deltas:
         kinds = self.columns.kinds(step.tokens.active) if self.columns is not None else None
         return None if kinds is None or self.columns is None else FusedStep(self.columns, kinds, step.tokens.blocks())
 
-    def replay(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Logits and greedy tokens of a step in which every row decodes, from a graph; None where there is none."""
+    def replayable(self, slots: Ints) -> Kinds | None:
+        """Of a step in which every row decodes, by row: what a graph of it must know; None where it can't be one."""
         if self.graphs is None or self.columns is None:
             return None
-        rows = batch.rows
-        slots = batch.table.deltas[rows]
-        kinds = self.columns.kinds(np.unique(slots[slots >= 0]).tolist())
-        if kinds is None:
-            return None
+        return self.columns.kinds(np.unique(slots[slots >= 0]).tolist())
+
+    def replay(self, kinds: Kinds, slots: Ints, decodes: Step) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Logits and greedy tokens of such a step, from a graph; None where there is none of its size."""
+        assert self.graphs is not None, "`replayable` has said so"
         self.slots.await_arrivals()
-        self.graphs.tell(rows, slots)
-        return self.graphs.replay(kinds, batch.decodes)
+        self.graphs.tell(decodes[1].astype(np.int64), slots)
+        return self.graphs.replay(kinds, decodes)
 
     def leave_fast_paths(self) -> None:
         """Such steps run through the module from now on, and their updates are torch's."""

@@ -13,7 +13,7 @@ import msgspec
 import torch
 
 from softmux.engine.anatomy import linear_shapes
-from softmux.engine.bases import load_base
+from softmux.engine.bases import load_base, load_sharded
 from softmux.engine.delta_selftest import prove_deltas
 from softmux.engine.delta_slots import DeltaSlots
 from softmux.engine.deltas import Deltas
@@ -24,6 +24,8 @@ from softmux.engine.fast import best_backend, prove
 from softmux.engine.host_adapter import HostAdapter
 from softmux.engine.kv import KVPool
 from softmux.engine.packed import PackedModel
+from softmux.engine.parallel.leader import Leader
+from softmux.engine.parallel.ranks import Ranks
 from softmux.engine.runner import Launched, ModelRunner
 from softmux.engine.shortage import LEAST, Shortage, run_in_parts
 from softmux.engine.tiers import AdapterSource, AdapterTiers
@@ -95,10 +97,15 @@ class Engine:
         disk_folder: Path | None = None,
         model: PackedModel | None = None,
         recorder: FlightRecorder | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
+        """`ranks`: the processes that each have an engine over a part of the model. All are made at the same time, and
+        one then leads the others (`lead`)."""
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        if model is None:
+        if model is None and ranks is not None:
+            model = load_sharded(settings, ranks, pick_dtype(settings.dtype, ranks.device))
+        elif model is None:
             device = pick_device(settings.device)
             model = load_base(
                 settings.model,
@@ -117,6 +124,8 @@ class Engine:
             room=settings.lora_bytes if device.type == "cuda" else 0, dtype=model.dtype, device=device,
         )  # fmt: skip
         slots = settings.kv_tokens or self._kv_tokens(settings)
+        if model.ranks is not None:
+            slots = model.ranks.least(slots)
         context = min(self.model.context_length, settings.context_length or self.model.context_length, slots)
         self.spec: ModelSpec = self.model.spec(context)
         disk = DiskTier(disk_folder, settings.disk_cache_bytes) if disk_folder is not None else None
@@ -152,6 +161,7 @@ class Engine:
             deltas=Deltas.of(model.module, deltas, model.on_source),
             backend=best_backend(device, settings.attention_backend, self.spec.family),
         )
+        self._leader: Leader | None = None
         self._overlap = device.type == "cuda"
         if device.type == "cuda":
             _tell_of_compilations(self.recorder)
@@ -168,6 +178,11 @@ class Engine:
             spare = free - (1 - settings.kv_memory_fraction) * total - (2 << 30)  # the step's own tensors
             return max(64, int(spare // each))
         return max(1024, min(_CPU_KV_TOKENS, _CPU_KV_BYTES // each))
+
+    def lead(self, leader: Leader) -> None:
+        """From here on this engine runs with those of the other ranks, which hear by `leader` of each step."""
+        self._leader = self.runner.orders = self.tiers.orders = leader
+        self.tiers.loader.own = leader.give
 
     # --- sequences ---------------------------------------------------------------------------------------------------
 
@@ -302,7 +317,9 @@ class Engine:
 
     def adopt(self, root: RootKey, parts: Parts) -> None:
         """Puts an adapter that is at hand into host memory, without any store."""
-        self.tiers.adopt(root, HostAdapter.from_parts(parts, self.model.dtype, kv_dtype=self.model.kv_dtype))
+        whole = HostAdapter.from_parts(parts, self.model.dtype, kv_dtype=self.model.kv_dtype)
+        own = self.model.own if self._leader is None else self._leader.give
+        self.tiers.adopt(root, own(whole))
 
     # --- the loop's body ---------------------------------------------------------------------------------------------
 
@@ -331,12 +348,16 @@ class Engine:
                 self.steps += 1
                 self._calm()
             except Exception as error:
+                if self._leader is not None:
+                    raise  # the others are in the midst of it: all begin anew
                 self._land(news)
                 if is_shortage(error):
                     launched = self._squeeze(batch, news)
                 else:
                     log.exception("a step of %d rows failed", len(batch))
                     self._fell(batch, error, news)
+        if self._leader is not None:
+            self._leader.flush()
         if self._overlap:
             self._flying, launched = launched, self._flying
         if launched is not None:
@@ -401,6 +422,8 @@ class Engine:
 
     def close(self) -> None:
         self.tiers.close()
+        if self._leader is not None:
+            self._leader.close()
 
 
 def _tell_of_compilations(recorder: FlightRecorder) -> None:

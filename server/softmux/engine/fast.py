@@ -78,17 +78,22 @@ def attempt(
     runner: ModelRunner, spec: ModelSpec, path: Path, take: Callable[[], object], leave: Callable[[], object]
 ) -> bool:
     """Takes a fast path and self-tests it; where either raises, leaves it, counts it and goes on without."""
+    failed: Exception | None = None
     try:
         with runner.ways.proof():
             take()
             self_test(runner, spec)
     except Exception as error:
-        log.warning("the fast path “%s” is left out: %s", path, error)
-        leave()
-        runner.forget_rows()
-        runner.ways.left(path)
-        return False
-    return True
+        failed = error
+    if runner.model.ranks is not None:
+        failed = runner.model.ranks.judge(failed)
+    if failed is None:
+        return True
+    log.warning("the fast path “%s” is left out: %s", path, failed)
+    leave()
+    runner.forget_rows()
+    runner.ways.left(path)
+    return False
 
 
 def _prepack(runner: ModelRunner, spec: ModelSpec) -> None:

@@ -56,12 +56,14 @@ class FusedDecoder:
         self._pool = pool
         self._attention = attention
         self._products = products
+        self._ranks = model.ranks
         decoder = model.module.model
         self._eps = float(config.rms_norm_eps)
         self._heads = int(config.num_attention_heads)
         self._layers = [self._take(layer) for layer in decoder.layers]
         self._norm = RMSNorm(decoder.norm.weight.data, self._eps)
         self._head: torch.Tensor = model.module.lm_head.weight.data
+        self._vocabulary = int(config.vocab_size)
         self._rotation = _rotation(decoder.rotary_emb, model)
         self._scaling = float(decoder.layers[0].self_attn.scaling)
 
@@ -132,15 +134,20 @@ class FusedDecoder:
                 continue
             normed, residual = layer.input_norm(x, residual)
             attended = self._attend(number, layer, products(normed, layer.qkv, layer.qkv_bias), positions, slots)
-            x = products(attended.flatten(1), layer.out, layer.out_bias)
+            x = self._summed(products(attended.flatten(1), layer.out, layer.out_bias))
             normed, residual = layer.post_norm(x, residual)
-            x = products(products.gated(normed, layer.gate_up), layer.down, None)
+            x = self._summed(products(products.gated(normed, layer.gate_up), layer.down, None))
         if wanted is not None and residual is not None:
             self._last = x, residual
             if not len(wanted):
-                return x.new_empty((0, len(self._head)))
+                return x.new_empty((0, self._vocabulary))
             x, residual = x.index_select(0, wanted), residual.index_select(0, wanted)
-        return products(self._norm(x, residual)[0], self._head, None)
+        logits = products(self._norm(x, residual)[0], self._head, None)
+        return logits if self._ranks is None else self._ranks.gather(logits, self._vocabulary)
+
+    def _summed(self, x: torch.Tensor) -> torch.Tensor:
+        """Of all ranks' parts."""
+        return x if self._ranks is None else self._ranks.reduce(x)
 
     def _changed_layer(
         self, number: int, layer: _Layer, x: torch.Tensor, residual: torch.Tensor | None, positions: torch.Tensor,
@@ -155,13 +162,14 @@ class FusedDecoder:
         attended = self._attend(number, layer, qkv, positions, slots).flatten(1)
         x = products(attended, layer.out, layer.out_bias)
         deltas.add(number, "out", attended, x)
+        x = self._summed(x)
         normed, residual = layer.post_norm(x, residual)
         both = products(normed, layer.gate_up, None)
         deltas.add(number, "gate_up", normed, both)
         inner = silu_mul(both)
         x = products(inner, layer.down, None)
         deltas.add(number, "down", inner, x)
-        return x, residual
+        return self._summed(x), residual
 
     def states(self, at: torch.Tensor) -> torch.Tensor:
         """As `PackedModel.states`, of the last forward that was given `wanted`."""

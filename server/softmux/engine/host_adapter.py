@@ -52,6 +52,8 @@ class HostAdapter:
     computed: int = 0
     head: torch.Tensor | None = None
     head_shape: HeadShape | None = None
+    serial: int = 0
+    """The name under which the other ranks have their parts of it, where there are any."""
 
     @classmethod
     def from_parts(
@@ -112,8 +114,8 @@ class HostAdapter:
     # bytes as they lie in memory: a load reads them straight into the tier's memory, and neither parses nor copies
     # while it holds the interpreter.
 
-    def write(self, path: Path) -> int:
-        """Writes the file; returns its bytes."""
+    def frames(self) -> list[bytes | memoryview]:
+        """The header, and the tensors that are there, in place."""
         tensors = self._tensors
         header = _Header(
             dtypes=tuple(None if t is None else str(t.dtype).removeprefix("torch.") for t in tensors),  # type: ignore[arg-type]
@@ -123,9 +125,28 @@ class HostAdapter:
             tables=self.delta.tables if self.delta is not None else (),
             head=self.head_shape,
         )
-        told = msgspec.json.encode(header)
+        return [msgspec.json.encode(header), *(_raw(tensor) for tensor in tensors if tensor is not None)]
+
+    @classmethod
+    def of_frames(cls, frames: list[memoryview], empty: Empty = pageable) -> HostAdapter:
+        """From what `frames` gave to another process."""
+        header = msgspec.json.decode(frames[0], type=_Header)
+        bodies = iter(frames[1:])
+        tensors: list[torch.Tensor | None] = []
+        for dtype, shape in zip(header.dtypes, header.shapes, strict=True):
+            wanted = _wanted(dtype, shape)
+            tensor = None if wanted is None else empty(wanted[1], wanted[0])
+            if tensor is not None and tensor.numel():
+                _raw(tensor)[:] = next(bodies)
+            tensors.append(tensor)
+        return cls._from(header, tensors)
+
+    def write(self, path: Path) -> int:
+        """Writes the file; returns its bytes."""
+        told, *bodies = self.frames()
+        told = bytes(told)
         told = told.ljust(-(-len(told) // _UNIT_BYTES) * _UNIT_BYTES)
-        parts: list[bytes | memoryview] = [told, *(_raw(tensor) for tensor in tensors if tensor is not None)]
+        parts: list[bytes | memoryview] = [told, *bodies]
         digest = hashlib.sha256()
         for part in parts:
             digest.update(part)
@@ -163,6 +184,10 @@ class HostAdapter:
                     digest.update(body)
         if digest.digest() != begin[len(_MAGIC) : len(_MAGIC) + _DIGEST_BYTES]:
             raise ValueError("its checksum is wrong")
+        return cls._from(header, tensors)
+
+    @classmethod
+    def _from(cls, header: _Header, tensors: list[torch.Tensor | None]) -> HostAdapter:
         vectors, prefix, data, learned_head = tensors
         delta = Delta(data, header.updates, header.tables) if data is not None else None
         return cls(vectors, prefix, header.trained, delta, head=learned_head, head_shape=header.head)

@@ -21,7 +21,8 @@ def ranges(starts: Ints, counts: Ints) -> Ints:
 class Layout:
     """One packed step. The batch's decoding rows come first, so their tokens do, too.
 
-    By row: `rows` (of the table), `starts`, `counts`, `sources`. By token: `ids` (0 where it is not known or no real
+    By row: `rows` (of the table), `starts`, `counts`, `sources`, `deltas` (the slots of what their adapters change of
+    the base). By token: `ids` (0 where it is not known or no real
     one), `positions`, `slots`. `wanted`: the tokens whose logits are needed, first those behind which rows choose one,
     then those before each of `targets`, whose likelihood is read. `heads`: tokens whose hidden states heads read.
     `futures`: tokens that the step before is choosing; `virtual`: tokens that are learned vectors, with the adapters
@@ -32,6 +33,7 @@ class Layout:
     starts: Ints
     counts: Ints
     sources: Ints
+    deltas: Ints
     ids: Ints
     positions: Ints
     slots: Ints
@@ -67,6 +69,7 @@ def lay_out(batch: Batch) -> Layout:
         starts=starts,
         counts=counts,
         sources=table.sources[rows],
+        deltas=table.deltas[rows],
         ids=np.maximum(ids, 0),
         positions=positions,
         slots=table.slots[at_row, positions].astype(np.int64),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from softmux.engine.arena import Empty
+from softmux.engine.arena import Empty, pageable
 from softmux.engine.disk import DiskTier
 from softmux.engine.host_adapter import HostAdapter
 from softmux.errors import InternalError, SoftmuxError
@@ -55,6 +55,9 @@ class AdapterLoader:
         on_arrival: Callable[[], None],
     ) -> None:
         self.spec = spec
+        self.own: Callable[[HostAdapter, Empty], HostAdapter] | None = None
+        """Where several processes hold one model: hands them their parts of an adapter, and gives this one's. The disk
+        then keeps whole adapters."""
         self._dtype = dtype
         self._kv_dtype = kv_dtype
         self._empty = empty
@@ -111,10 +114,15 @@ class AdapterLoader:
     def _load(self, key: RootKey, asked: float) -> None:
         adapter, error, tier = None, None, "disk"
         try:
-            adapter = self.disk.get(key, self._empty) if self.disk is not None else None
+            empty = self._empty if self.own is None else pageable
+            adapter = self.disk.get(key, empty) if self.disk is not None else None
             if adapter is None:
                 tier = "registry"
-                adapter = HostAdapter.from_parts(self._parts(key), self._dtype, self._empty, self._kv_dtype)
+                adapter = HostAdapter.from_parts(self._parts(key), self._dtype, empty, self._kv_dtype)
+            if self.own is not None:
+                if tier == "registry":
+                    self.write(key, adapter)
+                adapter = self.own(adapter, self._empty)
         except SoftmuxError as known:
             error = known
         except Exception as unknown:

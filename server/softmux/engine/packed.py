@@ -20,7 +20,9 @@ from softmux.engine.attention.base import AttentionBackend, PackedRows
 from softmux.engine.fingerprint import base_fingerprint, tokenizer_fingerprint
 from softmux.engine.fp8 import E4M3, E4M3_MAX, Fp8Linear, has_kernels
 from softmux.engine.fp8_loading import load_fp8
+from softmux.engine.host_adapter import HostAdapter
 from softmux.engine.kv import as_kept
+from softmux.engine.parallel.ranks import Ranks
 from softmux.engine.quantised import QuantisedLinear, format_of, size
 from softmux.engine.quantised_loading import load_quantised, own_method
 from softmux.engine.serves import SERVES
@@ -59,6 +61,8 @@ class PackedModel:
 
     causal = True
     loads_as: Any = AutoModelForCausalLM
+    ranks: Ranks | None = None
+    """The processes it runs over, where they are several."""
 
     def __init__(self, module: nn.Module, folder: Path | None, model_id: str) -> None:
         loaded: Any = module
@@ -93,16 +97,7 @@ class PackedModel:
 
         Raises `SelfTestFailed` with what is wrong where it can't be loaded as a causal language model.
         """
-        folder = Path(model)
-        if not folder.is_dir():
-            from huggingface_hub import snapshot_download
-
-            try:
-                folder = Path(snapshot_download(model, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model"]))
-            except Exception as error:
-                raise SelfTestFailed(
-                    f"--model {model}: no such folder, and not to be had from the hub: {error}"
-                ) from error
+        folder = cls.folder_of(model)
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             if quantization == "fp8":
@@ -121,6 +116,23 @@ class PackedModel:
         except Exception as error:
             raise SelfTestFailed(f"{model} cannot be loaded as a causal language model: {error}") from error
         return cls(module, folder, folder.name if Path(model).is_dir() else model)
+
+    @staticmethod
+    def folder_of(model: str) -> Path:
+        """Where its files lie; those of a hub id are fetched. Raises `SelfTestFailed`."""
+        folder = Path(model)
+        if folder.is_dir():
+            return folder
+        from huggingface_hub import snapshot_download
+
+        try:
+            return Path(snapshot_download(model, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model"]))
+        except Exception as error:
+            raise SelfTestFailed(f"--model {model}: no such folder, and not to be had from the hub: {error}") from error
+
+    def own(self, adapter: HostAdapter) -> HostAdapter:
+        """What this process needs of an adapter."""
+        return adapter
 
     # --- the packed run ----------------------------------------------------------------------------------------------
 

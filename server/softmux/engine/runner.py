@@ -19,12 +19,15 @@ from softmux.engine.kv import KVPool
 from softmux.engine.layout import Layout, lay_out
 from softmux.engine.mirror import TableMirror
 from softmux.engine.packed import PackedModel
+from softmux.engine.parallel.leader import Leader
+from softmux.engine.parallel.orders import Run
 from softmux.engine.readings import Readings, read
 from softmux.engine.sampling import Choice, Sampled, greedy, logprobs_of, sample
 from softmux.engine.staging import Buffer, Ring
 from softmux.engine.tiers import AdapterTiers
 from softmux.engine.vocabulary import VirtualVocabulary
 from softmux.engine.ways import Ways
+from softmux.errors import InternalError
 from softmux.scheduler.batch import Batch, StepOutput
 from softmux.scheduler.rows import Ints
 
@@ -96,6 +99,8 @@ class ModelRunner:
         self.graphs: DecodeGraphs | None = None
         self._ran: PackedModel | FusedDecoder = model
         self.ways = Ways()
+        self.orders: Leader | None = None
+        """Tells the other ranks what they must run with this one, once they listen."""
 
     def take(self, *, fused: FusedDecoder, graphs: DecodeGraphs | None = None) -> None:
         """Steps run by these from now on."""
@@ -151,6 +156,38 @@ class ModelRunner:
                 tokens[place] = 0 if bool(scores.isfinite().all()) else -1
         return output
 
+    @torch.inference_mode()
+    def follow(self, run: Run) -> None:
+        """On another rank than the first: its part of a step that rank 0 launches."""
+        ranks = self.model.ranks
+        assert ranks is not None
+        tokens: torch.Tensor | None = None
+        if run.layout is None:
+            replayed = self._follow_replay(run)
+            if replayed is None:
+                return  # and so it was on rank 0, which says how the step runs instead
+            logits, tokens = replayed
+        else:
+            logits, _ = self._run(run.layout.laid_out(), run.layout.table_entries())
+        rows = run.choosing()
+        if run.special:
+            tokens = ranks.hand_on(torch.empty(len(rows), dtype=torch.int64, device=self.device))
+        elif tokens is not None:
+            return  # the graph has kept them
+        else:
+            tokens = greedy(logits[: len(rows)])
+        self.last_tokens.index_copy_(0, to_device(rows, self.device), tokens.clamp(min=0))
+
+    def _follow_replay(self, run: Run) -> tuple[torch.Tensor, torch.Tensor] | None:
+        slots, decodes = run.slots(), run.decode_step()
+        if slots is None:
+            assert self.graphs is not None
+            return self.graphs.replay(decodes)
+        kinds = self.deltas.replayable(slots) if self.deltas is not None else None
+        if self.deltas is None or kinds is None:
+            raise InternalError("rank 0 replays a step that this rank can't")
+        return self.deltas.replay(kinds, slots, decodes)
+
     # --- choosing ----------------------------------------------------------------------------------------------------
 
     def _choose(self, launched: Launched, logits: torch.Tensor, tokens: torch.Tensor | None) -> None:
@@ -165,6 +202,8 @@ class ModelRunner:
         kept = tokens is not None and not launched.special
         if launched.special:
             tokens = self._sample(launched, logits, tokens, forced)
+            if self.model.ranks is not None and self.orders is not None:
+                tokens = self.model.ranks.hand_on(tokens)
         elif tokens is None:
             tokens = greedy(logits)
         if not kept:
@@ -196,8 +235,14 @@ class ModelRunner:
         """Logits and greedy tokens from a graph; None where there is none for this step."""
         if self.graphs is None or not self._mirror.lacks_only_newest(batch):
             return None
-        if self.deltas is not None and (batch.table.deltas[batch.rows] >= 0).any():
-            replayed = self.deltas.replay(batch)
+        slots = batch.table.deltas[batch.rows]
+        if self.deltas is not None and (slots >= 0).any():
+            kinds = self.deltas.replayable(slots)
+            if kinds is None:
+                return None
+            if self.orders is not None:
+                self.orders.replay(batch, slots)
+            replayed = self.deltas.replay(kinds, slots, batch.decodes)
             if replayed is not None:
                 self.ways.ran("graph")
                 self._mirror.wrote(batch)
@@ -206,6 +251,8 @@ class ModelRunner:
             self.ways.left("graph")
             return None
         self.ways.ran("graph")
+        if self.orders is not None:
+            self.orders.replay(batch, None)
         replayed = self.graphs.replay(batch.decodes)
         self._mirror.wrote(batch)
         return replayed
@@ -213,10 +260,24 @@ class ModelRunner:
     def _forward(self, launched: Launched) -> torch.Tensor:
         """Logits of the rows that choose a token, `[rows, vocab]`; the others' readings are on their way."""
         batch = launched.batch
-        layout = lay_out(batch)
+        layout, entries = lay_out(batch), self._mirror.missing(batch)
+        if self.orders is not None:
+            self.orders.run(batch, layout, entries, self.tiers.serials(set(layout.adapters)))
+        self._mirror.wrote(batch)
+        logits, heads = self._run(layout, entries)
+        if not batch.read:
+            return logits
+        states = self._ran.states(heads)
+        chosen = len(batch.choosing)
+        launched.readings = read(batch, layout, states, logits[chosen:], self.heads)
+        return logits[:chosen]
+
+    def _run(self, layout: Layout, entries: tuple[Ints, Ints, Ints]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits of the layout's wanted tokens, and where its heads' tokens are; `entries` are what the slots' table
+        lacks: rows, positions, slots."""
         at_row, at_position, at_slot, ids, positions, slots, wanted, futures, future_rows, virtual = send(
             self.device,
-            *self._mirror.missing(batch),
+            *entries,
             layout.ids,
             layout.positions,
             layout.slots,
@@ -226,10 +287,9 @@ class ModelRunner:
             layout.virtual,
         )
         self.table[at_row, at_position] = at_slot.int()
-        self._mirror.wrote(batch)
         if len(futures):
             ids = ids.index_copy(0, futures, self.last_tokens[future_rows])
-        deltas = self._deltas(batch, layout)
+        deltas = self._deltas(layout)
         embeddings: torch.Tensor = self.model.embedding(ids)
         if deltas is not None and self.deltas is not None:
             embeddings = self.deltas.embed(deltas, embeddings, ids)
@@ -246,23 +306,14 @@ class ModelRunner:
         )
         heads = to_device(layout.heads, self.device)
         self.model.will_read(heads if deltas is None else None, len(embeddings))
-        logits = self._through_layers(embeddings, positions, wanted, packed, deltas)
-        if not batch.read:
-            return logits
-        states = self._ran.states(heads)
-        chosen = len(batch.choosing)
-        launched.readings = read(batch, layout, states, logits[chosen:], self.heads)
-        return logits[:chosen]
+        return self._through_layers(embeddings, positions, wanted, packed, deltas), heads
 
-    def _deltas(self, batch: Batch, layout: Layout) -> DeltaStep | None:
+    def _deltas(self, layout: Layout) -> DeltaStep | None:
         """What the step's adapters change of the base; None where that is nothing."""
         if self.deltas is None:
             return None
-        of = batch.table.deltas
-        return self.deltas.step(
-            of[layout.rows], layout.counts, of[np.repeat(layout.rows, layout.counts)[layout.wanted]],
-            layout.source_counts,
-        )  # fmt: skip
+        of = layout.deltas
+        return self.deltas.step(of, layout.counts, np.repeat(of, layout.counts)[layout.wanted], layout.source_counts)
 
     def _through_layers(
         self, embeddings: torch.Tensor, positions: torch.Tensor, wanted: torch.Tensor, packed: PackedRows,

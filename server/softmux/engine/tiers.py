@@ -6,7 +6,7 @@ import functools
 import math
 import queue
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +18,7 @@ from softmux.engine.heads import HeadShape
 from softmux.engine.host_adapter import HostAdapter
 from softmux.engine.kv import KVPool, PrefixKV
 from softmux.engine.loader import AdapterLoader, AdapterSource
+from softmux.engine.parallel.leader import Leader
 from softmux.engine.transfer import Landing, Piece
 from softmux.errors import BlobDamaged, InternalError, SoftmuxError
 from softmux.scheduler.batch import PrefixLoad, PrefixSave
@@ -100,8 +101,11 @@ class AdapterTiers:
         self._awaited: set[RootKey] = set()
         self._expected: deque[RootKey] = deque()
         self._saving: deque[_Saving] = deque()
-        self._promised: dict[RootKey, PrefixKV] = {}
-        """What `compiled` has counted since the step began: it is there for `load`, even if it is let go in between."""
+        self._promised: dict[RootKey, tuple[PrefixKV, int]] = {}
+        """What `compiled` has counted since the step began: it is there for `load` (with its serial), even if it is
+        let go in between."""
+        self.orders: Leader | None = None
+        """Tells the other ranks what becomes of their parts, once they listen."""
         self.host_bytes = 0
         self.counts = TierCounts()
         self.loader = AdapterLoader(
@@ -136,7 +140,7 @@ class AdapterTiers:
     def compiled(self, adapter: RootKey) -> int:
         host = self._host[adapter]
         if host.prefix is not None:
-            self._promised[adapter] = host.prefix
+            self._promised[adapter] = host.prefix, host.serial
         return host.compiled
 
     def room(self, adapter: RootKey) -> Room:
@@ -151,7 +155,13 @@ class AdapterTiers:
             self.counts.loads["host"] += 1
         host.holds += 1
         self._busy(adapter)
-        return -1 if host.delta is None else self.slots.hold(adapter, host.delta)
+        if host.delta is None:
+            return -1
+        before = self.slots.loads
+        slot = self.slots.hold(adapter, host.delta)
+        if self.orders is not None and self.slots.loads > before:
+            self.orders.seat(slot, host.serial, self.slots.begin_of(adapter))
+        return slot
 
     def release(self, adapter: RootKey) -> None:
         host = self._host[adapter]
@@ -170,6 +180,10 @@ class AdapterTiers:
             raise InternalError("a sequence names learned vectors of an adapter that has none")
         return vectors
 
+    def serials(self, adapters: Iterable[RootKey]) -> dict[RootKey, int]:
+        """Of adapters that running sequences hold."""
+        return {adapter: self._host[adapter].serial for adapter in adapters}
+
     def head_shape(self, adapter: RootKey) -> HeadShape:
         """Of the head of an adapter that a running sequence holds."""
         shape = self._host[adapter].head_shape
@@ -187,7 +201,10 @@ class AdapterTiers:
         """Copies prefixes into the slots that the scheduler has chosen for them."""
         pieces = []
         for load in loads:
-            pieces.append(Piece(self._promised[load.adapter], load.start, load.slots))
+            prefix, serial = self._promised[load.adapter]
+            pieces.append(Piece(prefix, load.start, load.slots))
+            if self.orders is not None:
+                self.orders.load(serial, load.start, load.slots)
         pool.load(pieces)
 
     def save(self, saves: Sequence[PrefixSave], pool: KVPool) -> None:
@@ -207,6 +224,8 @@ class AdapterTiers:
                 continue  # host memory is being made larger: the next computation finds it
             pieces.append(Piece(prefix, 0, save.slots))
             begun.append((save.adapter, host))
+            if self.orders is not None:
+                self.orders.save(host.serial, save.slots)
         if pieces:
             landing = pool.save(pieces)
             for (key, host), piece in zip(begun, pieces, strict=True):
@@ -260,6 +279,8 @@ class AdapterTiers:
             self.counts.loads[arrival.tier] += 1
             self.counts.seconds.append(arrival.seconds)
             self._keep(arrival.key, arrival.adapter)
+            if self.orders is not None:
+                continue  # what is this process's alone is no adapter for the disk
             if arrival.tier == "registry" and (self._arena is not None or not arrival.adapter.computes):
                 self.loader.write(arrival.key, arrival.adapter)
         if ended:
@@ -303,7 +324,7 @@ class AdapterTiers:
             host.prefix = saving.prefix
             self.host_bytes += saving.prefix.nbytes
             self._let_go(saving.key)
-            if self._arena is None:
+            if self._arena is None and self.orders is None:
                 self.loader.write(saving.key, host)
             self._shrink()
 
@@ -328,6 +349,8 @@ class AdapterTiers:
         if key not in self._host:
             self._host[key] = host
             self.host_bytes += host.nbytes
+        elif self.orders is not None:
+            self.orders.drop(host.serial)
 
     def _touch(self, key: RootKey) -> None:
         if key in self._idle:
@@ -353,13 +376,18 @@ class AdapterTiers:
             host = self._host[key]
             self.host_bytes -= host.nbytes
             host.prefix = None
+            if self.orders is not None:
+                self.orders.drop_prefix(host.serial)
             self.host_bytes += host.nbytes
         while self.host_bytes > self.budget and self._idle:
             key, _ = self._idle.popitem(last=False)
             self._drop(key)
 
     def _drop(self, key: RootKey) -> None:
-        self.host_bytes -= self._host.pop(key).nbytes
+        host = self._host.pop(key)
+        self.host_bytes -= host.nbytes
+        if self.orders is not None:
+            self.orders.drop(host.serial)
         if self._arena is None:
             self.slots.forget(key)  # there a slot's weights are these
 

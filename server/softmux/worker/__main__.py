@@ -23,6 +23,8 @@ def main() -> int:
     logging.basicConfig(level=settings.log_level.upper(), format="worker %(levelname)s %(name)s: %(message)s")
     from transformers.utils import logging as transformers_logging
 
+    from softmux.engine.bases import check_sharded
+    from softmux.worker.crew import Crew
     from softmux.worker.process import Worker
 
     transformers_logging.set_verbosity_error()  # its notices on a model's files are not the operator's business
@@ -36,12 +38,18 @@ def main() -> int:
         _, files = reader.read(key.owner or key.tenant, key.digest)
         return files
 
+    crew: Crew | None = None
     try:
-        worker = Worker(config.endpoint, settings, source, Path(config.data) / "cache" / "kv", recorder)
+        if settings.tensor_parallel > 1:
+            check_sharded(settings)
+            crew = Crew(settings, config)
+        worker = Worker(config.endpoint, settings, source, Path(config.data) / "cache" / "kv", recorder, crew)
     except (SelfTestFailed, OSError, ValueError) as error:  # starting it again would not help
         print(error, file=sys.stderr)  # noqa: T201 - the supervisor shows this line
         return REFUSED
     worker.run()
+    if crew is not None:
+        crew.end()
     return 0
 
 

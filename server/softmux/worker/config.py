@@ -5,6 +5,7 @@ Not an argument: the registry's URL may hold a password, and every user of the m
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -27,3 +28,20 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     settings: dict[str, Any]
     recorder: str | None = None
     """The file of its `FlightRecorder`, which the supervisor has made."""
+
+
+class RankConfig(msgspec.Struct, frozen=True):
+    """What rank 0, the worker, tells another rank at its start, likewise. `meeting`: the file by which all find each
+    other. `orders` and `gifts`: the ipc:// addresses where rank 0 says what to run, and hands out adapters. `leader`:
+    rank 0's process."""
+
+    rank: int
+    meeting: str
+    orders: str
+    gifts: str
+    leader: int
+    settings: dict[str, Any]
+
+    @property
+    def meeting_path(self) -> Path:
+        return Path(self.meeting)

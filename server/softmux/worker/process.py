@@ -25,6 +25,7 @@ from softmux.scheduler.sequence import Sequence
 from softmux.settings import Settings
 from softmux.types import KV_METHODS, Output
 from softmux.worker.canary import CLIENT, Canary
+from softmux.worker.crew import Crew
 from softmux.worker.messages import (
     LATE,
     PROTOCOL,
@@ -62,11 +63,18 @@ class Worker:
         source: AdapterSource,
         disk_folder: Path | None,
         recorder: FlightRecorder | None = None,
+        crew: Crew | None = None,
     ) -> None:
+        """`crew`: the processes that hold the model with this one, and have been started."""
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
-        self.engine = Engine(settings, source, on_arrival=self.wake, disk_folder=disk_folder, recorder=recorder)
+        self.engine = Engine(
+            settings, source, on_arrival=self.wake, disk_folder=disk_folder, recorder=recorder,
+            ranks=crew.ranks if crew is not None else None,
+        )  # fmt: skip
+        if crew is not None:
+            crew.serve(self.engine)
         self._recorder = self.engine.recorder
         self._stats = WorkerStats(self.engine)
         self._probation = Probation()

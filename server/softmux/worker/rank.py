@@ -1,0 +1,79 @@
+"""`python -m softmux.worker.rank`, its `RankConfig` on standard input: started by rank 0, never by hand."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from softmux.errors import InternalError, SelfTestFailed
+from softmux.settings import Settings
+from softmux.worker.config import REFUSED, RankConfig
+
+if TYPE_CHECKING:
+    from softmux.engine.packed import PackedModel
+    from softmux.engine.parallel.ranks import Ranks
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    config = msgspec.json.decode(sys.stdin.buffer.readline(), type=RankConfig)
+    _die_with(config.leader)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # rank 0 says when to end
+    code = serve(config)
+    logging.shutdown()
+    os._exit(code)  # communicators of CUDA are not taken down one by one
+
+
+def serve(config: RankConfig, make: Callable[[Settings, Ranks], PackedModel] | None = None) -> int:
+    """Does what rank 0 says until it says no more; the exit code. `make`: its part of the model, if not from files."""
+    settings = Settings(**config.settings)
+    logging.basicConfig(
+        level=settings.log_level.upper(), format=f"rank {config.rank} %(levelname)s %(name)s: %(message)s"
+    )
+    from transformers.utils import logging as transformers_logging
+
+    from softmux.engine.engine import Engine
+    from softmux.engine.parallel.follower import Follower
+    from softmux.engine.parallel.ranks import Ranks
+    from softmux.worker.crew import device_of
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+    def source(_: object) -> dict[str, bytes]:
+        raise InternalError("adapters come from rank 0")
+
+    try:
+        ranks = Ranks(config.rank, settings.tensor_parallel, device_of(settings, config.rank), config.meeting_path)
+        model = None if make is None else make(settings, ranks)
+        engine = Engine(settings, source, ranks=ranks, model=model)
+    except (SelfTestFailed, OSError, ValueError) as error:  # rank 0 says the same, as a rule
+        print(error, file=sys.stderr)  # noqa: T201 - the supervisor shows this line
+        return REFUSED
+    follower = Follower(engine.runner, config.orders, config.gifts)
+    gc.collect()
+    gc.freeze()  # as rank 0 does
+    follower.run()
+    return 0
+
+
+def _die_with(leader: int) -> None:
+    """The kernel kills this process when the thread that started it is gone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != leader:
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -70,14 +70,14 @@ def certain(alone: Finished) -> int:
     return len(alone.tokens)
 
 
-def check_same(base: Any, folder: Path, *sizes: int) -> None:
+def check_same(base: Any, folder: Path, *sizes: int, device: str = "cpu") -> None:
     make_zoo(base, folder)
-    one = TestEngine(folder / "base")
+    one = TestEngine(folder / "base", device=device)
     alone = told(one, folder, quiet=REQUESTS + 1)
     spec = one.engine.spec
     one.close()
     for size in sizes:
-        ranks = RanksEngine(folder / "base", folder, size)
+        ranks = RanksEngine(folder / "base", folder, size, device=device)
         assert isinstance(ranks.engine.model, ShardedModel)
         assert ranks.engine.runner.ways.fallbacks == dict.fromkeys(ranks.engine.runner.ways.fallbacks, 0)
         assert ranks.engine.spec.base_fingerprint == spec.base_fingerprint
@@ -98,6 +98,14 @@ def check_same(base: Any, folder: Path, *sizes: int) -> None:
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma3"])
 def test_two_and_four_processes_choose_the_tokens_that_one_does(architecture: str, tmp_path: Path) -> None:
     check_same(make_base(architecture, tmp_path / "base"), tmp_path, 2, 4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma3"])
+def test_two_gpus_choose_the_tokens_that_one_does(architecture: str, tmp_path: Path) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs; the processes of the test above run everywhere")
+    check_same(make_base(architecture, tmp_path / "base"), tmp_path, 2, device="cuda")
 
 
 @pytest.mark.nightly

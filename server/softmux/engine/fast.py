@@ -123,6 +123,9 @@ def _fuse(runner: ModelRunner, spec: ModelSpec) -> None:
     if fused is None:
         log.info("%s runs as transformers wrote it: no fused layers are known for it", spec.architecture)
         return
+    ranks = runner.model.ranks
+    if ranks is not None:
+        fused.take_normed_sums(ranks)
     if not attempt(runner, spec, "fused", lambda: runner.take(fused=fused), runner.leave_fast_paths):
         return
     measure = functools.partial(products.measure, fused.weights, runner.model.dtype)

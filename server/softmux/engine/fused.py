@@ -20,6 +20,8 @@ from softmux.engine.kernels.layer import RMSNorm, silu_mul
 from softmux.engine.kernels.rope import rope_write
 from softmux.engine.kv import KVPool
 from softmux.engine.packed import PackedModel
+from softmux.engine.parallel.one_shot import take_normed_sums
+from softmux.engine.parallel.ranks import Ranks
 from softmux.engine.products import Products
 
 _KNOWN = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -132,11 +134,12 @@ class FusedDecoder:
             if deltas is not None:
                 x, residual = self._changed_layer(number, layer, x, residual, positions, slots, deltas)
                 continue
-            normed, residual = layer.input_norm(x, residual)
+            normed, residual = self._normed(layer.input_norm, x, residual, 1)
             attended = self._attend(number, layer, products(normed, layer.qkv, layer.qkv_bias), positions, slots)
-            x = self._summed(products(attended.flatten(1), layer.out, layer.out_bias))
-            normed, residual = layer.post_norm(x, residual)
-            x = self._summed(products(products.gated(normed, layer.gate_up), layer.down, None))
+            x = products(attended.flatten(1), layer.out, layer.out_bias)
+            normed, residual = self._normed(layer.post_norm, x, residual, 0)
+            x = products(products.gated(normed, layer.gate_up), layer.down, None)
+        x = self._summed(x)
         if wanted is not None and residual is not None:
             self._last = x, residual
             if not len(wanted):
@@ -144,6 +147,23 @@ class FusedDecoder:
             x, residual = x.index_select(0, wanted), residual.index_select(0, wanted)
         logits = products(self._norm(x, residual)[0], self._head, None)
         return logits if self._ranks is None else self._ranks.gather(logits, self._vocabulary)
+
+    def take_normed_sums(self, ranks: Ranks) -> None:
+        """Sums over ranks take the norm behind them along, where that is right and faster here."""
+        norm = self._layers[0].post_norm
+        width = int(norm.gain.shape[0])
+        take_normed_sums(ranks, norm.gain.dtype, width, lambda x, residual: norm(x, residual)[0], norm.gain, norm.eps)
+
+    def _normed(
+        self, norm: RMSNorm, x: torch.Tensor, residual: torch.Tensor | None, half: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`norm(x, residual)` of all ranks' parts of `x`. Without a residual `x` is no part, but all of it."""
+        if self._ranks is None or residual is None:
+            return norm(x, residual)
+        sums = self._ranks.normed
+        if sums is not None and sums.fits(x):
+            return sums(x, residual, norm.gain, norm.eps, half), residual
+        return norm(self._ranks.reduce(x), residual)
 
     def _summed(self, x: torch.Tensor) -> torch.Tensor:
         """Of all ranks' parts."""
@@ -156,20 +176,19 @@ class FusedDecoder:
         """A layer whose products gain low-rank updates, which need each product's own input: norms, and SiLU·up, are
         launches of their own then."""
         products = self._products
-        normed, residual = layer.input_norm(x, residual)
+        normed, residual = self._normed(layer.input_norm, x, residual, 1)
         qkv = products(normed, layer.qkv, layer.qkv_bias)
         deltas.add(number, "qkv", normed, qkv)
         attended = self._attend(number, layer, qkv, positions, slots).flatten(1)
         x = products(attended, layer.out, layer.out_bias)
         deltas.add(number, "out", attended, x)
-        x = self._summed(x)
-        normed, residual = layer.post_norm(x, residual)
+        normed, residual = self._normed(layer.post_norm, x, residual, 0)
         both = products(normed, layer.gate_up, None)
         deltas.add(number, "gate_up", normed, both)
         inner = silu_mul(both)
         x = products(inner, layer.down, None)
         deltas.add(number, "down", inner, x)
-        return self._summed(x), residual
+        return x, residual
 
     def states(self, at: torch.Tensor) -> torch.Tensor:
         """As `PackedModel.states`, of the last forward that was given `wanted`."""

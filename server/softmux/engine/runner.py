@@ -330,8 +330,8 @@ class ModelRunner:
                 self._ran = self.fused
                 return logits
             except Exception as error:
-                if self.ways.proving or is_shortage(error):
-                    raise
+                if self.ways.proving or is_shortage(error) or self.model.ranks is not None:
+                    raise  # other ranks would go on in the layers that this one leaves
                 log.exception("a step of fused layers failed; this step and all others run through the module")
                 self.leave_fast_paths()
                 self.ways.left("fused")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,6 +51,8 @@ def main() -> int:
     worker.run()
     if crew is not None:
         crew.end()
+        logging.shutdown()
+        os._exit(0)  # communicators of CUDA are not taken down one by one
     return 0
 
 

@@ -143,6 +143,8 @@ class Follower:
                 pass
 
     def _take_gifts(self) -> None:
+        if self._runner.device.type == "cuda":
+            torch.cuda.set_device(self._runner.device)  # a thread begins on GPU 0, which is another's
         while True:
             frames: Sequence[Any] = self._gifts.recv_multipart(copy=False)
             serial = int.from_bytes(frames[0].buffer, "little")

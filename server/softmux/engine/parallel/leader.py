@@ -14,10 +14,10 @@ from softmux.engine.arena import Empty, pageable
 from softmux.engine.host_adapter import HostAdapter
 from softmux.engine.layout import Layout
 from softmux.engine.parallel.cut import Cut
-from softmux.engine.parallel.orders import Drop, End, Laid, Load, Order, Save, Seat, run_of
+from softmux.engine.parallel.orders import Drop, End, Laid, Load, Order, Run, Save, Seat, run_of
 from softmux.scheduler.batch import Batch
 from softmux.scheduler.radix import RootKey
-from softmux.scheduler.rows import Ints
+from softmux.scheduler.rows import Ints, Step
 
 
 class Leader:
@@ -55,6 +55,10 @@ class Leader:
 
     def replay(self, batch: Batch, deltas: Ints | None) -> None:
         self._tell(run_of(batch, deltas))
+
+    def replay_columns(self, decodes: Step) -> None:
+        """As `replay`, of rows that no batch has: a bench's."""
+        self._tell(Run(decodes.tobytes(), None, None, False))
 
     def run(self, batch: Batch, layout: Layout, entries: tuple[Ints, Ints, Ints], serials: dict[RootKey, int]) -> None:
         self._tell(run_of(batch, None, Laid.of(layout, entries, serials)))

@@ -6,12 +6,15 @@ import os
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
 from softmux.errors import InternalError
+
+if TYPE_CHECKING:
+    from softmux.engine.parallel.one_shot import NormedSums
 
 _LOAD = timedelta(hours=1)
 """Rank 0 reads every weight for the fingerprint while the others wait for it."""
@@ -30,7 +33,8 @@ class Ranks:
     """Process `rank` of `size`. Every rank calls the same of these methods in the same order, or all of them wait.
 
     `reduce`, `gather` and `hand_on` work on the device, in its stream's order, and may be captured in CUDA graphs;
-    the others are between hosts. Where `pairwise` is set, small sums take it: it gives None for what it does not do.
+    the others are between hosts. Where `pairwise` is set, small sums take it: it gives None for what it does not do;
+    the fused layers take `normed`, where it is there, for sums with a norm behind them.
     """
 
     def __init__(self, rank: int, size: int, device: torch.device, rendezvous: Path) -> None:
@@ -44,6 +48,7 @@ class Ranks:
         self._hosts: Any = dist.group.WORLD
         self._devices: Any = dist.new_group(backend="nccl") if device.type == "cuda" else self._hosts
         self.pairwise: Callable[[torch.Tensor], torch.Tensor | None] | None = None
+        self.normed: NormedSums | None = None
 
     @property
     def group(self) -> Any:

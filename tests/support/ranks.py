@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from softmux.engine.engine import Engine
+from softmux.engine.parallel.together import lead, meet
 from softmux.settings import Settings
-from softmux.worker.config import RankConfig, WorkerConfig
+from softmux.worker.config import RankConfig
 from softmux.worker.crew import Crew
 from softmux.worker.rank import serve
 from support.engines import FolderSource, TestEngine
 
 _MAKER = multiprocessing.get_context("forkserver")
-_MAKER.set_forkserver_preload(["softmux.engine.engine", "softmux.worker.crew", "softmux.engine.parallel.follower"])
+_MAKER.set_forkserver_preload(["softmux.engine.parallel.together", "softmux.engine.parallel.follower"])
 
 
 class _Forked:
@@ -48,15 +49,12 @@ class RanksEngine(TestEngine):
         chosen: dict[str, Any] = {"device": "cpu", "dtype": "float32", "kv_tokens": 4096, "max_rows": 64}
         chosen |= {"max_step_tokens": 64, "model": str(model), "tensor_parallel": size, "log_level": "warning"}
         told = Settings(**(chosen | settings))
-        config = WorkerConfig(
-            endpoint=f"ipc://{folder}/worker.sock", registry_url="", blob_url=None, data=str(folder),
-            settings=told.model_dump(mode="json"),
-        )  # fmt: skip
-        self.crew = Crew(told, config, _Forked)
-        self._begin(Engine(told, source := FolderSource(), ranks=self.crew.ranks), source)
-        self.crew.serve(self.engine)
+        self.crew = Crew(size, folder, told.model_dump(mode="json"), _Forked)
+        self.ranks = meet(told, 0, self.crew.meeting)
+        self._begin(Engine(told, source := FolderSource(), ranks=self.ranks), source)
+        lead(self.engine, self.crew.endpoints)
 
     def close(self) -> None:
         super().close()
         self.crew.end()
-        self.crew.ranks.close()
+        self.ranks.close()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 import tempfile
 import zlib
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,9 +17,10 @@ from softmux.engine.packed import PackedModel
 from softmux.engine.parallel.cut import Part
 from softmux.engine.parallel.ranks import Ranks
 from softmux.engine.parallel.sharded import ShardedModel
+from softmux.engine.parallel.together import lead, meet
 from softmux.settings import Settings
-from softmux.worker.config import RankConfig, WorkerConfig
-from softmux.worker.crew import Crew, Process
+from softmux.worker.config import RankConfig
+from softmux.worker.crew import Crew, Process, start_rank
 from softmux.worker.rank import serve
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -145,23 +145,18 @@ def random_engine(shape: str, settings: Settings) -> tuple[Engine, Crew | None]:
         model = random_model(shape, pick_dtype(settings.dtype, torch.device("cuda")), settings.quantization)
         return Engine(settings, lambda key: {}, model=model), None
     settings = settings.model_copy(update={"model": _NAMED + shape})
-    folder = tempfile.mkdtemp(prefix="softmux-bench-")
-    config = WorkerConfig(
-        endpoint=f"ipc://{folder}/worker", registry_url="", blob_url=None, data=folder,
-        settings=json.loads(settings.model_dump_json(exclude={"admin_key"})),
+    crew = Crew(
+        settings.tensor_parallel, Path(tempfile.mkdtemp(prefix="softmux-bench-")),
+        settings.model_dump(mode="json", exclude={"admin_key"}), _start,
     )  # fmt: skip
-    crew = Crew(settings, config, _start)
-    engine = Engine(settings, lambda key: {}, model=_sharded(settings, crew.ranks))
-    crew.serve(engine)
+    model = _sharded(settings, meet(settings, 0, crew.meeting))
+    engine = Engine(settings, lambda key: {}, model=model)
+    lead(engine, crew.endpoints)
     return engine, crew
 
 
 def _start(config: RankConfig) -> Process:
-    process = subprocess.Popen((sys.executable, "-m", "softmux.bench.random_base"), stdin=subprocess.PIPE)
-    assert process.stdin is not None
-    process.stdin.write(msgspec.json.encode(config) + b"\n")
-    process.stdin.flush()
-    return process
+    return start_rank(config, (sys.executable, "-m", "softmux.bench.random_base"))
 
 
 if __name__ == "__main__":  # another rank's process

@@ -16,16 +16,20 @@ from softmux.registry.reader import BlobReader
 from softmux.scheduler.radix import RootKey
 from softmux.settings import Settings
 from softmux.worker.config import REFUSED, WorkerConfig
+from softmux.worker.crew import Crew
 
 
 def main() -> int:
     config = msgspec.json.decode(sys.stdin.buffer.readline(), type=WorkerConfig)
     settings = Settings(**config.settings)
     logging.basicConfig(level=settings.log_level.upper(), format="worker %(levelname)s %(name)s: %(message)s")
+    crew: Crew | None = None
+    if settings.tensor_parallel > 1:
+        beside = Path(config.endpoint.removeprefix("ipc://")).parent
+        crew = Crew(settings.tensor_parallel, beside, config.settings)
     from transformers.utils import logging as transformers_logging
 
     from softmux.engine.bases import check_sharded
-    from softmux.worker.crew import Crew
     from softmux.worker.process import Worker
 
     transformers_logging.set_verbosity_error()  # its notices on a model's files are not the operator's business
@@ -39,11 +43,9 @@ def main() -> int:
         _, files = reader.read(key.owner or key.tenant, key.digest)
         return files
 
-    crew: Crew | None = None
     try:
-        if settings.tensor_parallel > 1:
+        if crew is not None:
             check_sharded(settings)
-            crew = Crew(settings, config)
         worker = Worker(config.endpoint, settings, source, Path(config.data) / "cache" / "kv", recorder, crew)
     except (SelfTestFailed, OSError, ValueError) as error:  # starting it again would not help
         print(error, file=sys.stderr)  # noqa: T201 - the supervisor shows this line

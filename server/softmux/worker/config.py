@@ -5,7 +5,6 @@ Not an argument: the registry's URL may hold a password, and every user of the m
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -41,7 +40,3 @@ class RankConfig(msgspec.Struct, frozen=True):
     gifts: str
     leader: int
     settings: dict[str, Any]
-
-    @property
-    def meeting_path(self) -> Path:
-        return Path(self.meeting)

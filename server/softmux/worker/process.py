@@ -17,6 +17,7 @@ import msgspec
 import zmq
 
 from softmux.engine.engine import Engine, StepNews
+from softmux.engine.parallel.together import lead, meet
 from softmux.engine.tiers import AdapterSource
 from softmux.errors import BadRequest, DeadlineExceeded, InvalidRequest, NotFinite, SoftmuxError
 from softmux.recorder import FlightRecorder
@@ -71,10 +72,10 @@ class Worker:
         os.set_blocking(self._wake_write, False)
         self.engine = Engine(
             settings, source, on_arrival=self.wake, disk_folder=disk_folder, recorder=recorder,
-            ranks=crew.ranks if crew is not None else None,
+            ranks=meet(settings, 0, crew.meeting) if crew is not None else None,
         )  # fmt: skip
         if crew is not None:
-            crew.serve(self.engine)
+            lead(self.engine, crew.endpoints)
         self._recorder = self.engine.recorder
         self._stats = WorkerStats(self.engine)
         self._probation = Probation()

@@ -8,7 +8,10 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from softmux.engine.parallel.ranks import Ranks
 
 _PR_SET_PDEATHSIG = 1
+_WATCH_SECONDS = 0.5
 
 
 def main() -> None:
@@ -44,8 +48,7 @@ def serve(config: RankConfig, make: Callable[[Settings, Ranks], PackedModel] | N
 
     from softmux.engine.engine import Engine
     from softmux.engine.parallel.follower import Follower
-    from softmux.engine.parallel.ranks import Ranks
-    from softmux.worker.crew import device_of
+    from softmux.engine.parallel.together import meet
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -54,7 +57,7 @@ def serve(config: RankConfig, make: Callable[[Settings, Ranks], PackedModel] | N
         raise InternalError("adapters come from rank 0")
 
     try:
-        ranks = Ranks(config.rank, settings.tensor_parallel, device_of(settings, config.rank), config.meeting_path)
+        ranks = meet(settings, config.rank, Path(config.meeting))
         model = None if make is None else make(settings, ranks)
         engine = Engine(settings, source, ranks=ranks, model=model)
     except (SelfTestFailed, OSError, ValueError) as error:  # rank 0 says the same, as a rule
@@ -68,11 +71,19 @@ def serve(config: RankConfig, make: Callable[[Settings, Ranks], PackedModel] | N
 
 
 def _die_with(leader: int) -> None:
-    """The kernel kills this process when the thread that started it is gone."""
+    """The kernel kills this process when the thread that started it is gone; elsewhere than on Linux it looks itself."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    else:
+        threading.Thread(target=_watch, args=(leader,), daemon=True).start()
     if os.getppid() != leader:
         os._exit(1)
+
+
+def _watch(leader: int) -> None:
+    while os.getppid() == leader:
+        time.sleep(_WATCH_SECONDS)
+    os._exit(1)
 
 
 if __name__ == "__main__":

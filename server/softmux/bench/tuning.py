@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from softmux.bench.gpu import SHAPES as GPU_SHAPES
+from softmux.bench.random_base import SHAPES as GPU_SHAPES
 from softmux.tuning.base import Base
 from softmux.tuning.cohort import Start
 from softmux.tuning.frozen import FrozenBase

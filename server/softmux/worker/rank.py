@@ -71,7 +71,7 @@ def serve(config: RankConfig, make: Callable[[Settings, Ranks], PackedModel] | N
 
 
 def _die_with(leader: int) -> None:
-    """The kernel kills this process when the thread that started it is gone; elsewhere than on Linux it looks itself."""
+    """The kernel kills this process when the thread that started it is gone. Not on Linux, it looks itself."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     else:

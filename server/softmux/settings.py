@@ -85,6 +85,15 @@ class Settings(BaseSettings):
 
     max_upload_bytes: int = Field(default=256 << 20, ge=1024, description="One adapter upload at most.")
     max_body_bytes: int = Field(default=4 << 20, ge=1024, description="One JSON body at most.")
+    max_grammar_bytes: int = Field(
+        default=64 << 10, ge=64, description="A schema, regular expression, list of choices or grammar at most; bytes."
+    )
+    grammar_seconds: float = Field(
+        default=5.0, gt=0, le=60, description="One that takes longer to compile is refused; seconds."
+    )
+    grammar_cache: int = Field(
+        default=256, ge=1, description="Compiled ones that are kept, the last used; each some hundred KiB."
+    )
     hang_seconds: float = Field(
         default=8.0,
         ge=1,

@@ -167,6 +167,19 @@ class AdapterRef(msgspec.Struct, frozen=True):
     """Of a combination: its versions in order. `task` and `digest` are then theirs, joined, and `version` is 0."""
 
 
+GrammarKind = Literal["json_schema", "regex", "choice", "grammar"]
+
+
+class Grammar(msgspec.Struct, frozen=True, array_like=True):
+    """What a reply has to look like, whole: a JSON schema's document, a match of a regular expression, one of a JSON
+    list of strings, or what a grammar (Lark's notation, or GBNF's) derives."""
+
+    kind: GrammarKind
+    text: str
+    param: str = "structured_outputs"
+    """The request's field that says so, for errors."""
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How the next token is chosen. Field names and meanings are the HTTP contract's (OpenAI's and vLLM's)."""
 
@@ -184,6 +197,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
     """None: none wanted. k ≥ 0: the chosen token's, and the k likeliest."""
+    grammar: Grammar | None = None
+    """No token is chosen that this does not allow, and no end before it is whole."""
 
     @property
     def needs_history(self) -> bool:
@@ -193,7 +208,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def plain(self) -> bool:
         """Whether the likeliest token is taken and nothing else told of it (`min_tokens` aside)."""
-        return self.temperature <= 0 and self.logprobs is None and not self.logit_bias and not self.needs_history
+        wishes = self.logprobs is not None or self.logit_bias or self.grammar is not None
+        return self.temperature <= 0 and not wishes and not self.needs_history
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):

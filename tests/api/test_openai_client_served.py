@@ -417,7 +417,7 @@ REFUSED = [
     ("chat", {"top_logprobs": 2}, "top_logprobs"),
     ("chat", {"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
     ("chat", {"tool_choice": "auto"}, "tool_choice"),
-    ("chat", {"response_format": {"type": "json_object"}}, "response_format"),
+    ("chat", {"response_format": {"type": "yaml"}}, "response_format"),
     ("chat", {"store": True}, "store"),
     ("chat", {"service_tier": "flex"}, "service_tier"),
     ("chat", {"modalities": ["text", "audio"]}, "modalities"),

@@ -22,12 +22,15 @@ from softmux.api.tokenizer import Tokenizer
 from softmux.api.usage import Meter
 from softmux.api.wish import Given, Wish
 from softmux.cost import cost
-from softmux.errors import InternalError
+from softmux.errors import InternalError, InvalidRequest
 from softmux.marks import content_mark, version_mark
 from softmux.registry.usage import Used
 from softmux.types import AdapterRef, Output
 from softmux.worker.channel import Channel, SequenceFailed
 from softmux.worker.messages import Generate
+
+_MOST_GRAMMAR_BYTES = 16 << 20
+"""A grammar goes to the worker with each sequence."""
 
 
 @dataclass(slots=True)
@@ -119,6 +122,7 @@ class Generation:
         services.backlog.check(resolved.tenant, 0 if wish.to_the_end else wish.sampling.max_tokens, deadline, weight)
         check_generates(services, resolved)
         tokenizer = services.encoder()
+        await _check_grammar(services, resolved.tenant, wish, len(given.prompts) or 1, deadline)
         rows = await laid_out(services, resolved, wish, given)
         wish = bounded(services, wish, rows)
         params = wish.sampling
@@ -303,3 +307,17 @@ def _as_one(outputs: Sequence[Output]) -> Output:
         cached_tokens=sum([output.cached_tokens for output in outputs]),
         logprobs=tuple([values for output in outputs for values in output.logprobs]),
     )
+
+
+async def _check_grammar(services: Services, tenant: str, wish: Wish, prompts: int, deadline: float | None) -> None:
+    """Raises `InvalidRequest` where the reply's form can't be followed, or is too much for so many prompts."""
+    grammar = wish.sampling.grammar
+    if grammar is None:
+        return
+    if prompts * wish.samples * len(grammar.text) > _MOST_GRAMMAR_BYTES:
+        raise InvalidRequest(
+            f"{prompts} prompts with n = {wish.samples} are too many for so large a {grammar.param}; send several "
+            "requests.",
+            param=grammar.param,
+        )
+    await within(deadline, services.grammars.check(tenant, grammar))

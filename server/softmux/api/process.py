@@ -115,6 +115,7 @@ class ApiProcess:
         try:
             await self._http.answer()
         finally:
+            await self._services.grammars.close()
             await self._worker.refresh_stats()  # and how the engine's time was spent
             for task in going:
                 task.cancel()

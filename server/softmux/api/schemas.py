@@ -8,6 +8,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
 
 from softmux.api.deadline import LONGEST
+from softmux.api.structured import ResponseFormat, StructuredOutputs, grammar_of
 from softmux.api.wish import Chat, Given, Prompt, Wish
 from softmux.errors import InvalidRequest
 from softmux.types import SamplingParams
@@ -97,6 +98,13 @@ class Sampling(Body):
         default=None, description="Ends the text, and is never part of it."
     )
     n: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] = 1
+    response_format: ResponseFormat | None = Field(
+        default=None,
+        description="The reply's form, as OpenAI has it: free text, a JSON object, or a schema's document.",
+    )
+    structured_outputs: StructuredOutputs | None = Field(
+        default=None, description="The reply's form, as vLLM has it: by a schema, a pattern, choices or a grammar."
+    )
     stream: bool = False
     priority: Priority = 0
     timeout: Timeout | None = None
@@ -108,7 +116,13 @@ class Sampling(Body):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
     def sampling(self, *, max_tokens: int, logprobs: int | None) -> SamplingParams:
-        """As the engine takes it."""
+        """As the engine takes it. Raises `InvalidRequest` where fields contradict each other."""
+        grammar = grammar_of(self.response_format, self.structured_outputs)
+        if grammar is not None and (self.ignore_eos or self.min_tokens):
+            what = "ignore_eos" if self.ignore_eos else "min_tokens"
+            raise InvalidRequest(
+                f"{grammar.param} says where the reply ends, and {what} says otherwise; leave {what} out.", param=what
+            )
         return SamplingParams(
             max_tokens=max_tokens,
             min_tokens=self.min_tokens,
@@ -123,6 +137,7 @@ class Sampling(Body):
             presence_penalty=self.presence_penalty,
             logit_bias=tuple((int(token), bias) for token, bias in (self.logit_bias or {}).items()),
             logprobs=logprobs,
+            grammar=grammar,
         )
 
 

@@ -46,6 +46,7 @@ WORKER_SETTINGS = frozenset(
         "context_length", "group_by_adapter", "host_cache_bytes", "disk_cache_bytes", "resident_vectors", "threads",
         "log_level", "quantization", "kv_cache_dtype", "attention_backend", "max_loras", "max_lora_rank", "lora_bytes",
         "tensor_parallel",
+        "grammar_cache",
     }
 )  # fmt: skip
 """What the worker is told of the settings: no keys, no addresses."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from starlette.requests import Request
 
 from softmux.api.backlog import Backlog
+from softmux.api.grammar_checks import GrammarChecks
 from softmux.api.limits import Limiter
 from softmux.api.siblings import Siblings
 from softmux.api.standing import Standing
@@ -19,6 +20,7 @@ from softmux.api.usage import Ledger
 from softmux.errors import EngineDown, InvalidRequest, VersionNotFound
 from softmux.formats.combination import combined_manifest
 from softmux.formats.layout import Layout
+from softmux.grammars.frames import Vocabulary
 from softmux.registry.registry import Registry
 from softmux.settings import Settings
 from softmux.telemetry.exposition import Metrics
@@ -62,7 +64,21 @@ class Services:
     began: int = field(default_factory=lambda: int(time.time()))
     """Unix s."""
     uploads: UploadPlaces = field(default_factory=UploadPlaces)
+    grammars: GrammarChecks = field(init=False)
     _layouts: dict[str, Layout] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        settings = self.settings
+        self.grammars = GrammarChecks(
+            self._vocabulary, seconds=settings.grammar_seconds, most_bytes=settings.max_grammar_bytes
+        )
+
+    def _vocabulary(self) -> Vocabulary:
+        """What grammars are compiled on. Raises `InvalidRequest` where that can't be."""
+        spec = self.worker.spec
+        if not spec.eos_token_ids:
+            raise InvalidRequest("This model has no end token, so that a reply in a grammar could not end.")
+        return Vocabulary(self.encoder().as_json(), spec.vocab_size, spec.eos_token_ids)
 
     @property
     def ready(self) -> bool:

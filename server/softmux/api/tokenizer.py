@@ -54,6 +54,14 @@ class Tokenizer:
     def usable(self) -> bool:
         return self._fast is not None
 
+    def as_json(self) -> str:
+        """In the `tokenizers` library's own words. Raises `InvalidRequest` where the model has none."""
+        if self._fast is None:
+            raise InvalidRequest(
+                f"Replies of a model without a tokenizer that runs here ({self._why_none}) can't follow a grammar."
+            )
+        return str(self._fast.to_str())
+
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """Raises `InvalidRequest` where the model has no tokenizer."""
         if self._fast is None:

@@ -45,6 +45,8 @@ class Sampling(TypedDict, total=False):
     stop: str | Sequence[str]
     n: int
     logprobs: int
+    response_format: Mapping[str, Any]
+    structured_outputs: Mapping[str, Any]
     priority: int
     timeout: float
     return_token_ids: bool

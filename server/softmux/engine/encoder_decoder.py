@@ -161,6 +161,10 @@ class PackedEncoderDecoder(PackedModel):
         nothing = torch.zeros((1, shape.kv_heads, 1, shape.head_dim), dtype=self.dtype, device=self.device)
         return EncoderDecoderCache(_Passing(), DynamicCache([(nothing, nothing)] * len(self.layers)))
 
+    @property
+    def forced_first(self) -> int:
+        return int(self.first is not None)
+
     def forced(self, batch: Batch) -> Ints | None:
         """By row that chooses a token: the one it must choose, −1 where it is free. None where nothing is forced."""
         if self.first is None and self.last is None:

@@ -21,6 +21,7 @@ from softmux.engine.device import is_shortage
 from softmux.engine.disk import DiskTier
 from softmux.engine.encoder_decoder import PackedEncoderDecoder, encoder_input
 from softmux.engine.fast import best_backend, prove
+from softmux.engine.grammars import Grammars, compiler_of
 from softmux.engine.host_adapter import HostAdapter
 from softmux.engine.kv import KVPool
 from softmux.engine.packed import PackedModel
@@ -162,6 +163,11 @@ class Engine:
             backend=best_backend(device, settings.attention_backend, self.spec.family),
         )
         self._leader: Leader | None = None
+        self.grammars = Grammars(
+            lambda: compiler_of(settings.model, self.spec.vocab_size, self.spec.eos_token_ids),
+            keep=settings.grammar_cache,
+            on_ready=on_arrival,
+        )
         self._overlap = device.type == "cuda"
         if device.type == "cuda":
             _tell_of_compilations(self.recorder)
@@ -208,8 +214,8 @@ class Engine:
         marks: tuple[int, int] = (0, 0),
     ) -> Sequence:
         """Queues a sequence. `trained_prefix`: its virtual tokens are keys and values, which an encoder-decoder takes
-        into its decoder. `marks` are its content's and its version's, for the flight recorder. Raises a `SoftmuxError`
-        where it can't ever run."""
+        into its decoder. `marks` are its content's and its version's, for the flight recorder. A grammar that
+        `grammars.expect` did not know is compiled first. Raises a `SoftmuxError` where it can't ever run."""
         self._check_tokens(tokens, root, "prompt")
         if self.spec.family == "encoder":
             raise InvalidRequest("an encoder generates nothing: POST /v1/classify?task=…", param="prompt")
@@ -218,6 +224,12 @@ class Engine:
         for token, _ in sampling.logit_bias:
             if not 0 <= token < self.spec.vocab_size:
                 raise InvalidRequest(f"token id {token} is not below {self.spec.vocab_size}", param="logit_bias")
+        guide = None
+        if (grammar := sampling.grammar) is not None:
+            if sampling.ignore_eos or sampling.min_tokens:
+                what = "ignore_eos" if sampling.ignore_eos else "min_tokens"
+                raise InvalidRequest(f"a grammar says where the text ends, and {what} says otherwise", param=what)
+            guide = self.grammars.guide(root.tenant, grammar)
         if sampling.seed is None and sampling.temperature > 0:
             sampling = msgspec.structs.replace(sampling, seed=secrets.randbits(63))
         prompt, source, model = list(tokens), None, self.model
@@ -238,6 +250,7 @@ class Engine:
             content=marks[0],
             version=marks[1],
             source=source,
+            guide=guide,
             closes=isinstance(model, PackedEncoderDecoder) and model.last is not None,
         )
         self.scheduler.add(sequence)
@@ -373,12 +386,14 @@ class Engine:
             self._book(flying, news)
 
     def _book(self, launched: Launched, news: StepNews) -> None:
-        output = self.runner.collect(launched)
-        booked = self.scheduler.update(launched.batch, output, time.monotonic())
+        batch, output = launched.batch, self.runner.collect(launched)
+        stuck = {batch.table.sequences[batch.sampled[place]]: why for place, why in output.stuck.items()}
+        booked = self.scheduler.update(batch, output, time.monotonic())
         news.plain = booked.plain
         for sequence, out in booked.outputs:
             if out.finish_reason == "abort":
-                news.failed.append((sequence, _not_finite(sequence)))
+                error = _stuck(sequence, stuck[sequence]) if sequence in stuck else _not_finite(sequence)
+                news.failed.append((sequence, error))
             else:
                 news.outputs.append((sequence, out))
 
@@ -424,6 +439,8 @@ class Engine:
         self.tiers.close()
         if self._leader is not None:
             self._leader.close()
+        self.grammars.close()
+        self.runner.masks.close()
 
 
 def _tell_of_compilations(recorder: FlightRecorder) -> None:
@@ -432,6 +449,14 @@ def _tell_of_compilations(recorder: FlightRecorder) -> None:
 
     knobs.runtime.jit_cache_hook = recorder.compiling
     knobs.runtime.jit_post_compile_hook = recorder.compiled
+
+
+def _stuck(sequence: Sequence, why: str) -> SoftmuxError:
+    grammar = sequence.sampling.grammar
+    return InvalidRequest(
+        f"the reply came to where its grammar can't be followed: {why}; make the grammar simpler",
+        param=grammar.param if grammar is not None else None,
+    )
 
 
 def _not_finite(sequence: Sequence) -> SoftmuxError:

@@ -183,6 +183,11 @@ class PackedModel:
         logits: torch.Tensor = output.logits[0]
         return logits
 
+    @property
+    def forced_first(self) -> int:
+        """How many tokens of a row `forced` says before any other."""
+        return 0
+
     def forced(self, batch: Batch) -> Ints | None:
         """By row that chooses a token: the one it must choose, −1 where it is free. None where nothing is forced."""
         return None

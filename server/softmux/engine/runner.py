@@ -17,6 +17,7 @@ from softmux.engine.graphs import DecodeGraphs
 from softmux.engine.heads import Heads
 from softmux.engine.kv import KVPool
 from softmux.engine.layout import Layout, lay_out
+from softmux.engine.masks import GrammarMasks, Masks, allowed
 from softmux.engine.mirror import TableMirror
 from softmux.engine.packed import PackedModel
 from softmux.engine.parallel.leader import Leader
@@ -48,6 +49,8 @@ class Launched:
     """Which of those rows were not plainly greedy; `choices` and `sampled` are theirs."""
     choices: list[Choice] = field(default_factory=list)
     sampled: Sampled | None = None
+    masks: Masks | None = None
+    """What grammars allow, where any row has one."""
     readings: Readings | None = None
     """Of the rows that choose none."""
     output: StepOutput | None = None
@@ -93,6 +96,7 @@ class ModelRunner:
         self.last_tokens = torch.zeros(max_rows + 1, dtype=torch.int64, device=model.device)
         self._landings = Ring((max_rows,), torch.int64, model.device)
         self._eos = model.eos_token_ids
+        self.masks = GrammarMasks(max_rows, self._eos, model.device, forced=model.forced_first)
         self.backend: AttentionBackend = (backend or TorchAttention)(self.pool)
         model.use(self.backend)
         self.fused: FusedDecoder | None = None
@@ -119,10 +123,13 @@ class ModelRunner:
             self.tiers.load(batch.loads, self.pool)
         launched = Launched(batch, self._landings.next())
         if len(batch):
+            masks = self.masks.begin(batch)
             logits, tokens = self._replay(batch) or (self._forward(launched), None)
             if batch.saves:
                 self.tiers.save(batch.saves, self.pool)
+            launched.masks = masks.result() if masks is not None else None
             self._choose(launched, logits, tokens)
+            self.masks.launched(batch, launched.landing)
         launched.landing.mark()
         return launched
 
@@ -150,6 +157,8 @@ class ModelRunner:
         if launched.sampled is not None:
             for place, values in logprobs_of(launched.sampled, launched.choices).items():
                 output.logprobs[int(places[launched.special[place]])] = values
+        if launched.masks is not None:
+            output.stuck.update((int(places[place]), why) for place, why in launched.masks.stuck.items())
         if launched.readings is not None:
             for place, scores in launched.readings.values().items():
                 output.scores[place] = scores.numpy().tobytes()
@@ -220,13 +229,18 @@ class ModelRunner:
             sequence = batch.table.sequences[rows[place]]
             must = -1 if forced is None else int(forced[place])
             launched.choices.append(Choice(sequence, int(lengths[place]) - sequence.prompt_length, must))
+        guided = None
+        if launched.masks is not None:
+            width = logits.shape[1]
+            places = [special.index(place) for place in launched.masks.places]
+            guided = places, allowed(launched.masks.on(self.device), width)
         if len(special) == len(rows):
-            launched.sampled = sample(logits, launched.choices, self._eos)
+            launched.sampled = sample(logits, launched.choices, self._eos, guided)
             return launched.sampled.tokens
         at = to_device(special, self.device)
         if tokens is None:
             tokens = greedy(logits)
-        launched.sampled = sample(logits[at], launched.choices, self._eos)
+        launched.sampled = sample(logits[at], launched.choices, self._eos, guided)
         return tokens.index_copy(0, at, launched.sampled.tokens)
 
     # --- laying out --------------------------------------------------------------------------------------------------

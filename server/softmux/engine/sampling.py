@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
 import torch
@@ -52,10 +53,16 @@ def greedy(logits: torch.Tensor) -> torch.Tensor:
     return torch.where(logits.amax(-1).isfinite(), logits.argmax(-1), -1)
 
 
-def sample(logits: torch.Tensor, choices: list[Choice], eos: tuple[int, ...]) -> Sampled:
-    """Chooses each row's token. `logits [rows, vocab]`; changed in place where a row asks for it.
+def sample(
+    logits: torch.Tensor,
+    choices: list[Choice],
+    eos: tuple[int, ...],
+    guided: tuple[Many[int], torch.Tensor] | None = None,
+) -> Sampled:
+    """Chooses each row's token. `logits [rows, vocab]`; changed in place where a row asks for it. `guided`: rows that
+    have a grammar, and which tokens it allows each, `[guided rows, vocab]` bool; none at all gives −1.
 
-    Order: logit bias, the ban on ending before `min_tokens`, penalties; then for rows with a temperature:
+    Order: logit bias, the ban on ending before `min_tokens`, penalties, the grammar; then for rows with a temperature:
     temperature, top-k, top-p, min-p, and inverse-CDF sampling by `uniform`; a forced token comes after all. Log
     probabilities are of the model's own distribution, before any of it.
     """
@@ -65,6 +72,11 @@ def sample(logits: torch.Tensor, choices: list[Choice], eos: tuple[int, ...]) ->
     highest, _ = logits.max(-1)
     finite = highest.isfinite()
     _adjust(logits, choices, eos)
+    if guided is not None:
+        index, allowed = to_device(guided[0], logits.device), guided[1]
+        kept = logits[index].masked_fill_(~allowed, float("-inf"))
+        logits[index] = kept
+        finite[index] &= kept.amax(-1).isfinite()
     tokens = logits.argmax(-1)
     drawn = [i for i, choice in enumerate(choices) if choice.sequence.sampling.temperature > 0]
     if drawn:

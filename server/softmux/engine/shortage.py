@@ -55,13 +55,16 @@ def run_in_parts(runner: ModelRunner, batch: Batch) -> Launched:
     tokens: list[int] = []
     logprobs: dict[int, TokenLogprobs] = {}
     scores: dict[int, bytes] = {}
+    stuck: dict[int, str] = {}
     for part in parts(batch, max(1, -(-batch.tokens // _PARTS))):
         launched = runner.launch(part)
         output = runner.collect(launched)
         logprobs |= {len(tokens) + place: values for place, values in output.logprobs.items()}
         scores |= {len(tokens) + place: values for place, values in output.scores.items()}
+        stuck |= {len(tokens) + place: why for place, why in output.stuck.items()}
         tokens.extend(output.tokens.tolist())
-    return Launched(batch, launched.landing, output=StepOutput(np.array(tokens, np.int64), logprobs, scores))
+    whole = StepOutput(np.array(tokens, np.int64), logprobs, scores, stuck)
+    return Launched(batch, launched.landing, output=whole)
 
 
 def parts(batch: Batch, most: int) -> list[Batch]:

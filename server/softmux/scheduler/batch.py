@@ -127,8 +127,9 @@ class Batch:
 class StepOutput:
     """By sampling row, in the batch's order: the token chosen, or −1 where the row's logits were not finite.
     `logprobs` has those of the rows that want them, `scores` what was read (float32, in this machine's byte order) of
-    those that choose no token: theirs is 0."""
+    those that choose no token: theirs is 0. `stuck` says of rows whose grammar allowed no token why (theirs is −1)."""
 
     tokens: Ints
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
     scores: dict[int, bytes] = field(default_factory=dict)
+    stuck: dict[int, str] = field(default_factory=dict)

@@ -85,6 +85,8 @@ class RowTable:
         """From which length on the next token is the likeliest, and nothing else is asked for."""
         self.history = np.zeros(max_rows, np.bool_)
         """The choice of a token depends on all before it: never scheduled while one is pending."""
+        self.guided = np.zeros(max_rows, np.bool_)
+        """A grammar says which tokens may come."""
         self.decodes = np.zeros(max_rows, np.bool_)
         self.ended = np.zeros(max_rows, np.bool_)
         """Finished, but a step in flight still writes to its slots."""
@@ -142,6 +144,7 @@ class RowTable:
         self.stops_from[row] = _NEVER if sampling.ignore_eos else least
         self.plain_from[row] = _NEVER if not sampling.plain else 0 if sampling.ignore_eos else least
         self.history[row] = sampling.needs_history
+        self.guided[row] = sequence.guide is not None
         self.decodes[row] = self.ended[row] = False
         self.seated[row] = True
         self.sequences[row] = sequence

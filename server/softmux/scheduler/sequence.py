@@ -58,6 +58,9 @@ class Sequence:
     method: str = "base"
     """Its adapter's, for who counts rows by it."""
 
+    guide: object | None = None
+    """Where a grammar says which tokens may come: how far the engine has followed it."""
+
     closes: bool = False
     """Where `max_tokens` alone ends it, its last token is an end token that nothing but the length has chosen."""
 

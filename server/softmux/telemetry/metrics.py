@@ -19,6 +19,8 @@ Across = Literal["sum", "mean", "max", "min"]
 
 LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Seconds of one step, one load, one wait."""
+FINE = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+"""Seconds of work on grammars, from a tenth of a millisecond on."""
 REQUEST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 """Seconds of a whole request."""
 COUNTS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
@@ -303,6 +305,23 @@ METRICS: tuple[Metric, ...] = (
         "1, labelled with what runs: softmux' version, the base model, its dtype, its device.",
         ("version", "model", "dtype", "device"),
     ),
+    # grammars
+    Metric(
+        "grammar_compile_seconds", "histogram", "worker", "Duration of compiling a grammar, beside the steps.", (), FINE
+    ),
+    Metric(
+        "grammar_cache_total",
+        "counter",
+        "worker",
+        "Sequences with a grammar, by whether it was compiled already (hit) or not (miss).",
+        ("outcome",),
+    ),
+    Metric("grammars_kept", "gauge", "worker", "Compiled grammars that are kept."),
+    Metric("grammar_masks_total", "counter", "worker", "Rows of steps that a grammar told which tokens may come."),
+    Metric(
+        "grammar_mask_seconds", "histogram", "worker", "Time that a step's masks took, beside its forward.", (), FINE
+    ),
+    Metric("num_requests_with_grammar", "gauge", "worker", "Sequences in the batch that have a grammar."),
     # adapters
     Metric("adapter_loads_total", "counter", "worker", "Adapters made ready, by the tier they came from.", ("tier",)),
     Metric(

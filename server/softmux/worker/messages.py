@@ -13,7 +13,7 @@ import msgspec
 
 from softmux.types import AdapterRef, HeadKind, Manifest, ModelSpec, Output, SamplingParams
 
-PROTOCOL = 4
+PROTOCOL = 5
 LATE = "the request's deadline passed before it was done; raise it, or ask for less"
 """What is said with `deadline_exceeded`."""
 

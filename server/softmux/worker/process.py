@@ -26,6 +26,7 @@ from softmux.scheduler.sequence import Sequence
 from softmux.settings import Settings
 from softmux.types import KV_METHODS, Output
 from softmux.worker.canary import CLIENT, Canary
+from softmux.worker.compiling import Compiling, CompilingRequests
 from softmux.worker.crew import Crew
 from softmux.worker.messages import (
     LATE,
@@ -79,6 +80,7 @@ class Worker:
         self._recorder = self.engine.recorder
         self._stats = WorkerStats(self.engine)
         self._probation = Probation()
+        self._compiling = CompilingRequests()
         self._spending = Spending(settings.max_rows)
         self._canary = Canary(self.engine)
         self._socket: Any = zmq.Context.instance().socket(zmq.ROUTER)
@@ -155,6 +157,7 @@ class Worker:
             case Generate() | Read():
                 self._take(client, message)
             case Abort():
+                self._compiling.abort(client, message.id)
                 self._probation.abort(client, message.id)
                 self.engine.scheduler.abort(client, message.id)
             case Admit():
@@ -170,6 +173,7 @@ class Worker:
             error = BadRequest(f"the API speaks protocol {hello.protocol}, the worker {PROTOCOL}: restart both")
             self._send(client, Failed(id="", code=error.code, message=error.message))
             return
+        self._compiling.abort(client)
         self._probation.abort(client)
         self.engine.scheduler.abort_client(client)  # a client that came back has forgotten its sequences
         self._send(client, Welcome(protocol=PROTOCOL, model=self.engine.spec))
@@ -178,15 +182,32 @@ class Worker:
         now = time.monotonic()
         try:
             _check_layout(message)
-            if message.suspect:
-                self._probation.wait(Suspect(client, message, now))
+            if isinstance(message, Generate) and not self._compiled(one := Compiling(client, message, now)):
+                self._compiling.wait(one)
             else:
-                self._start(client, message, now)
+                self._queue(client, message, now)
         except SoftmuxError as error:
             self._fail(client, message.id, error)
 
+    def _compiled(self, one: Compiling) -> bool:
+        """Whether its grammar, if it has any, is there; it is on its way otherwise."""
+        grammar = one.message.sampling.grammar
+        return grammar is None or self.engine.grammars.expect(one.message.tenant, grammar)
+
+    def _queue(self, client: bytes, message: Generate | Read, came: float) -> None:
+        if message.suspect:
+            self._probation.wait(Suspect(client, message, came))
+        else:
+            self._start(client, message, came)
+
     def _take_turns(self) -> None:
-        """A suspect's turn comes when the one before has ended."""
+        """Grammars that were compiled let their requests go on. A suspect's turn comes when the one before has
+        ended."""
+        for one in self._compiling.take(self._compiled):
+            try:
+                self._queue(one.client, one.message, one.came)
+            except SoftmuxError as error:
+                self._fail(one.client, one.message.id, error)
         while (suspect := self._probation.turn()) is not None:
             try:
                 self._probation.began(self._start(suspect.client, suspect.message, suspect.came))
@@ -245,8 +266,9 @@ class Worker:
         now = time.monotonic()
         for sequence in self.engine.scheduler.expired(now):
             self._failed(sequence, DeadlineExceeded(LATE))
-        for suspect in self._probation.late(now):
-            self._fail(suspect.client, suspect.message.id, DeadlineExceeded(LATE))
+        lost: list[Compiling | Suspect] = [*self._compiling.late(now), *self._probation.late(now)]
+        for late in lost:
+            self._fail(late.client, late.message.id, DeadlineExceeded(LATE))
 
     def _failed(self, sequence: Sequence, error: SoftmuxError) -> None:
         if sequence.client == CLIENT:
@@ -277,6 +299,7 @@ class Worker:
         except zmq.ZMQError:
             log.info("a client is gone: its sequences are ended")
             self._clients.discard(client)
+            self._compiling.abort(client)
             self._probation.abort(client)
             self.engine.scheduler.abort_client(client)
 

@@ -71,6 +71,12 @@ class WorkerStats:
         for seconds in tiers.seconds:
             self._histograms["adapter_load_seconds"].observe(seconds)
         tiers.seconds.clear()
+        for name, taken in (
+            ("grammar_compile_seconds", self._engine.grammars.seconds),
+            ("grammar_mask_seconds", self._engine.runner.masks.seconds),
+        ):
+            while taken:  # other threads add to it
+                self._histograms[name].observe(taken.pop())
         if news.batch is None or not news.ran:
             return
         self._computed += news.batch.tokens
@@ -110,10 +116,13 @@ class WorkerStats:
                 "adapter_prefixes_copied_total": self._swapped,
                 "adapter_vector_swaps_total": engine.runner.vocabulary.swaps,
                 "lora_slot_loads_total": tiers.slots.loads,
+                "grammar_masks_total": engine.runner.masks.rows,
             },
             gauges={
                 "num_requests_running": scheduler.table.taken,
                 "num_requests_waiting": len(scheduler.waiting),
+                "num_requests_with_grammar": int((scheduler.table.guided & scheduler.table.seated).sum()),
+                "grammars_kept": len(engine.grammars),
                 "queue_cost": sum(waits for waits, _ in queues.values()),
                 "queue_cost_per_second": self._throughput.rate,
                 "step_token_limit": engine.shortage.limit or scheduler.max_step_tokens,
@@ -142,6 +151,7 @@ class WorkerStats:
                     "registry": float(tiers.counts.damaged),
                 },
                 "engine_rows_total": dict(zip(self._methods, self._rows.astype(float).tolist(), strict=True)),
+                "grammar_cache_total": {"hit": float(engine.grammars.hits), "miss": float(engine.grammars.misses)},
                 "engine_step_ways_total": {way: float(count) for way, count in ways.steps.items()},
                 "fast_path_fallbacks_total": {path: float(count) for path, count in ways.fallbacks.items()},
                 "out_of_memory_total": {answer: float(count) for answer, count in engine.shortage.counts.items()},

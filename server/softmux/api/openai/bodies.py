@@ -40,10 +40,6 @@ def _nullable(schema: dict[str, Any]) -> None:
         field.update(about, anyOf=[inner, {"type": "null"}])
 
 
-class ResponseFormat(Body):
-    type: Literal["text"]
-
-
 class StreamOptions(Body):
     include_usage: bool = Field(default=False, description="One more event at the end, with `usage` and no choices.")
     include_obfuscation: Annotated[Literal[False] | None, Refused("events are not padded")] = None
@@ -144,7 +140,6 @@ class ChatBody(OpenAIBody):
         Literal["auto", "default"] | None, Refused("there is one tier; `priority` orders your own requests")
     ] = None
     modalities: Annotated[list[Literal["text"]] | None, Refused("the model writes text")] = None
-    response_format: Annotated[ResponseFormat | None, Refused("the text is as the model writes it")] = None
     tools: Annotated[None, Refused("no tools are called")] = None
     tool_choice: Annotated[None, Refused("no tools are called")] = None
     parallel_tool_calls: Annotated[None, Refused("no tools are called")] = None

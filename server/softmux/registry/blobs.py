@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -18,13 +19,22 @@ from obstore.store import LocalStore, from_url
 from softmux.errors import BlobDamaged, RegistryDown
 
 if TYPE_CHECKING:
-    from obstore.store import ObjectStore
+    from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 log = logging.getLogger(__name__)
 
 _ASIDE = "quarantine"
 _PUTS = 5
 """How often a put writes a blob anew that somebody deletes under its hands."""
+_PATIENCE: ClientConfig = {"connect_timeout": "1s", "read_timeout": "5s", "timeout": "300s"}
+"""Over a network: a file may take long as long as it moves, and a store that stands still is away."""
+_RETRY: RetryConfig = {
+    "max_retries": 2,
+    "retry_timeout": timedelta(seconds=3),
+    "backoff": {"init_backoff": timedelta(milliseconds=50), "max_backoff": timedelta(milliseconds=500), "base": 2},
+}
+_IMPATIENCE: ClientConfig = {"connect_timeout": "500ms", "timeout": "700ms"}
+"""For the question whether a store answers at all, before an upload is sent: one that is away is told in a second."""
 
 
 def default_blob_url(data: Path) -> str:
@@ -43,18 +53,26 @@ class BlobStore:
     def __init__(self, url: str) -> None:
         self.url = url
         self._store: ObjectStore
+        self._quick: ObjectStore | None = None
         self._root: Path | None = None
         if urlsplit(url).scheme == "file":
             self._root = Path(unquote(urlsplit(url).path))
             self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._store = LocalStore(self._root)
-        else:
+        elif urlsplit(url).scheme == "memory":
             self._store = from_url(url)
+        else:
+            self._store = from_url(url, client_options=_PATIENCE | _plain(), retry_config=_RETRY)
+            self._quick = from_url(
+                url, client_options=_IMPATIENCE | _plain(), retry_config={**_RETRY, "max_retries": 0}
+            )
 
     def put(self, tenant: str, sha256: str, data: bytes) -> None:
         """Makes `data` readable under its hash (`sha256:…`). A sound blob already there stays; a damaged one is
         put aside and replaced, and one that a collector deletes meanwhile is written again."""
         path = _path(tenant, sha256)
+        if self._quick is not None:
+            self._there(self._quick, path)
         for _ in range(_PUTS):
             try:
                 self.get(tenant, sha256)
@@ -63,7 +81,7 @@ class BlobStore:
                     obstore.put(self._store, path, data)
                 except (BaseError, OSError) as error:
                     raise self._down(error) from error
-            if self._sync(path):  # also one found there: its writer may not have come so far
+            if self._kept(path):  # also one found there: its writer may not have come so far
                 return
         raise RegistryDown(f"file {sha256} was deleted from {self.url} as often as it was put: send the upload again")
 
@@ -132,10 +150,22 @@ class BlobStore:
             raise self._down(error) from error
         return aside
 
-    def _sync(self, path: str) -> bool:
-        """Local files only: the file, and every folder from it up to the root, which may be new. False: it is gone."""
+    def _there(self, store: ObjectStore, path: str) -> bool:
+        try:
+            obstore.head(store, path)
+        except (NotFoundError, FileNotFoundError):
+            return False
+        except (BaseError, OSError) as error:
+            raise self._down(error) from error
+        return True
+
+    def _kept(self, path: str) -> bool:
+        """Whether it is there and stays. False: it is gone.
+
+        A local file is synced, and every folder from it up to the root, which may be new.
+        """
         if self._root is None:
-            return True
+            return self._there(self._store, path)
         try:
             target = self._root / path
             for place in (target, *(folder for folder in target.parents if folder.is_relative_to(self._root))):
@@ -154,6 +184,12 @@ class BlobStore:
         return RegistryDown(
             f"the blob store {self.url} can't be used ({error}): check that it is reachable and not full"
         )
+
+
+def _plain() -> ClientConfig:
+    """Options replace what obstore would read of this in the environment, so it is read here."""
+    said = (os.environ.get(f"{kind}_ALLOW_HTTP", "") for kind in ("AWS", "AZURE", "GOOGLE"))
+    return {"allow_http": any(word.lower() in ("1", "true", "yes") for word in said)}
 
 
 def _path(tenant: str, sha256: str) -> str:

@@ -2,10 +2,10 @@
 
 Real processes on this machine: uploads go through the cluster, then Zipf traffic over more tasks than the replicas'
 memory holds, routed by adapter and at random; then replicas are killed, leave and join under load. With --simulate no
-process is started: see `softmux.bench.cluster_simulation`.
+process is started: see `softmux.bench.cluster_scale`.
 
 Here:            softmux bench cluster --replicas 1 2 4 --tasks 500
-At full size:    softmux bench cluster --simulate --plot docs/images/cluster.svg
+At full size:    softmux bench cluster --simulate --requests 100000 --plot docs/images/cluster.svg
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _NAME = "softmux-bench"
 _VIRTUAL = 8
 _SERVER = {"device": "cpu", "threads": "1", "log_level": "error", "disk_cache_bytes": "0"}
 _SMALL = {"kv_tokens": "512", "resident_vectors": "64", "max_rows": "16"}
-_WAIT_SECONDS = 180
+_WAIT_SECONDS = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,9 +242,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--no-churn", action="store_true", help="kill no replica at the end, and let none leave or join"
     )
+    parser.add_argument("--simulate", action="store_true", help="100 GPUs and 1,000,000 adapters, in this process")
+    parser.add_argument("--gpus", type=int, default=100, help="simulated (100)")
+    parser.add_argument("--gpu-hour", type=float, default=3.0, help="what a GPU costs an hour, simulated (3)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw what was simulated")
     parser.add_argument("--output-json", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
-    found = _measure(options)
+    if options.simulate:
+        from softmux.bench.cluster_scale import run
+
+        found = run(options.gpus, options.requests, options.seed, options.gpu_hour, options.plot)
+    else:
+        found = _measure(options)
     if options.output_json is not None:
         write_json(options.output_json, found)
     return 1 if found.get("churn", {}).get("failed") else 0

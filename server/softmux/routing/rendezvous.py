@@ -24,18 +24,19 @@ class Rendezvous:
     def order(self, key: str, replicas: Collection[str]) -> tuple[str, ...]:
         """All of `replicas`, the key's home first. The same in every process for the same names."""
         if self._salts.keys() != set(replicas):
-            self._salts = {replica: _hash(replica) for replica in sorted(replicas)}
+            self._salts = {replica: hashed(replica) for replica in sorted(replicas)}
             self._orders.clear()
         if (order := self._orders.get(key)) is None:
             if len(self._orders) >= _CACHED:
                 self._orders.clear()
-            hashed = _hash(key)
-            order = tuple(sorted(self._salts, key=lambda replica: _mixed(hashed ^ self._salts[replica]), reverse=True))
+            number = hashed(key)
+            order = tuple(sorted(self._salts, key=lambda replica: _mixed(number ^ self._salts[replica]), reverse=True))
             self._orders[key] = order
         return order
 
 
-def _hash(name: str) -> int:
+def hashed(name: str) -> int:
+    """Eight bytes of BLAKE2b: the same in every process."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 

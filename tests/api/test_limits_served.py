@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from registry.registry_fixtures import wait_for
@@ -71,6 +72,31 @@ def test_requests_are_counted_over_both_processes(server: EchoServed) -> None:
     assert refused.json()["error"]["type"] == "rate_limit_error"
     assert 1 <= int(refused.headers["retry-after"]) <= 61
     assert refused.headers["x-ratelimit-remaining-requests"] == "0"
+
+
+def test_openais_client_raises_its_own_errors_and_reads_the_headers(server: EchoServed) -> None:
+    headers = tenant(server, "by-client", requests_per_minute=2, tokens_in_flight=1000)
+    base = httpx.get(f"{server.url}/v1/model", headers=headers).json()["id"]
+    key = headers["authorization"].removeprefix("Bearer ")
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0) as client:
+        asked: dict[str, Any] = {"model": base, "prompt": PROMPT, "max_tokens": 2}
+        first = client.completions.with_raw_response.create(**asked)
+        assert first.headers["x-ratelimit-remaining-requests"] == "1"
+        with client.completions.with_streaming_response.create(**asked, stream=True) as streamed:
+            assert streamed.headers["x-ratelimit-remaining-requests"] == "0"
+        with pytest.raises(openai.RateLimitError) as limited:
+            client.completions.create(**asked)
+        assert (limited.value.code, limited.value.param) == ("rate_limited", "requests_per_minute")
+        assert "x-should-retry" not in limited.value.response.headers
+        with pytest.raises(openai.RateLimitError) as too_much:
+            client.completions.create(**{**asked, "max_tokens": 2000})
+        assert (too_much.value.code, too_much.value.param) == ("quota_exceeded", "tokens_in_flight")
+        assert too_much.value.response.headers["x-should-retry"] == "false", "waiting is in vain"
+        with pytest.raises(openai.PermissionDeniedError):
+            client.get("/tenants", cast_to=object)
+        with pytest.raises(openai.AuthenticationError) as unknown:
+            client.with_options(api_key="sk-nobody").models.list()
+        assert unknown.value.code == "unauthorized"
 
 
 def test_tokens_are_charged_ahead_and_what_was_not_used_comes_back(server: EchoServed) -> None:

@@ -67,6 +67,10 @@ def test_it_is_used_and_read_by_those_named_alone(shared: Shared, mood: str) -> 
         theirs = generate(shared.client("beta", role), f"acme/{mood}").json()
         assert theirs["choices"] == own["choices"]
         assert theirs["adapter"] == {**own["adapter"], "task": f"acme/{mood}"}
+        body = {"model": f"acme/{mood}", "prompt": "a film", "max_tokens": 4, "temperature": 0, "ignore_eos": True}
+        completion = shared.client("beta", role).post("/v1/completions", json=body).json()
+        assert completion["choices"][0]["text"] == own["choices"][0]["text"]
+        assert completion["adapter"] == theirs["adapter"]
     old = generate(shared.client("beta"), f"acme/{mood}@1").json()
     assert (old["adapter"]["version"], old["adapter"]["method"]) == (1, "prompt_tuning")
     listed = shared.client("beta").get("/v1/shared").json()
@@ -219,6 +223,13 @@ def test_what_is_shared_is_listed_page_by_page(shared: Shared, adapters: dict[st
         if cursor is None:
             break
     assert found == ["acme/page0", "acme/page1", "acme/page2", "acme/page4"]
+    models = {model["id"]: model for model in beta.get("/v1/models").json()["data"]}
+    assert [name for name in models if name.startswith("acme/page")] == found
+    assert models["acme/page0"]["owned_by"] == "acme"
+    assert (
+        beta.get("/v1/models/acme/page0").json() == beta.get("/v1/models/acme%2Fpage0").json() == models["acme/page0"]
+    )
+    assert set(names) <= {model["id"] for model in acme.get("/v1/models").json()["data"]}
     assert beta.get("/v1/shared", params={"prefix": "beta"}).json()["data"] == []
     for name in names:
         acme.delete(f"/v1/adapters/{name}")

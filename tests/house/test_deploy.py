@@ -38,6 +38,37 @@ def test_the_compose_files_fit_the_compose_specification() -> None:
     _run("check-jsonschema", "--builtin-schema", "vendor.compose-spec", *files)
 
 
+def _composed(*files: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """What Compose itself makes of them, which needs no container engine."""
+    named = [word for file in files for word in ("--file", file)]
+    command = [str(BIN / "docker-compose"), *named, "config", "--format", "json"]
+    environment = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", **variables}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_compose_reads_its_files(device: str) -> None:
+    files = ["docker-compose.yml", *(["deploy/compose.cuda.yml"] if device == "cuda" else [])]
+    done = _composed(*files, SOFTMUX_ADMIN_KEY="key", GRAFANA_PASSWORD="password")
+    assert done.returncode == 0, done.stderr
+    services = json.loads(done.stdout)["services"]
+    server = services["server"]
+    assert (server["image"], server["build"]["args"]["DEVICE"]) == (f"softmux:{device}", device)
+    reserved = server.get("deploy", {}).get("resources", {}).get("reservations", {}).get("devices", [])
+    assert [each["capabilities"] for each in reserved] == ([["gpu"]] if device == "cuda" else [])
+    assert services["prometheus"]["secrets"][0]["source"] == "admin_key"
+    for name, service in services.items():
+        assert name == "server" or "healthcheck" in service, f"the server's is its image's, {name} has none"
+
+
+@pytest.mark.parametrize("missing", ["SOFTMUX_ADMIN_KEY", "GRAFANA_PASSWORD"])
+def test_compose_says_which_variable_is_missing(missing: str) -> None:
+    given = {"SOFTMUX_ADMIN_KEY": "key", "GRAFANA_PASSWORD": "password"}
+    done = _composed("docker-compose.yml", **{name: value for name, value in given.items() if name != missing})
+    assert done.returncode != 0
+    assert f"set {missing} to" in done.stderr
+
+
 def test_the_shell_scripts_have_no_finding() -> None:
     _run("shellcheck", ".ci/run")
 
@@ -177,3 +208,17 @@ def test_a_gateway_is_told_of_metrics_that_there_are() -> None:
     metrics = {PREFIX + metric.name: metric for metric in METRICS}
     assert all(metrics[name].kind == "gauge" for name in config.values())
     assert set(metrics[config["loraSpec"]].labels) == {"max_lora", "running_lora_adapters", "waiting_lora_adapters"}
+
+
+def test_the_page_on_deploying_scales_on_metrics_that_there_are() -> None:
+    page = (ROOT / "deploy/README.md").read_text(encoding="utf-8")
+    (rule,) = yaml.safe_load(page.partition("```yaml\n")[2].partition("```")[0])["rules"]
+    named = set(re.findall(r"softmux_\w+", rule["seriesQuery"] + rule["metricsQuery"]))
+    assert named == {"softmux_queue_cost", "softmux_queue_cost_per_second"}
+    assert named <= {PREFIX + metric.name for metric in METRICS}
+    values = yaml.safe_load((ROOT / "deploy/helm/softmux/values.yaml").read_text(encoding="utf-8"))
+    assert values["autoscaling"]["metric"] == rule["name"]["as"]
+    for name in re.findall(r"--set ([\w.]+)=", page):
+        place: Any = values
+        for part in name.split("."):
+            place = place[part]

@@ -15,7 +15,8 @@ from softmux.formats.softmux_json import SoftmuxJson
 from softmux.tuning.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("adapters/*/README.md")])
+FOLDERS = ("*.md", "docs/**/*.md", "deploy/**/*.md", "adapters/*/README.md")
+PAGES = sorted(page for folder in FOLDERS for page in ROOT.glob(folder))
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from softmux.cluster.app import ClusterSettings
 
 _NAME = "softmux-bench"
-_VIRTUAL = 8
 _SERVER = {"device": "cpu", "threads": "1", "log_level": "error", "disk_cache_bytes": "0"}
 _SMALL = {"kv_tokens": "512", "resident_vectors": "64", "max_rows": "16"}
 _WAIT_SECONDS = 600
@@ -122,7 +121,7 @@ class Bench:
     def publish(self) -> None:
         """All tasks, by one replica with room for all; then replicas get room for `--warm` of them."""
         self.deploy(1, "warm_first")
-        asyncio.run(upload(self._url, self._options.tasks, _VIRTUAL))
+        asyncio.run(upload(self._url, self._options.tasks, self._options.virtual))
         asyncio.run(self._load.run(200))
         size = self.servers()[0].bytes_of_an_adapter()
         self._server |= _SMALL | {"host_cache_bytes": str(round(self._options.warm * size))}
@@ -235,6 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tasks", type=int, default=500)
     parser.add_argument("--zipf", type=float, default=1.0)
     parser.add_argument("--warm", type=int, default=25, help="adapters that a replica's host memory holds (25)")
+    parser.add_argument("--virtual", type=int, default=24, help="vectors of a soft prompt (24)")
     parser.add_argument("--free", type=int, default=8, help="requests that a replica takes whatever the mean is (8)")
     parser.add_argument("--requests", type=int, default=2000, help="measured for each row, after half as many (2000)")
     parser.add_argument("--clients", type=int, default=16)

@@ -121,4 +121,11 @@ class Settings(BaseSettings):
     )
     usage_days: int = Field(default=400, ge=1, description="Days that tenants' usage is kept.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Log verbosity.")
+    log_format: Literal["auto", "json", "text"] = Field(
+        default="auto", description="auto: text on a terminal, else a line of JSON for each event."
+    )
+    otlp_traces_endpoint: str = Field(
+        default="",
+        description="Where traces go, by OTLP over HTTP: http://collector:4318/v1/traces. None are made without it.",
+    )
     log_prompts: bool = Field(default=False, description="Write prompts to the log (off: never).")

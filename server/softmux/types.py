@@ -234,6 +234,10 @@ class Output(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     logprobs: tuple[TokenLogprobs, ...] = ()
     queue_seconds: float = 0.0
     """Time from receipt to first being scheduled; comes with the first token."""
+    prefill_seconds: float = 0.0
+    """Time from there to the first token; comes with it."""
+    preemptions: int = 0
+    """How often the sequence was put back; comes with its end."""
     scores: bytes = b""
     """What was read of a sequence, with its end: float32 in this machine's byte order. A head's outputs, one for each
     label, row after row; or the log probability of each token scored."""

@@ -25,7 +25,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
 
 
 def test_structlog_and_the_standard_library_write_the_same_json(capsys: pytest.CaptureFixture[str]) -> None:
-    logs.configure("info", json=True)
+    logs.configure("info", form="json")
     structlog.stdlib.get_logger("one").info("answered", status=200)
     logging.getLogger("two").warning("it is %s", "so")
     logging.getLogger("two").debug("not shown")
@@ -36,7 +36,7 @@ def test_structlog_and_the_standard_library_write_the_same_json(capsys: pytest.C
 
 @pytest.mark.parametrize("prompts", [False, True])
 def test_keys_are_never_written_and_prompts_only_where_asked(capsys: pytest.CaptureFixture[str], prompts: bool) -> None:
-    logs.configure("info", json=True, log_prompts=prompts)
+    logs.configure("info", form="json", log_prompts=prompts)
     structlog.stdlib.get_logger("one").info("x", prompt="a secret wish", key="sk-1", authorization="Bearer sk-1")
     [line] = lines(capsys)
     assert "sk-1" not in json.dumps(line)
@@ -44,7 +44,7 @@ def test_keys_are_never_written_and_prompts_only_where_asked(capsys: pytest.Capt
 
 
 def test_a_traceback_is_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
-    logs.configure("info", json=True)
+    logs.configure("info", form="json")
     try:
         raise ValueError("broken")
     except ValueError:
@@ -54,7 +54,7 @@ def test_a_traceback_is_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_lines_for_a_person_are_no_json(capsys: pytest.CaptureFixture[str]) -> None:
-    logs.configure("info", json=False)
+    logs.configure("info", form="text")
     structlog.stdlib.get_logger("one").info("answered", status=200)
     text = capsys.readouterr().err
     assert "answered" in text

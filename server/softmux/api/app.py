@@ -12,6 +12,7 @@ from softmux.api.observe import InFlight, Observe
 from softmux.api.replies import ERRORS
 from softmux.api.routers import adapters, admin, classify, generate, health, metrics, model, openai, shared, usage
 from softmux.api.services import Services
+from softmux.telemetry.tracing import Tracer
 
 ROUTERS = (
     generate.router, openai.router, classify.router, adapters.router, shared.router, model.router, admin.router,
@@ -19,8 +20,9 @@ ROUTERS = (
 )  # fmt: skip
 
 
-def create_app(services: Services, in_flight: InFlight | None = None) -> FastAPI:
-    """The application over `services`. `in_flight` counts its running requests, for whoever must wait for them."""
+def create_app(services: Services, in_flight: InFlight | None = None, tracer: Tracer | None = None) -> FastAPI:
+    """The application over `services`. `in_flight` counts its running requests, for whoever must wait for them;
+    `tracer` is told of each that is over."""
     app = FastAPI(
         title="softmux",
         version=__version__,
@@ -34,5 +36,5 @@ def create_app(services: Services, in_flight: InFlight | None = None) -> FastAPI
     errors.install(app)
     app.add_middleware(Direct)
     app.add_middleware(Gate, keys=services.registry.keys, metrics_networks=services.settings.metrics_networks)
-    app.add_middleware(Observe, metrics=services.metrics, in_flight=in_flight or InFlight())
+    app.add_middleware(Observe, metrics=services.metrics, in_flight=in_flight or InFlight(), tracer=tracer)
     return app

@@ -30,6 +30,7 @@ from softmux.errors import ContextTooLong, InternalError, InvalidRequest, WrongT
 from softmux.formats.layout import check_text, lay_out, virtual_ids
 from softmux.marks import content_mark, version_mark
 from softmux.registry.usage import Used
+from softmux.telemetry.trail import Trail, current
 from softmux.types import Manifest, Output
 from softmux.worker.channel import Channel, SequenceFailed
 from softmux.worker.messages import Read
@@ -65,10 +66,13 @@ class Classification:
     left: bool = False
     _cached: int = 0
     _meter: Meter = field(init=False)
+    _trail: Trail = field(init=False)
 
     def __post_init__(self) -> None:
         adapter = self.resolved.adapter
         self._meter = self.services.usage.begin(self.resolved.tenant, adapter.task if adapter else None, self.used)
+        self._trail = current()
+        self._trail.runs(next(iter(self.marks)).rpartition("-")[0], self.services.worker.spec.model_id, None)
 
     def used(self) -> Used:
         """What it has used by now. A row counts as its part of the whole once it has been read."""
@@ -138,7 +142,7 @@ class Classification:
         """A result for each input, in order. Raises the first error of a row."""
         found: dict[str, Output] = {}
         while arrived := await within(self.deadline, self.channel.arrivals(whole=True)):
-            for _, event in arrived:
+            for at, event in arrived:
                 marks = self.marks[event.id]
                 if isinstance(event, SequenceFailed):
                     raise self.services.standing.explained(event.error, self.resolved.adapter, *marks)
@@ -146,6 +150,7 @@ class Classification:
                     raise InternalError("The engine gave the request up; try again.")
                 self.services.standing.ended_well(*marks)
                 found[event.id] = event
+                self._trail.ended(event, at)
                 self._cached += event.cached_tokens
         if self.left:
             return []
@@ -161,6 +166,9 @@ class Classification:
         self.channel.close()
         self._meter.end()
         self.charge.settle(self.prompt_tokens)
+        self._trail.used(self.prompt_tokens, self.virtual_tokens, 0)
+        if self.left:
+            self._trail.code = "gone"
 
     def _result(self, given: _Input, rows: list[list[float]]) -> dict[str, Any]:
         labels = tuple(self.manifest.labels or ())

@@ -26,6 +26,7 @@ from softmux.errors import (
     RateLimited,
     SoftmuxError,
 )
+from softmux.telemetry.trail import current
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,9 @@ _UNION_TAG = re.compile(r"^(str|constrained-str|list\[.*\]|\[key\])$")
 
 
 def error_body(error: SoftmuxError) -> dict[str, Any]:
-    """The contract's `{"error": {…}}`; `type` is OpenAI's word for the kind of status."""
+    """The contract's `{"error": {…}}`; `type` is OpenAI's word for the kind of status. The request's line in the log
+    tells the code, too."""
+    current().code = error.code
     kind = _TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
     return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
 

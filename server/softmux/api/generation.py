@@ -25,6 +25,7 @@ from softmux.cost import cost
 from softmux.errors import InternalError, InvalidRequest
 from softmux.marks import content_mark, version_mark
 from softmux.registry.usage import Used
+from softmux.telemetry.trail import Trail, current
 from softmux.types import AdapterRef, Output
 from softmux.worker.channel import Channel, SequenceFailed
 from softmux.worker.messages import Generate
@@ -98,6 +99,7 @@ class Generation:
     """The client has gone away."""
     _over: bool = False
     _meter: Meter = field(init=False)
+    _trail: Trail = field(init=False)
     _by_id: dict[str, Choice] = field(default_factory=dict)
     _seen: dict[str, float] = field(default_factory=dict)
 
@@ -191,6 +193,8 @@ class Generation:
     def __post_init__(self) -> None:
         adapter = self.resolved.adapter
         self._meter = self.services.usage.begin(self.resolved.tenant, adapter.task if adapter else None, self.used)
+        self._trail = current()
+        self._trail.runs(self.id, self.services.worker.spec.model_id, self.channel.sampling)
 
     def used(self) -> Used:
         """What it has used by now. A prompt counts once anything has come of it."""
@@ -248,6 +252,11 @@ class Generation:
         self._over = True
         self._meter.end()
         self.charge.settle(self.usage.prompt_tokens + self.usage.completion_tokens)
+        self._trail.used(self.usage.prompt_tokens, self.usage.virtual_tokens, self.usage.completion_tokens)
+        for name, choice in self._by_id.items():
+            self._trail.chose(name, choice.finish_reason, len(choice.tokens), self._seen.get(name))
+        if self.left:
+            self._trail.code = "gone"
         metrics = self.services.metrics
         metrics.tokens(self.label, self.usage.prompt_tokens, self.usage.completion_tokens)
         for choice in self.choices:
@@ -277,13 +286,18 @@ class Generation:
 
     def _time(self, output: Output, at: float) -> None:
         tokens = len(output.tokens)
+        if output.finish_reason is not None:
+            self._trail.ended(output, at)
         if not tokens:
             return
         before = self._seen.get(output.id)
         if before is not None:
             self.services.metrics.between_tokens((at - before) / tokens)
-        elif not self._seen:
-            self.services.metrics.first_token(at - self.began)
+        else:
+            if not self._seen:
+                self.services.metrics.first_token(at - self.began)
+            if output.finish_reason is None:
+                self._trail.first(output, at)
         self._seen[output.id] = at
 
 

@@ -55,6 +55,7 @@ from softmux.registry.tenants import TenantRecord
 from softmux.settings import Settings
 from softmux.telemetry.exposition import Metrics, TenantShare
 from softmux.telemetry.logs import configure
+from softmux.telemetry.tracing import Tracer
 from softmux.worker.replicas import Replicas
 
 log = logging.getLogger(__name__)
@@ -102,7 +103,9 @@ class ApiProcess:
             Standing(siblings, self._metrics),
             Backlog(settings, self._worker, self._metrics, config.processes),
         )
-        app = create_app(self._services, self._in_flight)
+        endpoint = settings.otlp_traces_endpoint
+        self._tracer = Tracer.to(endpoint) if endpoint else None
+        app = create_app(self._services, self._in_flight, self._tracer)
         self._http = HttpServer(app, socket.socket(fileno=config.connections))
         self._said_ready = False
         self._connecting = 0
@@ -124,6 +127,8 @@ class ApiProcess:
                 log.error("what was used since %.0f s ago could not be told the registry, and is lost", self._usage.age)
             self._line.send(Counted(self._metrics.counts()))
             self._worker.close()
+            if self._tracer is not None:
+                await asyncio.to_thread(self._tracer.close)
 
     async def _hear(self) -> None:
         while (message := await self._line.hear()) is not None:
@@ -245,7 +250,7 @@ async def _run(config: ApiConfig, settings: Settings) -> None:
 def main() -> int:
     config = msgspec.json.decode(sys.stdin.buffer.readline(), type=ApiConfig)
     settings = Settings(**config.settings)
-    configure(settings.log_level, log_prompts=settings.log_prompts)
+    configure(settings.log_level, log_prompts=settings.log_prompts, form=settings.log_format)
     try:
         run_on_loop(_run(config, settings))
     except RegistryDown as error:

@@ -31,6 +31,7 @@ from softmux.api.tokenizer_export import ExportedTokenizer, export_aside
 from softmux.recorder import FlightRecorder
 from softmux.registry.registry import Registry
 from softmux.settings import Settings
+from softmux.telemetry.tracing import missing
 from softmux.types import DEFAULT_TENANT
 from softmux.worker.client import WorkerClient
 from softmux.worker.config import WorkerConfig
@@ -44,9 +45,8 @@ WORKER_SETTINGS = frozenset(
     {
         "model", "device", "dtype", "max_rows", "max_step_tokens", "max_waiting", "kv_tokens", "kv_memory_fraction",
         "context_length", "group_by_adapter", "host_cache_bytes", "disk_cache_bytes", "resident_vectors", "threads",
-        "log_level", "quantization", "kv_cache_dtype", "attention_backend", "max_loras", "max_lora_rank", "lora_bytes",
-        "tensor_parallel",
-        "grammar_cache",
+        "log_level", "log_format", "quantization", "kv_cache_dtype", "attention_backend", "max_loras", "max_lora_rank",
+        "lora_bytes", "tensor_parallel", "grammar_cache",
     }
 )  # fmt: skip
 """What the worker is told of the settings: no keys, no addresses."""
@@ -248,6 +248,8 @@ def _processes_for(settings: Settings) -> int:
 @contextlib.contextmanager
 def _listen(settings: Settings) -> Iterator[socket.socket]:
     """The socket to serve on. Raises `RefusedToStart` where it can't be had, or a setting makes no sense."""
+    if settings.otlp_traces_endpoint and missing():
+        raise RefusedToStart("--otlp-traces-endpoint takes OpenTelemetry's packages: pip install 'softmux[otel]'")
     if not settings.model:
         raise RefusedToStart("which model? give --model: a folder in Hugging Face's layout, or a hub id")
     try:

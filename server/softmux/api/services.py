@@ -24,6 +24,7 @@ from softmux.grammars.frames import Vocabulary
 from softmux.registry.registry import Registry
 from softmux.settings import Settings
 from softmux.telemetry.exposition import Metrics
+from softmux.telemetry.trail import current
 from softmux.types import AdapterRef, Manifest
 from softmux.worker.replicas import Replicas
 
@@ -100,8 +101,12 @@ class Services:
         """
         if name is None:
             return Resolved(tenant, None, Layout())
+        trail = current()
+        trail.asked = name
         found = [self._version(tenant, one) for one in name.split(",")]
-        return found[0] if len(found) == 1 else _combined(tenant, found)
+        resolved = found[0] if len(found) == 1 else _combined(tenant, found)
+        trail.adapter = resolved.adapter
+        return resolved
 
     def _version(self, tenant: str, name: str) -> Resolved:
         base = self.worker.spec.base_fingerprint

@@ -25,7 +25,7 @@ def serve(**given: Any) -> None:
     from softmux.api.server import serve as run
     from softmux.telemetry.logs import configure
 
-    configure(settings.log_level, log_prompts=settings.log_prompts)
+    configure(settings.log_level, log_prompts=settings.log_prompts, form=settings.log_format)
     try:
         run(settings)
     except RefusedToStart as refusal:

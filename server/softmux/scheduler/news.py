@@ -85,6 +85,8 @@ def tell(
         finish_reason=reason,
         cached_tokens=sequence.cached if first else 0,
         queue_seconds=(sequence.first_scheduled or now) - sequence.arrival if first else 0.0,
+        prefill_seconds=now - (sequence.first_scheduled or now) if first else 0.0,
+        preemptions=sequence.preemptions if reason is not None else 0,
         logprobs=(logprobs,) if logprobs is not None and text else (),
         scores=scores,
     )

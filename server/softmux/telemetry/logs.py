@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
+from typing import Literal
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
+Form = Literal["auto", "json", "text"]
 SECRET_FIELDS = frozenset({"key", "api_key", "admin_key", "authorization", "token", "password"})
 PROMPT_FIELDS = frozenset({"prompt", "messages", "variables", "text", "input"})
 
@@ -25,9 +27,10 @@ class Redactor:
         return event
 
 
-def configure(level: str, *, log_prompts: bool = False, json: bool | None = None) -> None:
-    """Sends structlog's and the standard library's logs the same way. Called once, by a process's main function."""
-    as_json = not sys.stderr.isatty() if json is None else json
+def configure(level: str, *, log_prompts: bool = False, form: Form = "auto") -> None:
+    """Sends structlog's and the standard library's logs the same way. Called once, by a process's main function.
+    `form` auto: text for a person on a terminal, else JSON."""
+    as_json = form == "json" or (form == "auto" and not sys.stderr.isatty())
     before: Sequence[structlog.typing.Processor] = (
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,

@@ -15,6 +15,7 @@ from softmux.recorder import FlightRecorder
 from softmux.registry.reader import BlobReader
 from softmux.scheduler.radix import RootKey
 from softmux.settings import Settings
+from softmux.telemetry.logs import configure
 from softmux.worker.config import REFUSED, WorkerConfig
 from softmux.worker.crew import Crew
 
@@ -22,7 +23,7 @@ from softmux.worker.crew import Crew
 def main() -> int:
     config = msgspec.json.decode(sys.stdin.buffer.readline(), type=WorkerConfig)
     settings = Settings(**config.settings)
-    logging.basicConfig(level=settings.log_level.upper(), format="worker %(levelname)s %(name)s: %(message)s")
+    configure(settings.log_level, form=settings.log_format)
     crew: Crew | None = None
     if settings.tensor_parallel > 1:
         beside = Path(config.endpoint.removeprefix("ipc://")).parent

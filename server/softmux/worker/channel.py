@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from softmux.errors import SoftmuxError
-from softmux.types import Output
+from softmux.types import Output, SamplingParams
 
 
 class SequenceFailed(msgspec.Struct, frozen=True):
@@ -24,9 +24,13 @@ Event = Output | SequenceFailed
 class Channel:
     """One reader at a time; it is woken once, however much has come. `abort` tells the worker to end a sequence."""
 
-    __slots__ = ("_abort", "_arrived", "_failed", "_open", "_patient", "_waiter", "told")
+    __slots__ = ("_abort", "_arrived", "_failed", "_open", "_patient", "_waiter", "sampling", "told")
 
-    def __init__(self, abort: Callable[[str], None], ids: Iterable[str]) -> None:
+    def __init__(
+        self, abort: Callable[[str], None], ids: Iterable[str], sampling: SamplingParams | None = None
+    ) -> None:
+        self.sampling = sampling
+        """By which its sequences choose tokens, where they do."""
         self._abort = abort
         self._open = set(ids)
         self.told: dict[str, int] = {}

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,12 @@ class Sent:
     @property
     def id(self) -> str:
         return self.request.id
+
+
+def channel_of(abort: Callable[[str], None], requests: Sequence[Generate | Read]) -> Channel:
+    """Where the outputs of these are read."""
+    sampling = next((request.sampling for request in requests if isinstance(request, Generate)), None)
+    return Channel(abort, (request.id for request in requests), sampling)
 
 
 class WorkerClient:
@@ -167,7 +173,7 @@ class WorkerClient:
     def submit(self, requests: Iterable[Generate | Read]) -> Channel:
         """Starts sequences whose outputs are read from one channel. `close` it when done. Raises `EngineDown`."""
         requests = list(requests)
-        channel = Channel(self.abort, (request.id for request in requests))
+        channel = channel_of(self.abort, requests)
         now = time.monotonic()
         for request in requests:
             self.send(Sent(request, channel, now))

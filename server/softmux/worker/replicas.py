@@ -14,7 +14,7 @@ from softmux.errors import EngineDown, SoftmuxError
 from softmux.routing.policies import Policy, WarmFirst
 from softmux.types import ModelSpec
 from softmux.worker.channel import Channel, SequenceFailed
-from softmux.worker.client import Sent, WorkerClient
+from softmux.worker.client import Sent, WorkerClient, channel_of
 from softmux.worker.merged import counted, merged, with_counted
 from softmux.worker.messages import Admit, Admitted, Generate, Read, Spent, Stats
 
@@ -144,7 +144,7 @@ class Replicas:
     def submit(self, requests: Iterable[Generate | Read]) -> Channel:
         """Starts sequences whose outputs are read from one channel. `close` it when done. Raises `EngineDown`."""
         requests = list(requests)
-        channel = Channel(self.abort, (request.id for request in requests))
+        channel = channel_of(self.abort, requests)
         now = time.monotonic()
         try:
             for request in requests:

@@ -1,0 +1,67 @@
+"""What a request's line tells, and tracing where its packages are not there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from softmux.api.server import RefusedToStart, _listen
+from softmux.settings import Settings
+from softmux.telemetry import tracing
+from softmux.telemetry.trail import Trail, begin, current
+from softmux.types import AdapterRef, Output
+
+ADAPTER = AdapterRef("default", "sentiment", 3, "sha256:d", "lora", 0)
+
+
+def test_a_request_that_never_ran_tells_no_tokens() -> None:
+    trail = Trail.of("mine")
+    trail.asked = "sentiment@9"
+    assert trail.line() == {"request_id": "mine", "task": "sentiment@9"}
+
+
+def test_the_first_of_several_sequences_says_how_long_it_took() -> None:
+    trail = Trail.of(None)
+    trail.began, trail.adapter = 100.0, ADAPTER
+    trail.runs("gen-1", "base", None)
+    trail.first(Output(id="b", queue_seconds=0.5, prefill_seconds=0.25, cached_tokens=7), 102.0)
+    trail.first(Output(id="a", queue_seconds=0.1, prefill_seconds=0.2), 101.0)
+    trail.ended(Output(id="a", finish_reason="stop", preemptions=2), 103.0)
+    trail.ended(Output(id="c", finish_reason="length", queue_seconds=2.0), 104.0)
+    trail.used(5, 6, 7)
+    said = trail.line()
+    assert (said["queue_ms"], said["prefill_ms"], said["first_token_ms"]) == (100.0, 200.0, 1000.0)
+    assert said["finish_reasons"] == [None, "stop", "length"]
+    assert (said["prompt_tokens"], said["virtual_tokens"], said["completion_tokens"]) == (5, 6, 7)
+    assert (said["cached_tokens"], said["task"], said["version"]) == (7, "sentiment", 3)
+    assert trail.rows["a"].preemptions == 2
+
+
+def test_outside_of_a_request_nothing_is_kept() -> None:
+    current().code = "lost"
+    assert current().code is None
+    trail = begin("x")
+    assert current() is trail
+
+
+def test_an_api_process_needs_no_opentelemetry() -> None:
+    code = """
+import sys
+sys.modules["opentelemetry.sdk"] = sys.modules["opentelemetry.exporter"] = None  # the API is FastAPI's
+import softmux.api.process
+from softmux.telemetry.tracing import missing
+print(missing())
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "True\n"
+
+
+def test_a_server_told_to_trace_without_the_packages_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracing, "_NEEDED", ("opentelemetry_that_is_not_there.sdk",))
+    assert tracing.missing()
+    with (
+        pytest.raises(RefusedToStart, match=r"pip install 'softmux\[otel\]'"),
+        _listen(Settings(model="x", otlp_traces_endpoint="http://127.0.0.1:4318/v1/traces")),
+    ):
+        pass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,51 +14,69 @@ from softmux.cli.output import as_json, fail
 if TYPE_CHECKING:
     from softmux.tuning.write import Report
 
+_OUT = "Where the folder goes, by default the recipe's own; of several, each under its task's name."
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Cache = Annotated[Path | None, typer.Option(help="Where data, base models and saved runs are kept.")]
+AtOnce = Annotated[int, typer.Option(min=1, help="So many tasks train together; the others wait.")]
+Tokens = Annotated[
+    int | None, typer.Option(min=1, help="So many go through the base in one forward; by default what fits.")
+]
+SaveEvery = Annotated[int, typer.Option(min=0, help="Save the run every so many steps; 0: never.")]
+Fresh = Annotated[bool, typer.Option(help="Begin anew where an earlier run was saved.")]
+Checkpointing = Annotated[bool, typer.Option(help="Compute layers again in the backward: less memory, more time.")]
+Board = Annotated[Path | None, typer.Option(help="A folder for TensorBoard's files.")]
+Json = Annotated[bool, typer.Option("--json", help="Write the figures as JSON.")]
+
 
 def tune(
     recipes: Annotated[list[Path], typer.Argument(help="The recipes: TOML files. Those of one base train at once.")],
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Where the folder goes, by default the recipe's own; of several, each under its task's name."
-        ),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    cache: Annotated[Path | None, typer.Option(help="Where data, base models and saved runs are kept.")] = None,
-    at_once: Annotated[int, typer.Option(min=1, help="So many tasks train together; the others wait.")] = 64,
-    tokens: Annotated[
-        int | None, typer.Option(min=1, help="So many go through the base in one forward; by default what fits.")
-    ] = None,
-    save_every: Annotated[int, typer.Option(min=0, help="Save the run every so many steps; 0: never.")] = 50,
-    fresh: Annotated[bool, typer.Option(help="Begin anew where an earlier run was saved.")] = False,
-    checkpointing: Annotated[
-        bool, typer.Option(help="Compute layers again in the backward: less memory, a third more time.")
-    ] = False,
-    tensorboard: Annotated[Path | None, typer.Option(help="A folder for TensorBoard's files.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Write the held-out figures as JSON.")] = False,
+    out: Annotated[Path | None, typer.Option(help=_OUT)] = None,
+    device: Device = "auto",
+    cache: Cache = None,
+    at_once: AtOnce = 64,
+    tokens: Tokens = None,
+    save_every: SaveEvery = 50,
+    fresh: Fresh = False,
+    checkpointing: Checkpointing = False,
+    tensorboard: Board = None,
+    json_: Json = False,
 ) -> None:
     """Tune adapters from recipes, and write their folders with the held-out figures."""
-    try:
+    with _needing_packages():
+        from softmux.tuning import Together
         from softmux.tuning.run import tune as run
         from softmux.tuning.run import tune_all
-        from softmux.tuning.together import Together
-    except ModuleNotFoundError as error:
-        fail(f"{error}: tuning needs more packages, `pip install 'softmux[tune]'` brings them")
-    together = Together(
-        at_once=at_once,
-        tokens=tokens,
-        save_every=save_every,
-        kept=None if cache is None else cache / "tuning",
-        fresh=fresh,
-        checkpointing=checkpointing,
-        tensorboard=tensorboard,
-    )
+    together = Together(at_once, tokens, save_every, cache and cache / "tuning", fresh, checkpointing, tensorboard)
     if len(recipes) == 1:
         reports = [run(recipes[0], out, device, cache=cache, together=together)]
     else:
         reports = tune_all(recipes, out, device, cache=cache, together=together)
     if json_:
         as_json([_told(report) for report in reports])
+
+
+def sweep(
+    recipe: Annotated[Path, typer.Argument(help="The recipe: a TOML file; its section [sweep] says what is tried.")],
+    out: Annotated[Path | None, typer.Option(help="Where the pick goes; by default beside the recipe.")] = None,
+    device: Device = "auto",
+    cache: Cache = None,
+    at_once: AtOnce = 64,
+    tokens: Tokens = None,
+    save_every: SaveEvery = 50,
+    fresh: Fresh = False,
+    checkpointing: Checkpointing = False,
+    tensorboard: Board = None,
+    json_: Json = False,
+) -> None:
+    """Train a task in many ways side by side, and pick one by its validation rows."""
+    with _needing_packages():
+        from softmux.tuning import Together
+        from softmux.tuning.sweep import figures
+        from softmux.tuning.sweep import sweep as run
+    together = Together(at_once, tokens, save_every, cache and cache / "tuning", fresh, checkpointing, tensorboard)
+    swept = run(recipe, out, device, cache=cache, together=together)
+    if json_:
+        as_json(figures(swept))
 
 
 def _told(report: Report) -> dict[str, Any]:
@@ -67,6 +87,14 @@ def _told(report: Report) -> dict[str, Any]:
         "seconds": round(report.seconds, 1),
         "figures": {name: {"rows": held.rows, **held.values} for name, held in figures.items()},
     }
+
+
+@contextmanager
+def _needing_packages() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        fail(f"{error}: tuning needs more packages, `pip install 'softmux[tune]'` brings them")
 
 
 def bench(context: typer.Context) -> None:

@@ -1,0 +1,37 @@
+"""Tuning as Python: `tune([Task("sentiment", rows, PromptTuning(…))], open_base("model"))` ([docs](docs/tuning.md)).
+
+What is public is named here, and loaded when it is asked for: nothing that only reads a recipe needs torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from softmux.tuning.public import Task as Task
+    from softmux.tuning.public import Tuned as Tuned
+    from softmux.tuning.public import open_base as open_base
+    from softmux.tuning.public import tune as tune
+    from softmux.tuning.recipe import Lora as Lora
+    from softmux.tuning.recipe import LoraPrefixTuning as LoraPrefixTuning
+    from softmux.tuning.recipe import PrefixTuning as PrefixTuning
+    from softmux.tuning.recipe import PromptTuning as PromptTuning
+    from softmux.tuning.recipe import PTuning as PTuning
+    from softmux.tuning.recipe import Train as Train
+    from softmux.tuning.together import Together as Together
+
+_PLACES = {
+    "Task": "public", "Tuned": "public", "open_base": "public", "tune": "public", "Together": "together",
+    "Train": "recipe", "PromptTuning": "recipe", "PTuning": "recipe", "PrefixTuning": "recipe", "Lora": "recipe",
+    "LoraPrefixTuning": "recipe",
+}  # fmt: skip
+
+__all__ = ["Lora", "LoraPrefixTuning", "PTuning", "PrefixTuning", "PromptTuning", "Task", "Together", "Train", "Tuned",
+           "open_base", "tune"]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"softmux.tuning.{_PLACES[name]}"), name)

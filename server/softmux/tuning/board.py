@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from softmux.errors import InvalidRequest
@@ -60,7 +61,7 @@ class Board:
         running = [item for item in self.lines.items() if item[1].step < item[1].steps]
         for name, line in (running or list(self.lines.items()))[:SHOWN]:
             table.add_row(
-                name,
+                escape(name),
                 f"{line.step}/{line.steps}",
                 "" if line.mean is None else f"{line.mean:.4f}",
                 "" if line.validation is None else f"{line.validation:.4f}",

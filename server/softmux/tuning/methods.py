@@ -118,8 +118,9 @@ class Learned:
         }
 
 
-def begin(recipe: SoftRecipe | Lora, base: Base) -> Learned:
-    """Fresh numbers to learn. Random parts come from torch's global generator: seed it first."""
+def begin(recipe: SoftRecipe | Lora, base: Base, words: Sequence[str] = ()) -> Learned:
+    """Fresh numbers to learn. Random parts come from torch's global generator: seed it first. `words` are the task's
+    labels, for vectors that begin as their embeddings. Raises `InvalidRequest` where these are needed and missing."""
     if isinstance(recipe, Lora):
         return Learned(base, Layout(0, None, "lora"), _peft(base, _lora_config(recipe)))
     lora = _peft(base, _lora_config(recipe)) if isinstance(recipe, LoraPrefixTuning) else None
@@ -128,6 +129,8 @@ def begin(recipe: SoftRecipe | Lora, base: Base) -> Learned:
     method: Method = "prefix_tuning" if isinstance(recipe, LoraPrefixTuning) else recipe.kind
     layout = Layout(recipe.virtual_tokens, Template.parse(template) if template else None, method)
     learned = Learned(base, layout, peft, lora)
+    if isinstance(recipe, PromptTuning) and recipe.begins == "labels":
+        _begin_with(words, learned)
     for parameter in learned.parameters():  # the second of a pair has frozen the first
         parameter.requires_grad_(True)
     return learned
@@ -173,6 +176,17 @@ def _low_rank_layers(learned: Learned) -> Iterator[tuple[str, Any]]:
                 yield name, module
 
 
+@torch.no_grad()
+def _begin_with(words: Sequence[str], learned: Learned) -> None:
+    ids = [token for word in words for token in learned.base.encoder.encode(word, add_special_tokens=False)]
+    if not ids:
+        raise InvalidRequest('init = "labels" begins with the words of labels: name them in labels.', param="labels")
+    count = learned.layout.virtual_tokens
+    which = torch.tensor((ids * -(-count // len(ids)))[:count], device=learned.device)
+    assert learned.soft is not None
+    next(learned.soft.parameters()).copy_(learned.base.model.get_input_embeddings()(which))
+
+
 def _peft(base: Base, config: PeftConfig) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns of options we set on purpose
@@ -188,8 +202,9 @@ def _lora_config(recipe: Lora | LoraPrefixTuning) -> PeftConfig:
 def _config(recipe: SoftRecipe, base: Base) -> PeftConfig:
     common: dict[str, Any] = {"task_type": "CAUSAL_LM", "num_virtual_tokens": recipe.virtual_tokens}
     if isinstance(recipe, PromptTuning):
-        if recipe.init_text is None:
-            return PromptTuningConfig(prompt_tuning_init="SAMPLE_VOCAB", **common)
+        if recipe.begins != "text":
+            sampled = recipe.begins == "sampled"
+            return PromptTuningConfig(prompt_tuning_init="SAMPLE_VOCAB" if sampled else "RANDOM", **common)
         return PromptTuningConfig(
             prompt_tuning_init="TEXT",
             prompt_tuning_init_text=recipe.init_text,

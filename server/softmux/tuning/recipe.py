@@ -9,9 +9,12 @@ task = "sentiment"
 
 from __future__ import annotations
 
+import json
+import re
 import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -26,11 +29,12 @@ SourceName = Literal[
     "movie-sentiment", "text-source", "person-or-company", "capital", "address", "address-tags", "file", "hub"
 ]
 Metric = Literal["exact", "starts_with", "json_fields", "accuracy", "token_f1"]
+Init = Literal["text", "sampled", "labels", "random"]
 _OF_HEADS: dict[str, Metric] = {"sequence": "accuracy", "token": "token_f1"}
 
 
 class _Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Data(_Closed):
@@ -38,7 +42,9 @@ class Data(_Closed):
     columns, or `hub`: such a file in the data set `hub` of the Hugging Face hub."""
 
     source: SourceName
+    """Where the rows come from: `file`, `hub`, or one that the tasks in `adapters/` were made of."""
     path: Path | None = None
+    """`.csv` with a header line, `.jsonl` or `.parquet`: relative to the recipe, or within the data set."""
     hub: str | None = None
     """The data set's id, `owner/name`."""
     prompt: str = "prompt"
@@ -61,11 +67,26 @@ class Data(_Closed):
 
 
 class PromptTuning(_Closed):
-    """Vectors in front of the input (arXiv 2104.08691), begun as the embeddings of `init_text` or of random tokens."""
+    """Vectors in front of the input (arXiv 2104.08691)."""
 
     kind: Literal["prompt_tuning"]
     virtual_tokens: Annotated[int, Field(ge=1, le=4096)]
+    """How many vectors are learned."""
     init_text: str | None = None
+    """The text whose tokens' embeddings they begin as, repeated or cut to their number."""
+    init: Init | None = None
+    """What they begin as: `text` is `init_text`, `sampled` random tokens' embeddings, `labels` those of the words in
+    `labels`, repeated, `random` normal noise. By default the text where there is one, else sampled."""
+
+    @property
+    def begins(self) -> Init:
+        return self.init or ("text" if self.init_text else "sampled")
+
+    @model_validator(mode="after")
+    def _text_for_text(self) -> PromptTuning:
+        if self.init == "text" and not self.init_text:
+            raise ValueError('init = "text" needs init_text')
+        return self
 
 
 class PTuning(_Closed):
@@ -73,9 +94,13 @@ class PTuning(_Closed):
 
     kind: Literal["p_tuning"]
     virtual_tokens: Annotated[int, Field(ge=1, le=4096)]
+    """How many vectors are learned; with a template, the sum of its `{p:N}`."""
     encoder: Literal["MLP", "LSTM"] = "MLP"
+    """What makes the vectors while they are learned; folded away afterwards."""
     encoder_hidden_size: Annotated[int, Field(ge=1)] | None = None
+    """The width of what makes them; by default the base's."""
     template: str | None = None
+    """Text with `{p:N}` for N learned tokens and one `{slot}` for the row's prompt; by default they go in front."""
 
     @model_validator(mode="after")
     def _template_fits(self) -> PTuning:
@@ -96,8 +121,11 @@ class PrefixTuning(_Closed):
 
     kind: Literal["prefix_tuning"]
     virtual_tokens: Annotated[int, Field(ge=1, le=4096)]
+    """How many keys and values are learned in every layer."""
     projection: bool = True
+    """Whether they are made by a two-layer MLP while they are learned; folded away afterwards."""
     encoder_hidden_size: Annotated[int, Field(ge=1)] | None = None
+    """The width of what makes them; by default the base's."""
 
 
 class PTuningV2(_Closed):
@@ -106,15 +134,22 @@ class PTuningV2(_Closed):
 
     kind: Literal["p_tuning_v2"]
     virtual_tokens: Annotated[int, Field(ge=1, le=4096)]
+    """How many keys and values are learned in every layer."""
     head: Literal["sequence", "token"] = "sequence"
+    """Whether texts are classified, or each of their words."""
     pooler: bool = False
+    """Whether the layer before a sequence's head is trained, too."""
     projection: bool = False
+    """Whether they are made by a two-layer MLP while they are learned; folded away afterwards."""
     encoder_hidden_size: Annotated[int, Field(ge=1)] | None = None
+    """The width of what makes them; by default the base's."""
 
 
 class _LowRank(_Closed):
     rank: Annotated[int, Field(ge=1, le=1024)]
+    """Of the update."""
     alpha: Annotated[float, Field(gt=0)]
+    """The update is scaled by alpha / rank."""
     target_modules: list[str] | None = None
     """Names of the linear modules that are updated; by default those that PEFT knows for the architecture."""
 
@@ -130,8 +165,11 @@ class LoraPrefixTuning(_LowRank):
 
     kind: Literal["lora+prefix_tuning"]
     virtual_tokens: Annotated[int, Field(ge=1, le=4096)]
+    """How many keys and values are learned in every layer."""
     projection: bool = True
+    """Whether they are made by a two-layer MLP while they are learned; folded away afterwards."""
     encoder_hidden_size: Annotated[int, Field(ge=1)] | None = None
+    """The width of what makes them; by default the base's."""
 
 
 MethodRecipe = Annotated[
@@ -143,13 +181,21 @@ class Train(_Closed):
     """AdamW with a linear warm-up to `learning_rate`, then a linear decay to zero at the last step."""
 
     steps: Annotated[int, Field(ge=1)]
+    """Updates at most."""
     batch_rows: Annotated[int, Field(ge=1)] = 16
+    """Rows of an update."""
     learning_rate: Annotated[float, Field(gt=0)]
+    """At its highest, after the warm-up."""
     warmup_steps: Annotated[int, Field(ge=0)] = 100
+    """Steps in which the rate rises in a line; at most half of all."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's."""
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    """The gradient of all that the task learns is cut to this norm."""
     seed: int = 0
+    """Of the start and of the order of rows."""
     validate_every: Annotated[int, Field(ge=1)] = 100
+    """Steps from one validation to the next; the best step is kept."""
     patience: Annotated[int, Field(ge=1)] = 10
     """Stop after so many validations in a row without a better one."""
     validation_rows: Annotated[int, Field(ge=1)] = 512
@@ -169,13 +215,31 @@ class Train(_Closed):
     """Uniform noise on the input's embeddings (NEFTune, arXiv 2310.05914), of size noise / sqrt(tokens · width)."""
 
 
+class Sweep(_Closed):
+    """What `softmux sweep` tries: every combination of what is listed; what is not listed is as the recipe says. A
+    value that a method does not have (an init of a LoRA) makes no further try of it."""
+
+    learning_rates: list[Annotated[float, Field(gt=0)]] = []
+    """By default, where nothing at all is listed: 1e-3 to 3e-1 in six."""
+    virtual_tokens: list[Annotated[int, Field(ge=1, le=4096)]] = []
+    """Lengths of the soft prompt."""
+    inits: list[Init] = []
+    """Of prompt tuning."""
+    methods: list[MethodRecipe] = []
+    """Whole method sections, in the place of the recipe's: `[[sweep.methods]]`."""
+    seeds: list[int] = []
+    """With several, the mean of their validation losses decides."""
+
+
 class Evaluate(_Closed):
     """Greedy generation on the test rows. `exact`: the text is the answer; `starts_with`: it begins with the answer;
     `json_fields`: valid JSON, and F1 over its (name, value) pairs. Of a task with a head, its labels: `accuracy` of
     sequences, `token_f1` of tokens."""
 
     metric: Metric = "exact"
+    """What is counted on the held-out rows."""
     max_tokens: Annotated[int, Field(ge=1)] = 8
+    """Tokens to generate at most."""
     bare: bool = True
     """Whether to measure the same inputs without the learned vectors too."""
     probe: bool = True
@@ -189,14 +253,25 @@ class Recipe(_Closed):
     and `notes` go to `softmux.json`. A head's labels are the data's answers, unless `labels` gives them an order."""
 
     task: Annotated[str, Field(pattern=TASK_PATTERN)]
+    """Its name, as `softmux push` takes it."""
     base: str = DEMO_BASE
+    """The base model."""
     title: str = ""
+    """The first line of the README that is written."""
     labels: list[str] | dict[str, str] | None = None
+    """The answers there may be, or each one's words; a row with another answer is refused."""
     notes: str | None = None
+    """For `softmux.json`."""
     data: Data
+    """Where the rows come from."""
     method: MethodRecipe
+    """What is learned."""
     train: Train
+    """How."""
     evaluate: Evaluate = Evaluate()
+    """What is measured on the held-out rows."""
+    sweep: Sweep = Sweep()
+    """What `softmux sweep` tries."""
 
     @property
     def template(self) -> str | None:
@@ -235,3 +310,24 @@ def read_recipe(path: Path) -> Recipe:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise InvalidRequest(f"{path}, {field or 'the recipe'}: {first['msg']}.", param=field or None) from error
+
+
+def to_toml(recipe: Recipe) -> str:
+    """What a recipe says, as TOML: `read_recipe` reads the same recipe from it. What it leaves to defaults is left."""
+    said = recipe.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+    return "\n".join(_toml(said, ())).strip() + "\n"
+
+
+def _toml(section: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:
+    tables = {name: value for name, value in section.items() if isinstance(value, dict)}
+    for name, value in section.items():
+        if name not in tables:
+            yield f"{_key(name)} = {json.dumps(value, ensure_ascii=False)}"
+    for name, value in tables.items():
+        yield ""
+        yield f"[{'.'.join(map(_key, (*path, name)))}]"
+        yield from _toml(value, (*path, name))
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)

@@ -158,7 +158,7 @@ def _tune_words(
         take_out(learned)
     with shown(console, {job.name: job.how.steps for job in jobs}, together.tensorboard) as board:
         finished, checkpoint = train_together(
-            base, jobs, precision(base, plans[0].recipe.train), together, board, console
+            base, jobs, precision(base, plans[0].recipe.train), together, board.see, console
         )
     seconds = time.monotonic() - started
     console.print("measuring on the held-out rows")
@@ -213,7 +213,7 @@ def fresh(recipe: Recipe, base: Base) -> Learned:
     """The numbers a recipe begins with, by its seed."""
     assert not isinstance(recipe.method, PTuningV2)
     torch.manual_seed(recipe.train.seed)
-    return begin(recipe.method, base)
+    return begin(recipe.method, base, _answers(recipe) or ())
 
 
 def _tune_head(plan: Plan, base: HeadBase, console: Console) -> Report:

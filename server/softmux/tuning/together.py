@@ -11,11 +11,10 @@ import torch
 from rich.console import Console
 
 from softmux.tuning.base import Base, tensor_cores
-from softmux.tuning.board import Board
 from softmux.tuning.checkpoint import Checkpoint, run_digest
 from softmux.tuning.fetch import cache_dir
 from softmux.tuning.frozen import FrozenBase, prove
-from softmux.tuning.many import Finished, Job, Trainer
+from softmux.tuning.many import Finished, Job, Trainer, Watch
 from softmux.tuning.recipe import Train
 
 
@@ -48,7 +47,7 @@ def precision(base: Base, how: Train) -> torch.dtype:
 
 
 def train_together(
-    base: Base, jobs: Sequence[Job], dtype: torch.dtype, together: Together, board: Board, console: Console
+    base: Base, jobs: Sequence[Job], dtype: torch.dtype, together: Together, watch: Watch, console: Console
 ) -> tuple[list[Finished], Checkpoint]:
     """What became of each job, in the jobs' order, and the checkpoint of the run: remove it when all is written."""
     model = base.model if dtype == torch.float32 else copy.deepcopy(base.model).to(dtype)
@@ -62,7 +61,7 @@ def train_together(
     if reached is not None:
         console.print(f"going on from step {reached}, where an earlier run was saved")
     with tensor_cores():
-        trainer.run(board.see, lambda: checkpoint.after_step(trainer))
+        trainer.run(watch, lambda: checkpoint.after_step(trainer))
     if together.save_every:
         checkpoint.save(trainer)
     by_name = {ended.name: ended for ended in trainer.finished}

@@ -35,6 +35,7 @@ _METRICS = {
     "macro F1": "the mean of the F1 of each label that occurs in the held-out rows, however rare",
     "whole rows": "every word of the row is labelled rightly",
 }
+_BEGUN = {"text": "a text", "sampled": "random tokens", "labels": "the labels' words", "random": "noise"}
 _BESIDE = {
     "linear probe": "logistic regression on the frozen encoder's last hidden states (their mean over a sequence, or "
     "each token's own) of the rows to train that are not made up, its weight decay picked on the validation rows",
@@ -82,7 +83,7 @@ def write_folder(out: Path, recipe_path: Path, learned: Saved, report: Report) -
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        _write_peft(scratch, learned)
+        write_peft(scratch, learned)
         said = softmux_json(report).model_dump(exclude_none=True)
         (scratch / SOFTMUX_FILE).write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         shutil.copyfile(recipe_path, scratch / RECIPE_FILE)
@@ -158,9 +159,7 @@ def _row(name: str, cells: Iterable[str]) -> str:
 def _method(recipe: Recipe) -> str:
     method = recipe.method
     if isinstance(method, PromptTuning):
-        return f"prompt tuning, {method.virtual_tokens} learned vectors, begun from " + (
-            "a text" if method.init_text else "random tokens"
-        )
+        return f"prompt tuning, {method.virtual_tokens} learned vectors, begun from " + (_BEGUN[method.begins])
     if isinstance(method, PrefixTuning):
         how = "through a two-layer MLP that is folded away" if method.projection else "directly"
         return f"prefix tuning, {method.virtual_tokens} learned keys and values a layer, trained {how}"
@@ -185,7 +184,7 @@ def _notes(readme_path: Path) -> str:
     return readme_path.read_text(encoding="utf-8").partition("\n## Notes\n")[2].strip()
 
 
-def _write_peft(folder: Path, learned: Saved) -> None:
+def write_peft(folder: Path, learned: Saved) -> None:
     """The adapter as PEFT saves it, a LoRA beside a soft prompt under the names of a pair's. Where a config names the
     base or a tokenizer it is a label, no path."""
     if learned.lora is not None:

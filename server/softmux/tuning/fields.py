@@ -1,0 +1,85 @@
+"""The tables of a recipe's fields, made from its schema. `python -m softmux.tuning.fields` prints them, or writes them
+between the marks of a page that it is given."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from softmux.tuning.recipe import (
+    Data,
+    Evaluate,
+    Lora,
+    LoraPrefixTuning,
+    PrefixTuning,
+    PromptTuning,
+    PTuning,
+    PTuningV2,
+    Recipe,
+    Sweep,
+    Train,
+)
+
+BEGIN, END = "<!-- recipe fields: begin -->", "<!-- recipe fields: end -->"
+SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {
+    "The recipe itself": (Recipe,),
+    "`[data]`": (Data,),
+    "`[method]`": (PromptTuning, PTuning, PrefixTuning, Lora, LoraPrefixTuning, PTuningV2),
+    "`[train]`": (Train,),
+    "`[evaluate]`": (Evaluate,),
+    "`[sweep]`": (Sweep,),
+}
+
+
+def tables() -> str:
+    """Markdown: for each section its fields, what they are by default, and what they do."""
+    lines: list[str] = []
+    for title, models in SECTIONS.items():
+        lines += [f"### {title}", ""]
+        for model in models:
+            kind = f'`kind = "{model.model_fields["kind"].annotation.__args__[0]}"`: ' if len(models) > 1 else ""  # type: ignore[union-attr]
+            lines += [kind + _one_line(model.__doc__ or ""), "", "| field | default | |", "| --- | --- | --- |"]
+            lines += [*_rows(model), ""]
+    return "\n".join(lines).rstrip()
+
+
+def _rows(model: type[BaseModel]) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        if name == "kind":
+            continue
+        value = field.default
+        if field.is_required() or value is PydanticUndefined:
+            default = "required"
+        elif value is None or isinstance(value, BaseModel):
+            default = "none" if value is None else "its own"
+        else:
+            default = f"`{_said(value)}`"
+        yield f"| `{name}` | {default} | {_one_line(field.description or '')} |"
+
+
+def _said(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def written(page: str) -> str:
+    """`page` with the tables between its marks."""
+    head, _, rest = page.partition(BEGIN)
+    return f"{head}{BEGIN}\n{tables()}\n{END}{rest.partition(END)[2]}"
+
+
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        path = Path(sys.argv[1])
+        path.write_text(written(path.read_text(encoding="utf-8")), encoding="utf-8")
+    else:
+        sys.stdout.write(tables() + "\n")

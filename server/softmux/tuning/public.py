@@ -1,0 +1,168 @@
+"""`softmux.tuning` as Python: tasks and a base in, what they learned out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from softmux.errors import InvalidRequest, SoftmuxError
+from softmux.formats.softmux_json import SOFTMUX_FILE, SoftmuxJson
+from softmux.tuning.base import Base, as_base, device_of
+from softmux.tuning.board import shown
+from softmux.tuning.data import Example, checked
+from softmux.tuning.from_peft import method_of
+from softmux.tuning.many import Finished, Job
+from softmux.tuning.methods import Learned, begin, put, start_of, take_out
+from softmux.tuning.recipe import Lora, LoraPrefixTuning, PrefixTuning, PromptTuning, PTuning, Train
+from softmux.tuning.rows import Row, encode
+from softmux.tuning.split import split
+from softmux.tuning.together import Together, precision, train_together
+from softmux.tuning.trainer import Progress, Trained
+from softmux.tuning.write import write_peft
+
+Method = PromptTuning | PTuning | PrefixTuning | Lora | LoraPrefixTuning
+Pairs = Iterable[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A task to tune. `rows` are (what a user sends, what should come back, its leading space included); `method` is a
+    recipe's method or one of PEFT's configs. Without `validation` about a tenth of the rows validate, by a hash of
+    their text; those whose hash makes them test rows are then neither trained nor selected on. `labels` are words that
+    vectors may begin as."""
+
+    name: str
+    rows: Pairs
+    method: Method | Any
+    train: Train = field(default_factory=lambda: Train(steps=500, learning_rate=1e-2))
+    validation: Pairs | None = None
+    labels: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What became of a task. `values` are its numbers at the best step, by name; `error` says why there are none."""
+
+    name: str
+    trained: Trained
+    values: dict[str, torch.Tensor]
+    error: str | None
+    lengths: tuple[int, int]
+    _template: str | None
+    _restore: Callable[[], Learned]
+
+    def save(self, folder: Path | str) -> Path:
+        """Writes the adapter as PEFT saves it, with `softmux.json`: what `softmux push` takes. Raises `SoftmuxError`
+        where the task could not be learned."""
+        if self.error is not None:
+            raise SoftmuxError(f"{self.name}: {self.error}")
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        learned = self._restore()
+        try:
+            write_peft(folder, learned)
+        finally:
+            take_out(learned)
+        said = SoftmuxJson(template=self._template, trained_lengths=list(self.lengths))
+        (folder / SOFTMUX_FILE).write_text(json.dumps(said.model_dump(exclude_none=True), indent=2) + "\n", "utf-8")
+        return folder
+
+
+def open_base(model: Any, tokenizer: Any = None, *, device: str = "auto", label: str = "") -> Base:
+    """A base to tune over: a folder, a hub id, or a loaded causal language model with its tokenizer. In float32; it is
+    frozen, and stays as it is."""
+    if isinstance(model, str | Path):
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        name = Path(model).name if Path(model).is_dir() else str(model)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        return as_base(loaded.to(device_of(device)), AutoTokenizer.from_pretrained(model), label or name)
+    if tokenizer is None:
+        raise InvalidRequest("A loaded model needs its tokenizer.", param="tokenizer")
+    return as_base(model, tokenizer, label or str(getattr(model.config, "name_or_path", "") or "base"))
+
+
+def tune(
+    tasks: Sequence[Task],
+    base: Base,
+    *,
+    together: Together | None = None,
+    watch: Callable[[str, Progress], None] | None = None,
+) -> list[Tuned]:
+    """Tunes all `tasks` at once over `base`, each as it would be tuned alone. `watch` is told of every step.
+
+    In the order given; a task whose loss stops being a number has an `error`, and the others go on. The first task's
+    `train.bfloat16` says for all in which precision the base multiplies. Raises `BadData` for rows, `InvalidRequest`
+    for a method that can't be tuned.
+    """
+    together = together or Together(save_every=0)
+    console = Console(stderr=True, quiet=True)
+    made = [_job(task, base) for task in tasks]
+    jobs = [job for job, _, _ in made]
+    if len({job.name for job in jobs}) < len(jobs):
+        raise InvalidRequest("Two tasks have one name: give each its own.", param="name")
+    if not jobs:
+        return []
+    with shown(console, {job.name: job.how.steps for job in jobs}, together.tensorboard) as board:
+
+        def see(name: str, progress: Progress) -> None:
+            board.see(name, progress)
+            if watch is not None:
+                watch(name, progress)
+
+        finished, checkpoint = train_together(base, jobs, precision(base, jobs[0].how), together, see, console)
+    checkpoint.remove()
+    return [
+        Tuned(
+            ended.name,
+            ended.trained,
+            ended.values,
+            ended.error,
+            lengths,
+            method.template if isinstance(method, PTuning) else None,
+            _restorer(task, method, base, ended),
+        )
+        for ended, task, (_, method, lengths) in zip(finished, tasks, made, strict=True)
+    ]
+
+
+def _job(task: Task, base: Base) -> tuple[Job, Method, tuple[int, int]]:
+    known = isinstance(task.method, PromptTuning | PTuning | PrefixTuning | Lora | LoraPrefixTuning)
+    method: Method = task.method if known else method_of(task.method)
+    examples = _examples(task.rows, task.name)
+    if task.validation is None:
+        parts = split(examples, task.train.validation_rows)
+        train, validation = list(parts.train), list(parts.validation)
+    else:
+        train, validation = examples, _examples(task.validation, f"{task.name}'s validation")
+    torch.manual_seed(task.train.seed)
+    learned = begin(method, base, task.labels)
+    end_id = base.end_id if task.train.end_token else None
+
+    def encoded(some: Sequence[Example]) -> list[Row]:
+        return [encode(example, learned.layout, base.encoder, base.vocab_size, end_id) for example in some]
+
+    rows = encoded(train)
+    job = Job(task.name, start_of(learned), rows, encoded(validation), task.train, learned.prefix)
+    take_out(learned)
+    return job, method, (min(row.prompt_tokens for row in rows), max(row.prompt_tokens for row in rows))
+
+
+def _examples(pairs: Pairs, name: str) -> list[Example]:
+    return checked((Example(text, answer, name, i) for i, (text, answer) in enumerate(pairs, start=1)), classes=False)
+
+
+def _restorer(task: Task, method: Method, base: Base, ended: Finished) -> Callable[[], Learned]:
+    def restore() -> Learned:
+        learned = begin(method, base, task.labels)
+        put(learned, ended.values)
+        learned.train(False)
+        return learned
+
+    return restore

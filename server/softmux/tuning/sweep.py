@@ -1,0 +1,249 @@
+"""`softmux sweep`: one task tried in many ways, all trained side by side in one batch; the pick by validation."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from softmux.errors import InvalidRequest, SoftmuxError
+from softmux.formats.layout import Layout
+from softmux.tuning.base import Base, load_base
+from softmux.tuning.board import shown
+from softmux.tuning.many import Job
+from softmux.tuning.methods import start_of, take_out
+from softmux.tuning.recipe import PTuningV2, Recipe, Sweep, read_recipe, to_toml
+from softmux.tuning.rows import Row
+from softmux.tuning.run import encode_all, fresh, plan_of
+from softmux.tuning.together import Together, precision, train_together
+from softmux.tuning.trainer import Trained
+
+RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+RECIPE_FILE, FIGURES_FILE, TABLE_FILE, PLOT_FILE = "recipe.toml", "sweep.json", "sweep.md", "sweep.png"
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """One way of tuning the task. `choices` are what it was given of what was swept, as words; `recipes` one for each
+    seed, and what became of each: None where its loss stopped being a number."""
+
+    choices: dict[str, str]
+    recipes: tuple[Recipe, ...]
+    trained: tuple[Trained | None, ...] = ()
+
+    @property
+    def loss(self) -> float:
+        """The mean of its seeds' best validation losses; infinity where one broke."""
+        found = [float("inf") if one is None else one.best_loss for one in self.trained]
+        return sum(found) / len(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """All tries, the best first. `seconds` is the training of all of them."""
+
+    tries: tuple[Try, ...]
+    seconds: float
+
+    @property
+    def pick(self) -> Try:
+        return self.tries[0]
+
+
+def tries_of(recipe: Recipe) -> list[Try]:
+    """Every combination that `recipe.sweep` lists, each once. Raises `InvalidRequest` for what can't be swept."""
+    swept = recipe.sweep
+    if swept == Sweep():
+        swept = Sweep(learning_rates=list(RATES))
+    found: dict[str, Try] = {}
+    wholes: Sequence[BaseModel] = swept.methods or [recipe.method]
+    lengths: list[int | None] = [*swept.virtual_tokens] or [None]
+    inits: list[str | None] = [*swept.inits] or [None]
+    rates: list[float | None] = [*swept.learning_rates] or [None]
+    for method, length, init, rate in itertools.product(wholes, lengths, inits, rates):
+        if isinstance(method, PTuningV2):
+            raise InvalidRequest("A sweep trains tasks that generate; p_tuning_v2 is tuned alone.", param="method")
+        changes = {"virtual_tokens": length, "init": init}
+        fields = {name: value for name, value in changes.items() if value and name in type(method).model_fields}
+        raw = recipe.model_dump(exclude_unset=True) | {"method": method.model_dump(exclude_unset=True) | fields}
+        raw["train"] = recipe.train.model_dump(exclude_unset=True) | ({"learning_rate": rate} if rate else {})
+        raw.pop("sweep", None)
+        recipes = tuple(
+            _valid(raw | {"train": raw["train"] | {"seed": seed}}) for seed in swept.seeds or [recipe.train.seed]
+        )
+        choices = {}
+        if swept.methods:
+            choices["method"] = _words(method, fields)
+        choices |= {name.replace("_", " "): str(value) for name, value in fields.items()}
+        if rate:
+            choices["learning rate"] = f"{rate:g}"
+        found.setdefault(recipes[0].model_dump_json(), Try(choices, recipes))
+    return list(found.values())
+
+
+def sweep(
+    recipe_path: Path,
+    out: Path | None = None,
+    device: str = "auto",
+    *,
+    base: Base | None = None,
+    cache: Path | None = None,
+    console: Console | None = None,
+    together: Together | None = None,
+) -> Swept:
+    """Trains every try at once, and writes `out` (by default `sweep` beside the recipe): the pick as a recipe, the
+    figures, a table, and a plot where matplotlib is installed. Held-out rows are not looked at: `softmux tune` does."""
+    console, together = console or Console(stderr=True), together or Together()
+    recipe = read_recipe(recipe_path)
+    tries = tries_of(recipe)
+    out = out or recipe_path.parent / "sweep"
+    plan = plan_of(recipe_path, out, cache, recipe)
+    base = base or load_base(recipe, device, cache)
+    jobs = []
+    laid: dict[Layout, tuple[list[Row], list[Row]]] = {}
+    for number, one in enumerate(tries):
+        for variant in one.recipes:
+            learned = fresh(variant, base)
+            if learned.layout not in laid:  # tries of one length share their rows
+                laid[learned.layout] = (
+                    encode_all([*plan.parts.train, *plan.extra], learned, variant),
+                    encode_all(plan.parts.validation, learned, variant),
+                )
+            name = ", ".join(one.choices.values()) or "as it is"
+            label = f"{number + 1}: {name}" + (f", seed {variant.train.seed}" if len(one.recipes) > 1 else "")
+            jobs.append(Job(label, start_of(learned), *laid[learned.layout], variant.train, learned.prefix))
+            take_out(learned)
+    console.print(f"{recipe.task}: {len(tries)} ways of tuning it, {len(jobs)} runs side by side over {base.label}")
+    started = time.monotonic()
+    with shown(console, {job.name: job.how.steps for job in jobs}, together.tensorboard) as board:
+        finished, checkpoint = train_together(base, jobs, precision(base, recipe.train), together, board.see, console)
+    ended = iter(finished)
+    done = []
+    for one in tries:
+        own = [next(ended) for _ in one.recipes]
+        done.append(Try(one.choices, one.recipes, tuple(None if e.error else e.trained for e in own)))
+    swept = Swept(tuple(sorted(done, key=lambda one: one.loss)), time.monotonic() - started)
+    if swept.pick.loss == float("inf"):
+        raise SoftmuxError("No try could be learned: lower the learning rates.")
+    write(out, swept)
+    checkpoint.remove()
+    console.print(table(swept))
+    console.print(f"the pick: {_pick_words(swept)} → {out / RECIPE_FILE}, for softmux tune")
+    return swept
+
+
+def write(out: Path, swept: Swept) -> None:
+    """The folder `out`, whole or not at all."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        pick = swept.pick.recipes[0]
+        if pick.data.path is not None and pick.data.hub is None:
+            path = Path("..") / pick.data.path if not pick.data.path.is_absolute() else pick.data.path
+            pick = pick.model_copy(update={"data": pick.data.model_copy(update={"path": path})})
+        (scratch / RECIPE_FILE).write_text(to_toml(pick), encoding="utf-8")
+        (scratch / FIGURES_FILE).write_text(json.dumps(figures(swept), indent=2) + "\n", encoding="utf-8")
+        (scratch / TABLE_FILE).write_text("\n".join(markdown(swept)) + "\n", encoding="utf-8")
+        plot(swept, scratch / PLOT_FILE)
+        scratch.chmod(0o755)
+        if out.exists():
+            shutil.rmtree(out)
+        scratch.rename(out)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def figures(swept: Swept) -> dict[str, Any]:
+    return {
+        "task": swept.pick.recipes[0].task,
+        "seconds": round(swept.seconds, 1),
+        "tries": [
+            {
+                "choices": one.choices,
+                "loss": None if one.loss == float("inf") else one.loss,
+                "runs": [
+                    None
+                    if run is None
+                    else {"seed": r.train.seed, "best_loss": run.best_loss, "best_step": run.best_step,
+                          "validations": list(run.validations)}
+                    for r, run in zip(one.recipes, one.trained, strict=True)
+                ],
+            }
+            for one in swept.tries
+        ],
+    }  # fmt: skip
+
+
+def _rows(swept: Swept) -> tuple[list[str], list[list[str]]]:
+    names = list(dict.fromkeys(name for one in swept.tries for name in one.choices))
+    rows = []
+    for one in swept.tries:
+        runs = [run for run in one.trained if run is not None]
+        spread = f" ± {(max(r.best_loss for r in runs) - min(r.best_loss for r in runs)) / 2:.4f}" if runs[1:] else ""
+        loss = "not a number" if one.loss == float("inf") else f"{one.loss:.4f}{spread}"
+        steps = ", ".join(str(run.best_step) for run in runs)
+        rows.append([*(one.choices.get(name, "") for name in names), loss, steps])
+    return [*names, "validation loss", "best step"], rows
+
+
+def table(swept: Swept) -> Table:
+    titles, rows = _rows(swept)
+    shown_as = Table(box=None, pad_edge=False)
+    for title in titles:
+        shown_as.add_column(title)
+    for row in rows:
+        shown_as.add_row(*map(escape, row))
+    return shown_as
+
+
+def markdown(swept: Swept) -> list[str]:
+    titles, rows = _rows(swept)
+    return [f"| {' | '.join(cells)} |" for cells in (titles, ["---"] * len(titles), *rows)]
+
+
+def plot(swept: Swept, path: Path) -> bool:
+    """The validation curves of all tries, the pick's thick; False where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        return False
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.add_subplot()
+    for one in swept.tries[:24]:
+        for run in one.trained:
+            if run is not None and run.validations:
+                steps, losses = zip(*run.validations, strict=True)
+                axes.plot(steps, losses, linewidth=3 if one is swept.pick else 1, label=", ".join(one.choices.values()))
+    axes.set_xlabel("step")
+    axes.set_ylabel("validation loss")
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+    return True
+
+
+def _valid(raw: Mapping[str, Any]) -> Recipe:
+    try:
+        return Recipe.model_validate(raw)
+    except ValueError as error:
+        raise InvalidRequest(f"The sweep asks for what can't be: {error}.", param="sweep") from error
+
+
+def _words(method: BaseModel, changed: Mapping[str, Any]) -> str:
+    said = {k: v for k, v in method.model_dump(exclude_unset=True).items() if k not in ("kind", *changed)}
+    kind = str(method.model_dump()["kind"])
+    return kind + (f" ({', '.join(f'{name} {value}' for name, value in said.items())})" if said else "")
+
+
+def _pick_words(swept: Swept) -> str:
+    return ", ".join(f"{name} {value}" for name, value in swept.pick.choices.items()) or "the recipe as it is"

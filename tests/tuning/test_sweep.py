@@ -1,0 +1,127 @@
+"""One task, tried in many ways in one batch."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from softmux.cli import app
+from softmux.errors import InvalidRequest, SoftmuxError
+from softmux.tuning.base import Base
+from softmux.tuning.recipe import read_recipe, to_toml
+from softmux.tuning.run import tune
+from softmux.tuning.sweep import RATES, sweep, tries_of
+from softmux.tuning.together import Together
+
+Write = Callable[..., Path]
+LABELS = 'labels = [" no", " yes"]\n'
+SWEEP = """
+[sweep]
+learning_rates = [1e-6, 5e-2]
+virtual_tokens = [2, 4]
+inits = ["labels", "random"]
+[[sweep.methods]]
+kind = "prompt_tuning"
+virtual_tokens = 4
+[[sweep.methods]]
+kind = "lora"
+rank = 2
+alpha = 4
+target_modules = ["q_proj"]
+"""
+
+
+def swept_recipe(write_recipe: Write, section: str = SWEEP, **how: object) -> Path:
+    recipe = write_recipe(extra=LABELS, **how)
+    recipe.write_text(recipe.read_text() + section)
+    return recipe
+
+
+def test_every_combination_is_tried_once_and_what_a_method_has_not_makes_no_more(write_recipe: Write) -> None:
+    tries = tries_of(read_recipe(swept_recipe(write_recipe)))
+    assert [tuple(one.choices.values())[:1] for one in tries].count(("prompt_tuning",)) == 8
+    assert len(tries) == 10
+    assert {one.recipes[0].method.kind for one in tries} == {"prompt_tuning", "lora"}
+    plain = tries_of(read_recipe(write_recipe()))
+    assert [one.recipes[0].train.learning_rate for one in plain] == list(RATES)
+
+
+def test_the_pick_is_the_best_by_validation_and_tunes_to_the_same_loss(
+    write_recipe: Write, base: Base, tmp_path: Path
+) -> None:
+    recipe, said = swept_recipe(write_recipe, steps=8), Console(file=io.StringIO(), width=200)
+    swept = sweep(recipe, base=base, console=said, together=Together(kept=tmp_path / "kept"))
+    assert [one.loss for one in swept.tries] == sorted(one.loss for one in swept.tries)
+    assert swept.pick.recipes[0].train.learning_rate == 0.05
+    out = recipe.parent / "sweep"
+    assert sorted(file.name for file in out.iterdir()) == ["recipe.toml", "sweep.json", "sweep.md", "sweep.png"]
+    figures = json.loads((out / "sweep.json").read_text())
+    assert figures["tries"][0]["loss"] == swept.pick.loss
+    assert len((out / "sweep.md").read_text().splitlines()) == 12
+    assert f"{swept.pick.loss:.4f}" in said.file.getvalue()  # type: ignore[attr-defined]
+    report = tune(
+        out / "recipe.toml", tmp_path / "out", base=base, console=said, together=Together(kept=tmp_path / "kept")
+    )
+    assert report.trained.best_loss == pytest.approx(swept.pick.loss, rel=1e-4)
+
+
+def test_seeds_are_averaged_and_a_sweep_where_all_break_says_so(
+    write_recipe: Write, base: Base, tmp_path: Path
+) -> None:
+    kept = Together(kept=tmp_path / "kept")
+    recipe = swept_recipe(write_recipe, "[sweep]\nseeds = [0, 1]\nlearning_rates = [0.05]\n", steps=6)
+    said = Console(file=io.StringIO())
+    (one,) = sweep(recipe, base=base, console=said, together=kept).tries
+    assert one.loss == pytest.approx(sum(run.best_loss for run in one.trained if run) / 2)
+    assert one.trained[0] != one.trained[1]
+    recipe = swept_recipe(write_recipe, "[sweep]\nlearning_rates = [1e38]\n", steps=6)
+    recipe.write_text(recipe.read_text().replace("[train]", "[train]\nclip_norm = 1e30"))
+    with pytest.raises(SoftmuxError, match="No try could be learned"):
+        sweep(recipe, tmp_path / "none", base=base, console=said, together=kept)
+    assert not (tmp_path / "none").exists()
+
+
+def test_what_can_not_be_swept_is_said(write_recipe: Write) -> None:
+    with pytest.raises(InvalidRequest, match=r"sweep\.toml|sweep"):
+        read_recipe(swept_recipe(write_recipe, "[sweep]\nlearning_rates = [-1]\n"))
+    heads = '[sweep]\n[[sweep.methods]]\nkind = "p_tuning_v2"\nvirtual_tokens = 2\n'
+    with pytest.raises(InvalidRequest, match="p_tuning_v2 is tuned alone"):
+        tries_of(read_recipe(swept_recipe(write_recipe, heads)))
+    with pytest.raises(InvalidRequest, match="init_text"):
+        tries_of(read_recipe(swept_recipe(write_recipe, '[sweep]\ninits = ["text"]\n', method="prompt_sampled")))
+
+
+def test_the_command_sweeps(write_recipe: Write, base_folder: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(extra=f'base = "{base_folder}"\n', steps=3)
+    done = CliRunner().invoke(
+        app,
+        [
+            "sweep",
+            str(recipe),
+            "--device",
+            "cpu",
+            "--cache",
+            str(tmp_path / "c"),
+            "--out",
+            str(tmp_path / "swept"),
+            "--json",
+        ],
+    )
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "swept" / "recipe.toml").is_file()
+    assert json.loads(done.stdout)["task"] == "toy"
+
+
+def test_a_recipe_written_as_toml_is_the_same_recipe(write_recipe: Write, tmp_path: Path) -> None:
+    extra = 'notes = "quoted \\"words\\" – and\\ttabs"\n'
+    recipe = write_recipe("p_tuning_template", extra=extra)
+    recipe.write_text(recipe.read_text() + '[labels]\n"a b" = " x"\nc = " y"\n')
+    said = read_recipe(recipe)
+    (tmp_path / "again.toml").write_text(to_toml(said))
+    assert read_recipe(tmp_path / "again.toml") == said

@@ -130,6 +130,31 @@ def test_a_preempted_row_goes_on_in_its_grammar(
             assert Draft202012Validator(random_schema(4)).is_valid(json.loads(text(spelling, one.tokens)))
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_step_that_runs_in_parts_changes_no_row(make: Make, monkeypatch: pytest.MonkeyPatch, overlap: bool) -> None:
+    def run(engine: TestEngine) -> list[list[int]]:
+        names = [engine.add([5 + at, 6], max_tokens=40, grammar=SCHEMA, temperature=1.0, seed=at) for at in range(6)]
+        engine.run()
+        assert [engine.done[name].error for name in names] == [None] * 6
+        return [engine.done[name].tokens for name in names]
+
+    expected = run(make(overlap))
+    engine = make(overlap)
+    runner, launch, count = engine.engine.runner, engine.engine.runner.launch, 0
+
+    def short_of_memory(batch: Any) -> Any:
+        nonlocal count
+        count += 1
+        if len(batch) > 3 and count % 3 == 0:
+            runner.masks.begin(batch)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return launch(batch)
+
+    monkeypatch.setattr(runner, "launch", short_of_memory)
+    assert run(engine) == expected
+    assert engine.engine.shortage.counts["split"] > 2
+
+
 def test_samples_of_one_prompt_each_follow_their_own(make: Make, spelling: tuple[Any, Path, Tokenizer]) -> None:
     engine = make()
     names = [

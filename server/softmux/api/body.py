@@ -34,9 +34,15 @@ def described(model: type[BaseModel]) -> dict[str, Any]:
         if not isinstance(value, dict):
             return value
         named = definitions[value["$ref"].rpartition("/")[2]] if "$ref" in value else {}
-        return {key: inlined(item) for key, item in {**named, **value}.items() if key != "$ref"}
+        told = {**named, **value}.items()
+        return {key: inlined(item) for key, item in told if key != "$ref" and not _tells_members_apart(key, item)}
 
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": inlined(schema)}}}}
+
+
+def _tells_members_apart(key: str, value: Any) -> bool:
+    """A union's `discriminator`, which names definitions where they were; its members say as much by themselves."""
+    return key == "discriminator" and isinstance(value, dict) and "mapping" in value
 
 
 async def read_json(request: Request, model: type[Model], max_bytes: int) -> Model:

@@ -16,7 +16,7 @@ from llguidance import LLExecutor
 from softmux.engine.staging import Buffer, Ring
 from softmux.grammars.matcher import Guide
 from softmux.scheduler.batch import Batch
-from softmux.scheduler.rows import Rows
+from softmux.scheduler.rows import Ints, Rows
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +93,12 @@ class GrammarMasks:
     def launched(self, batch: Batch, landing: Buffer) -> None:
         """`batch` is on its way, its tokens in `landing` when it has ended."""
         self._before = batch.sampled[batch.choosing], landing
+
+    def ran(self, batch: Batch, tokens: Ints) -> None:
+        """`batch` has run in parts, each told as `launched`; these are the tokens of all its rows that choose one."""
+        landing = Buffer((len(tokens),), torch.int64, torch.device("cpu"))
+        landing.array[:] = tokens
+        self.launched(batch, landing)
 
     def _make(self, places: list[int], work: list[_Row], buffer: Buffer, before: Buffer) -> Masks:
         if any(row.awaited >= 0 for row in work):

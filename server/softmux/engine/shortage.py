@@ -63,6 +63,7 @@ def run_in_parts(runner: ModelRunner, batch: Batch) -> Launched:
         scores |= {len(tokens) + place: values for place, values in output.scores.items()}
         stuck |= {len(tokens) + place: why for place, why in output.stuck.items()}
         tokens.extend(output.tokens.tolist())
+    runner.masks.ran(batch, np.array(tokens, np.int64)[batch.choosing])
     whole = StepOutput(np.array(tokens, np.int64), logprobs, scores, stuck)
     return Launched(batch, launched.landing, output=whole)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -37,13 +38,20 @@ class ChatTemplate:
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = _now
         self._template = environment.from_string(template)
+        self.takes_tools = "tools" in jinja2.meta.find_undeclared_variables(environment.parse(template))
+        """Whether it tells the model of tools."""
         self._special_tokens = dict(special_tokens)
 
-    def render(self, messages: list[dict[str, Any]]) -> str:
+    def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> str:
         """The text up to where the assistant's answer begins. Raises `InvalidRequest` for what the template refuses."""
+        if not self.takes_tools and (tools or any(turn["role"] == "tool" or "tool_calls" in turn for turn in messages)):
+            raise InvalidRequest(
+                "The model's chat template knows no tools; tell of them in a message, or leave them out.",
+                param="tools" if tools else "messages",
+            )
         try:
             return self._template.render(
-                messages=messages, tools=None, documents=None, add_generation_prompt=True, **self._special_tokens
+                messages=messages, tools=tools, documents=None, add_generation_prompt=True, **self._special_tokens
             )
         except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
             raise InvalidRequest(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 
@@ -20,7 +21,7 @@ class Piece(msgspec.Struct):
     token_ids: list[int]
     logprobs: list[Logged] | None
     """None where none are wanted."""
-    finish_reason: FinishReason | None
+    finish_reason: FinishReason | Literal["tool_calls"] | None
 
     @property
     def empty(self) -> bool:

@@ -93,7 +93,7 @@ def rendered(layout: Layout, tokenizer: Tokenizer, chat: Chat) -> str | list[int
     """The chat as a prompt: by the model's chat template, or as what fills the one slot of a task's template. Raises
     `InvalidRequest`."""
     if layout.template is None:
-        return tokenizer.render_chat(chat.messages)
+        return tokenizer.render_chat(chat.messages, chat.tools)
     value = chat.slot_value
     if value is not None and len(layout.template.slots) == 1:
         return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from softmux.errors import InvalidRequest
 from softmux.types import SamplingParams
@@ -39,9 +40,12 @@ class Wish:
 class Chat:
     """A conversation, as chat templates take it."""
 
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
     fills_slot: bool = False
     """Of a task with a template that has one slot, a chat of one question fills it."""
+
+    tools: list[dict[str, Any]] | None = None
+    """What the reply may call, in OpenAI's words."""
 
     @property
     def characters(self) -> int:
@@ -53,7 +57,7 @@ class Chat:
         if not self.fills_slot:
             return None
         [first, *more] = self.messages
-        return None if more or first["role"] != "user" else first["content"]
+        return None if more or first["role"] != "user" else str(first["content"])
 
 
 @dataclass(frozen=True, slots=True)

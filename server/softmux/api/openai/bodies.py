@@ -6,13 +6,16 @@ A field that is null counts as one that was not sent, as OpenAI's clients mean i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
+import msgspec
 from pydantic import ConfigDict, Field, FiniteFloat, StringConstraints, model_validator
 
 from softmux.api.answering import LONGEST_TASK
 from softmux.api.openai.fields import Refused
 from softmux.api.openai.messages import ChatMessage
+from softmux.api.openai.tools import MOST_TOOLS, Tool, ToolChoice, calls_grammar, check_tools, offered
 from softmux.api.schemas import Body, LogprobCount, Many, NewTokens, Sampling, TokenId, prompts_of
 from softmux.api.wish import Chat, Given, Wish
 from softmux.errors import InvalidRequest
@@ -140,11 +143,17 @@ class ChatBody(OpenAIBody):
         Literal["auto", "default"] | None, Refused("there is one tier; `priority` orders your own requests")
     ] = None
     modalities: Annotated[list[Literal["text"]] | None, Refused("the model writes text")] = None
-    tools: Annotated[None, Refused("no tools are called")] = None
-    tool_choice: Annotated[None, Refused("no tools are called")] = None
-    parallel_tool_calls: Annotated[None, Refused("no tools are called")] = None
-    functions: Annotated[None, Refused("no functions are called")] = None
-    function_call: Annotated[None, Refused("no functions are called")] = None
+    tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = Field(
+        default=None, description="Told to the model by its chat template, where that takes tools."
+    )
+    tool_choice: ToolChoice | None = Field(
+        default=None, description="`required` and a named tool make the reply a call; `auto` lets the model choose."
+    )
+    parallel_tool_calls: bool | None = Field(
+        default=None, description="True: a reply that must be a call may be several."
+    )
+    functions: Annotated[None, Refused("send tools, and tool_choice")] = None
+    function_call: Annotated[None, Refused("send tools, and tool_choice")] = None
     audio: Annotated[None, Refused("the model writes text")] = None
     moderation: Annotated[None, Refused("nothing is moderated")] = None
     prediction: Annotated[None, Refused("no text is predicted from without")] = None
@@ -157,7 +166,32 @@ class ChatBody(OpenAIBody):
     def wish(self) -> Wish:
         if self.top_logprobs is not None and not self.logprobs:
             raise InvalidRequest("top_logprobs is for logprobs; set logprobs to true, too.", param="top_logprobs")
-        return self.wish_of(logprobs=(self.top_logprobs or 0) if self.logprobs else None, default_tokens=None)
+        check_tools(self.tools or (), self.tool_choice)
+        if self.parallel_tool_calls and not self.tools:
+            raise InvalidRequest("parallel_tool_calls is for tools; send tools, or leave it out.", param="tools")
+        wish = self.wish_of(logprobs=(self.top_logprobs or 0) if self.logprobs else None, default_tokens=None)
+        calls = calls_grammar(self.tools or (), self._choice, several=bool(self.parallel_tool_calls))
+        if calls is None:
+            return wish
+        if (other := wish.sampling.grammar) is not None:
+            raise InvalidRequest(
+                f"tool_choice makes the reply a call, and {other.param} says that it looks otherwise; leave one out.",
+                param="tool_choice",
+            )
+        if self.ignore_eos or self.min_tokens:
+            what = "ignore_eos" if self.ignore_eos else "min_tokens"
+            raise InvalidRequest(f"A call ends where it is whole; leave {what} out.", param=what)
+        return replace(wish, sampling=msgspec.structs.replace(wish.sampling, grammar=calls))
+
+    @property
+    def _choice(self) -> ToolChoice:
+        return self.tool_choice or "auto"
+
+    @property
+    def may_call(self) -> bool:
+        """Whether the reply may be, or hold, a call."""
+        return bool(self.tools) and self._choice != "none"
 
     def given(self) -> Given:
-        return Given((), Chat([message.as_turn() for message in self.messages], fills_slot=True))
+        turns = [message.as_turn() for message in self.messages]
+        return Given((), Chat(turns, fills_slot=not self.tools, tools=offered(self.tools or (), self._choice)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ from softmux.api.choice import Choice, Piece
 from softmux.api.generation import Generation, Usage
 from softmux.api.logprobs import as_content, as_lists
 from softmux.api.openai.models import in_its_words
+from softmux.api.openai.tools import Call, CallReader
 from softmux.api.sse import Chunks
 from softmux.api.tokenizer import Tokenizer
 from softmux.errors import SoftmuxError
@@ -83,20 +85,34 @@ class CompletionEvents:
 class ChatShape(_Asked):
     """`POST /v1/chat/completions`."""
 
+    may_call: bool = False
+    """Whether calls of tools are looked for."""
+
     @property
     def id_prefix(self) -> str:
         return "chatcmpl-"
 
     def whole(self, generation: Generation, pieces: Sequence[Piece]) -> dict[str, Any]:
         choices = [
-            self.choice(index, {"message": {**_TURN, "content": piece.text}}, piece, generation.tokenizer)
+            self.choice(index, *self._message(generation, index, piece), generation.tokenizer)
             for index, piece in enumerate(pieces)
         ]
         head = self.head(generation, "chat.completion")
         return {**head, "choices": choices, "usage": usage_json(generation.usage)}
 
     def events(self, generation: Generation) -> ChatEvents:
-        return ChatEvents(self, generation.tokenizer, Chunks(self.head(generation, "chat.completion.chunk")))
+        chunks = Chunks(self.head(generation, "chat.completion.chunk"))
+        return ChatEvents(self, generation.tokenizer, chunks, generation.id)
+
+    def _message(self, generation: Generation, index: int, piece: Piece) -> tuple[dict[str, Any], Piece]:
+        if not self.may_call:
+            return {"message": {**_TURN, "content": piece.text}}, piece
+        reader = CallReader()
+        text = reader.push(piece.text) + reader.flush()
+        calls = [call_json(generation.id, index, at, call) for at, call in enumerate(reader.called())]
+        if not calls:
+            return {"message": {**_TURN, "content": text}}, piece
+        return {"message": {**_TURN, "content": text or None, "tool_calls": calls}}, _called(piece)
 
     def choice(self, index: int, told: dict[str, Any], piece: Piece, tokenizer: Tokenizer) -> dict[str, Any]:
         """`told` is its message, or what is new of it."""
@@ -111,23 +127,55 @@ class ChatEvents:
     shape: ChatShape
     tokenizer: Tokenizer
     chunks: Chunks
+    id: str = ""
     _begun: set[int] = field(default_factory=set)
+    _readers: defaultdict[int, CallReader] = field(default_factory=lambda: defaultdict(CallReader))
+    _calls: Counter[int] = field(default_factory=Counter)
 
     def news(self, choice: Choice, piece: Piece, usage: Usage | None) -> bytes:
         told: list[bytes] = []
+        calls: list[dict[str, Any]] = []
+        if self.shape.may_call:
+            piece, calls = self._read(choice.index, piece)
         running = msgspec.structs.replace(piece, finish_reason=None)
         if choice.index not in self._begun:
             self._begun.add(choice.index)
             told.append(self._event(choice, {**_TURN, "content": ""}, _NOTHING))
         if _shows(piece, self.shape):
             told.append(self._event(choice, {"content": piece.text}, running))
+        if calls:
+            told.append(self._event(choice, {"tool_calls": calls}, _NOTHING))
         if piece.finish_reason is not None:
             told.append(self._event(choice, {}, msgspec.structs.replace(_NOTHING, finish_reason=piece.finish_reason)))
         return b"".join(told + _last(self.chunks, self.shape, usage))
 
+    def _read(self, index: int, piece: Piece) -> tuple[Piece, list[dict[str, Any]]]:
+        """The piece with its text alone, and the calls that it completes, whole."""
+        reader = self._readers[index]
+        text = reader.push(piece.text) + (reader.flush() if piece.finish_reason is not None else "")
+        calls = []
+        for call in reader.called():
+            calls.append({"index": self._calls[index], **call_json(self.id, index, self._calls[index], call)})
+            self._calls[index] += 1
+        piece = msgspec.structs.replace(piece, text=text)
+        return (_called(piece) if self._calls[index] else piece), calls
+
     def _event(self, choice: Choice, delta: dict[str, Any], piece: Piece) -> bytes:
         shown = self.shape.choice(choice.index, {"delta": delta}, piece, self.tokenizer)
         return _chunk(self.chunks, self.shape, shown)
+
+
+def call_json(reply: str, index: int, at: int, call: Call) -> dict[str, Any]:
+    """Call `at` of a reply's choice, in OpenAI's words."""
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": f"call_{reply.rpartition('-')[2]}_{index}_{at}", "type": "function", "function": function}
+
+
+def _called(piece: Piece) -> Piece:
+    """Why a choice with calls ended is that it called, where it was not cut."""
+    if piece.finish_reason != "stop":
+        return piece
+    return msgspec.structs.replace(piece, finish_reason="tool_calls")
 
 
 _NOTHING = Piece("", [], None, None)

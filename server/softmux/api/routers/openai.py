@@ -63,7 +63,7 @@ async def chat_completions(request: Request) -> Response:
             task=task_of(services, body.model),
             wish=body.wish(),
             given=body.given(),
-            shape=ChatShape(body.model, body.return_token_ids, body.includes_usage),
+            shape=ChatShape(body.model, body.return_token_ids, body.includes_usage, body.may_call),
             stream=body.stream,
             timeout=body.timeout,
             said={"messages": turns},

@@ -33,6 +33,7 @@ def traced(
         parts = upload_parts(adapters["prompt-tuning"], **{"softmux.json": b'{"labels": ["sports", "weather"]}'})
         assert server.http.put("/v1/adapters/sentiment", files=parts).status_code == 201
         yield server
+        assert server.end() == 0
 
 
 def line(server: Served, request_id: str) -> dict[str, Any]:
@@ -179,11 +180,3 @@ def test_a_stop_string_and_a_client_that_leaves_end_their_spans(traced: Served, 
         next(answer.iter_bytes())
     assert line(traced, "left")["code"] == "gone"
     assert named(collector.of("left"), "POST /v1/generate")[0].attributes["error.type"] == "gone"
-
-
-def test_without_a_collector_a_server_serves_and_ends(base: tuple[Any, Path], tmp_path: Path) -> None:
-    nowhere = {"SOFTMUX_OTLP_TRACES_ENDPOINT": "http://127.0.0.1:9/v1/traces", "OTEL_BSP_SCHEDULE_DELAY": "50"}
-    with Served(base[1], tmp_path / "data", env=nowhere) as server:
-        for _ in range(3):
-            assert server.http.post("/v1/generate", json={"prompt": "x", "max_tokens": 2}).status_code == 200
-        assert server.end() == 0

@@ -65,3 +65,21 @@ def test_a_server_told_to_trace_without_the_packages_says_what_to_install(monkey
         _listen(Settings(model="x", otlp_traces_endpoint="http://127.0.0.1:4318/v1/traces")),
     ):
         pass
+
+
+def test_a_collector_that_is_away_keeps_nothing_up() -> None:
+    tracer = tracing.Tracer.to("http://127.0.0.1:9/v1/traces")
+    for _ in range(3):
+        trail = Trail.of(None)
+        told = tracer.tell(trail, {}, method="GET", route="/v1/model", status=200, tenant=None, ended=trail.began)
+        assert told is not None
+        assert len(told) == 32
+    tracer.close()
+
+
+def test_what_the_client_does_not_sample_makes_no_spans() -> None:
+    tracer = tracing.Tracer.to("http://127.0.0.1:9/v1/traces")
+    headers = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"}
+    trail = Trail.of(None)
+    assert tracer.tell(trail, headers, method="GET", route="", status=200, tenant=None, ended=trail.began) is None
+    tracer.close()

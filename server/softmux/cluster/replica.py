@@ -54,7 +54,8 @@ class Replica:
             yield Lost(self._name)
             return
         try:
-            kept = tuple((name, value) for name, value in reply.headers.raw if name.lower() not in _HOP_BY_HOP)
+            raw = ((name.lower(), value) for name, value in reply.headers.raw)
+            kept = tuple((name, value) for name, value in raw if name not in _HOP_BY_HOP)
             head = Head(reply.status_code, kept)
             if reply.status_code == 503:
                 body = await reply.aread()
@@ -76,9 +77,9 @@ class Replica:
             raise RuntimeError("softmux serve does not answer")
 
     def __del__(self) -> None:
-        if (server := getattr(self, "_server", None)) is not None:
-            server.stop(self._drain_seconds)
-        self._data.cleanup()
+        if hasattr(self, "_server"):  # it was made
+            self._server.stop(self._drain_seconds)
+            self._data.cleanup()
 
 
 def _replica_name() -> str:

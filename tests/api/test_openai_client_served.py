@@ -366,7 +366,8 @@ def test_the_defaults_are_openais(client: openai.OpenAI, base_id: str) -> None:
     assert completion.usage.completion_tokens == 16
     warm = client.completions.create(model=base_id, prompt=PROMPT, seed=1, temperature=1, extra_body=LONG)
     assert completion.choices[0].text == warm.choices[0].text
-    chat = client.chat.completions.create(model=base_id, messages=TURNS, temperature=0, extra_body=LONG)
+    nearly_full: Any = [{"role": "user", "content": "q" * 450}]
+    chat = client.chat.completions.create(model=base_id, messages=nearly_full, temperature=0, extra_body=LONG)
     assert chat.usage is not None
     assert chat.usage.total_tokens == 512, "a chat's answer may fill the context"
     assert chat.choices[0].finish_reason == "length"

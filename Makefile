@@ -80,6 +80,10 @@ serve: $(VENV)/.serve ## Serve the demo model and the tasks in adapters/ on 127.
 bench: $(VENV)/.dev ## Measure softmux beside other ways to serve the same adapters
 	$(BIN)/softmux bench $(BENCH_FLAGS)
 
+.PHONY: console-image
+console-image: $(VENV)/.dev $(VENV)/.tools ## Take the picture of the console in docs/images, with the demo model
+	PYTHONPATH=tests $(BIN)/python -m console.picture "$$($(BIN)/python -m softmux.demo)"
+
 # --- checking ---------------------------------------------------------------------------------------------------------
 
 .PHONY: test

@@ -15,7 +15,7 @@ from softmux.api.app import ROUTERS
 from support.served import upload_parts
 from support.tenants import Shared, generate
 
-OPEN = {("GET", "/health/live"), ("GET", "/health/ready")}
+OPEN = {("GET", "/health/live"), ("GET", "/health/ready"), ("GET", "/"), ("GET", "/console/access")}
 OF_THE_FRAMEWORK = {("GET", "/openapi.json"), ("GET", "/docs")}
 PUBLISHERS = {
     ("PUT", "/v1/adapters/{task}"),

@@ -144,3 +144,23 @@ def test_the_log_is_read_in_pages_of_one_tenant_or_of_all(
                 await registry.audit.read(after=nonsense)
 
     runner.run(story())
+
+
+def test_the_newest_come_first_where_that_is_asked_for(registry: Registry, runner: asyncio.Runner) -> None:
+    async def scene() -> None:
+        for number in range(5):
+            await registry.tenants.create(f"t{number}", actor="a")
+        forward = await entries(registry)
+        back: list[AuditEntry] = []
+        after = None
+        while True:
+            page = await registry.audit.read(after=after, limit=2, newest=True)
+            back += page.data
+            after = page.next_after
+            if after is None:
+                break
+        assert back == list(reversed(forward))
+        one = await registry.audit.read(limit=10, tenant="t3", newest=True)
+        assert [entry.tenant for entry in one.data] == ["t3"]
+
+    runner.run(scene())

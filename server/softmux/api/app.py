@@ -10,13 +10,26 @@ from softmux.api.auth import Gate
 from softmux.api.direct import Direct
 from softmux.api.observe import InFlight, Observe
 from softmux.api.replies import ERRORS
-from softmux.api.routers import adapters, admin, classify, generate, health, metrics, model, openai, shared, usage
+from softmux.api.routers import (
+    adapters,
+    admin,
+    caller,
+    classify,
+    console,
+    generate,
+    health,
+    metrics,
+    model,
+    openai,
+    shared,
+    usage,
+)
 from softmux.api.services import Services
 from softmux.telemetry.tracing import Tracer
 
 ROUTERS = (
     generate.router, openai.router, classify.router, adapters.router, shared.router, model.router, admin.router,
-    usage.router, health.router, metrics.router,
+    usage.router, caller.router, health.router, metrics.router, console.router,
 )  # fmt: skip
 
 

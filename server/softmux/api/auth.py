@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from softmux.api.errors import error_response
-from softmux.api.networks import parse_networks
+from softmux.api.networks import Networks, parse_networks
 from softmux.errors import Forbidden, SoftmuxError, Unauthorized
 from softmux.registry.keys import Identity, KeyRing, Role
 from softmux.types import DEFAULT_TENANT
@@ -46,7 +46,7 @@ class Gate:
             if not _is_own_page(scope):
                 raise Forbidden("A page of another site may not call a server that has no keys; make a key first.")
             return ALONE
-        if scope["path"] == "/metrics" and self._allowed_network(scope):
+        if scope["path"] == "/metrics" and in_networks(scope, self._networks):
             return ALONE
         secret = _bearer(scope)
         found = self._keys.authenticate(secret) if secret else None
@@ -58,14 +58,16 @@ class Gate:
             )
         return found
 
-    def _allowed_network(self, scope: Scope) -> bool:
-        if not self._networks or scope.get("client") is None:
-            return False
-        try:
-            address = ipaddress.ip_address(scope["client"][0])
-        except ValueError:
-            return False
-        return any(address in network for network in self._networks)
+
+def in_networks(scope: Scope, networks: Networks) -> bool:
+    """Whether the request comes from an address in one of `networks`."""
+    if not networks or scope.get("client") is None:
+        return False
+    try:
+        address = ipaddress.ip_address(scope["client"][0])
+    except ValueError:
+        return False
+    return any(address in network for network in networks)
 
 
 def principal_of(request: Request) -> Identity:

@@ -6,8 +6,10 @@ import ipaddress
 import socket
 from collections.abc import Sequence
 
+Networks = Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]
 
-def parse_networks(text: str) -> Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+
+def parse_networks(text: str) -> Networks:
     """CIDR networks, separated by commas or spaces. Raises `ValueError` naming the one that is none."""
     return [ipaddress.ip_network(part, strict=False) for part in text.replace(",", " ").split()]
 

@@ -13,7 +13,7 @@ from softmux.telemetry.tracing import Tracer
 from softmux.telemetry.trail import HEADER, Trail, begin
 
 log = structlog.stdlib.get_logger("softmux.access")
-_QUIET = ("/health/", "/metrics")
+_QUIET = ("/health/", "/metrics", "/console/")
 _HEADER = HEADER.encode("ascii")
 _DIRECT = frozenset({"/v1/generate", "/v1/completions", "/v1/chat/completions"})
 """Routes that may be answered before the framework has looked which it is (`softmux.api.direct`)."""

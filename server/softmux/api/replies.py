@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from softmux.types import FinishReason
+from softmux.registry.keys import Role
+from softmux.types import Family, FinishReason, HeadKind, ProblemType
 
 _MEANINGS = {
     400: "No JSON or no multipart, a task of the other kind, or more tokens than the context holds.",
@@ -119,6 +120,7 @@ class ModelReply(BaseModel):
     id: str
     object: Literal["model"]
     architecture: str
+    family: Family = Field(description="An encoder only classifies.")
     dtype: str
     quantization: str | None
     kv_cache_dtype: str | None
@@ -155,6 +157,8 @@ class VersionReply(BaseModel):
     files: list[File]
     template: str | None
     labels: list[str] | dict[str, str] | None
+    head: HeadKind | None = Field(description="What it classifies, whole sequences or tokens; null where it generates.")
+    problem_type: ProblemType | None = Field(description="How a head's outputs are read.")
     trained_lengths: tuple[int, int] | None
     combines: bool | None
     notes: str | None
@@ -197,6 +201,20 @@ class LimitsReply(BaseModel):
     tokens_in_flight: int | None
     stored_bytes: int | None
     adapters: int | None
+
+
+class CallerReply(BaseModel):
+    object: Literal["caller"]
+    tenant: str
+    role: Role
+    key_id: str | None = Field(description="Null while the server has no keys.")
+    metrics: bool = Field(description="Whether `/metrics` may be read from here with this key.")
+    weight: float
+    limits: LimitsReply
+
+
+class AccessReply(BaseModel):
+    keys: bool = Field(description="Whether a key is needed here.")
 
 
 class TenantReply(BaseModel):

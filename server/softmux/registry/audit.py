@@ -36,7 +36,7 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AuditPage(msgspec.Struct, frozen=True):
-    """Oldest first. `next_after` is None where there is nothing more, as yet."""
+    """Oldest first, or newest. `next_after` is None where there is nothing more, as yet."""
 
     data: tuple[AuditEntry, ...]
     next_after: str | None
@@ -48,18 +48,24 @@ class AuditLog:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def read(self, *, after: str | None = None, limit: int = 100, tenant: str | None = None) -> AuditPage:
-        """Up to `limit` entries beyond the id `after`, of changes to `tenant`'s things alone where one is named.
+    async def read(
+        self, *, after: str | None = None, limit: int = 100, tenant: str | None = None, newest: bool = False
+    ) -> AuditPage:
+        """Up to `limit` entries beyond the id `after`, of changes to `tenant`'s things alone where one is named. They
+        are told from the oldest on, or, where `newest`, from the newest back.
 
         Raises `InvalidRequest` for an `after` that is no entry's id, `RegistryDown`.
         """
         if after is not None and not _ID.match(after):
             raise InvalidRequest(f"{after[:50]!r} is no entry's id: give the next_after of a page", param="after")
         found: list[AuditEntry] = []
-        start = "-" if after is None else f"({after}"
+        first, last = ("+", "-") if newest else ("-", "+")
+        start = first if after is None else f"({after}"
         while True:
             chunk = await self._connection.call(
-                lambda client, start=start: client.xrange(AUDIT, start, "+", count=_CHUNK)  # type: ignore[misc]
+                lambda client, start=start: (client.xrevrange if newest else client.xrange)(  # type: ignore[misc]
+                    AUDIT, start, last, count=_CHUNK
+                )
             )
             for entry_id, fields in chunk:
                 if tenant is None or fields[b"tenant"].decode() == tenant:

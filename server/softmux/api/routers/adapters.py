@@ -60,6 +60,8 @@ def version_json(record: VersionRecord) -> dict[str, Any]:
         "files": [{"name": file.name, "bytes": file.size, "sha256": file.sha256} for file in manifest.files],
         "template": manifest.template,
         "labels": manifest.labels,
+        "head": manifest.head,
+        "problem_type": manifest.problem_type,
         "trained_lengths": manifest.trained_lengths,
         "combines": manifest.combines,
         "notes": manifest.notes,

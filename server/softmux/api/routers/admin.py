@@ -171,17 +171,20 @@ async def revoke_key(request: Request, key_id: str) -> Response:
 @router.get(
     "/audit",
     responses=answers(AuditReply, lines=True),
-    summary="Who changed what, and when: oldest first, beyond the entry `after`",
+    summary="Who changed what, and when, beyond the entry `after`",
 )
 async def audit(
     request: Request,
     after: Annotated[str | None, Query(max_length=50)] = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 100,
     tenant: Annotated[str | None, Query(max_length=64)] = None,
+    order: Annotated[Literal["oldest", "newest"], Query(description="Which entries come first.")] = "oldest",
     format: Annotated[Literal["json", "ndjson"], Query(description="`ndjson`: a line an entry.")] = "json",
 ) -> Response:
     require(request, "admin")
-    page = await services_of(request).registry.audit.read(after=after, limit=limit, tenant=tenant)
+    page = await services_of(request).registry.audit.read(
+        after=after, limit=limit, tenant=tenant, newest=order == "newest"
+    )
     if format == "ndjson":
         return Response(msgspec.json.Encoder().encode_lines(page.data), media_type="application/x-ndjson")
     return Response(msgspec.json.encode(page), media_type="application/json")

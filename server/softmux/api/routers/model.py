@@ -19,6 +19,7 @@ async def model(request: Request) -> dict[str, Any]:
         "id": spec.model_id,
         "object": "model",
         "architecture": spec.architecture,
+        "family": spec.family,
         "dtype": spec.dtype,
         "quantization": spec.quantization,
         "kv_cache_dtype": spec.kv_cache_dtype,

@@ -134,7 +134,7 @@ def served(server: Served, task: str, prompt: list[int], count: int) -> list[int
     return list(server.http.post("/v1/generate", params={"task": task}, json=body).json()["choices"][0]["token_ids"])
 
 
-@pytest.mark.parametrize("task", ["prompt-tuning", "prefix-tuning", "p-tuning-lstm"])
+@pytest.mark.parametrize("task", ["prompt-tuning", "prefix-tuning"])
 def test_peft_loads_what_is_exported_and_says_the_same(
     task: str, server: Served, base: tuple[Any, Path], tmp_path: Path
 ) -> None:

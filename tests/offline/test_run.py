@@ -118,6 +118,27 @@ def test_it_classifies_by_a_server_and_says_so_where_it_can_not(
     assert "takes a server" in answers(tmp_path / "bare")[0]["error"]["message"]
 
 
+def test_openais_rows_are_answered_in_openais_shapes(tasks: Served, tmp_path: Path) -> None:
+    told = {"max_tokens": 4, "model": "gpt-4o-mini"}
+    chat = {**told, "messages": [{"role": "user", "content": "a film"}]}
+    rows = [
+        {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {**told, "prompt": "a film"}},
+        {"custom_id": "b", "method": "POST", "url": "/v1/chat/completions", "body": chat},
+        {"custom_id": "c", "method": "POST", "url": "/v1/completions", "body": {**told, "prompt": "a", "best_of": 3}},
+    ]
+    source = write(tmp_path / "in.jsonl", rows)
+    assert run("run", source, "-o", tmp_path / "out", url=tasks.url).exit_code == 1
+    first, second, third = answers(tmp_path / "out")
+    assert [line["custom_id"] for line in (first, second, third)] == ["a", "b", "c"]
+    assert first["response"]["body"]["object"] == "text_completion"
+    assert first["response"]["body"]["model"].startswith("run")
+    assert second["response"]["body"]["choices"][0]["message"]["role"] == "assistant"
+    assert (third["response"]["status_code"], third["error"]["code"]) == (422, "invalid_request")
+    bare = run("-", source, "-o", tmp_path / "bare", url=tasks.url)
+    assert bare.exit_code == 1
+    assert answers(tmp_path / "bare")[0]["error"]["code"] in ("task_not_found", "model_not_found")
+
+
 def test_it_goes_on_with_the_version_it_began_with_and_with_nothing_else(
     tasks: Served, base: tuple[Any, Path], adapters: dict[str, Path], tmp_path: Path
 ) -> None:

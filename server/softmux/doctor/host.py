@@ -56,13 +56,15 @@ def _untested() -> list[str]:
     """Packages of which another version is installed than was tested, where the list is at hand."""
     if not _TESTED.is_file():
         return []
+    from packaging.version import Version
+
     other = []
     for name, pinned in re.findall(r"^([\w.-]+)==([\w.+-]+)$", _TESTED.read_text(encoding="utf-8"), re.MULTILINE):
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue  # of an extra that is not installed
-        if version.partition("+")[0] != pinned.partition("+")[0]:
+        if Version(version).public != Version(pinned).public:
             other.append(f"{name} {version} (tested: {pinned})")
     return other
 

@@ -91,6 +91,9 @@ def test_a_redis_that_would_lose_or_evict_tasks_is_told(tmp_path: Path) -> None:
         assert (found["persistence"]["state"], found["eviction"]["state"]) == ("warn", "fail")
         client.config_set("maxmemory-policy", "noeviction")
         client.config_set("appendonly", "yes")
+        client.config_set("appendfsync", "everysec")
+        assert "appendfsync everysec" in checks(run(*options))["persistence"]["found"]
+        client.config_set("appendfsync", "always")
         found = checks(run(*options))
         assert (found["persistence"]["state"], found["eviction"]["state"]) == ("ok", "ok")
         assert client.keys("softmux:doctor:*") == []

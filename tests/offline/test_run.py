@@ -194,15 +194,17 @@ def test_without_a_server_it_gives_up_and_writes_no_error_a_row(tmp_path: Path) 
     assert "has no rows" in run("run", tmp_path / "empty", "-o", tmp_path / "out").stderr
 
 
-def kill_and_resume(command: list[str | Path], output: Path, rows: int, kills: Sequence[int]) -> None:
-    """SIGKILL once so many rows are written, then again the same command, until it ends by itself."""
-    for least in kills:
+def kill_and_resume(
+    command: list[str | Path], output: Path, rows: int, kills: Sequence[tuple[int, signal.Signals]]
+) -> None:
+    """A signal once so many rows are written, then again the same command, until it ends by itself."""
+    for least, number in kills:
         process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
         while not output.exists() or output.read_bytes().count(b"\n") < least:
             assert process.poll() is None, "it ended before it was killed"
             time.sleep(0.005)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        os.kill(process.pid, number)
+        assert process.wait() == (-number if number == signal.SIGKILL else 130)
         written = output.read_bytes()
         assert least <= written.count(b"\n") < rows
         output.write_bytes(written + b'{"row": 1, "tex')  # as if it had been cut off in a line
@@ -217,11 +219,11 @@ def _command(source: Path, output: Path, *more: str | Path) -> list[str | Path]:
     return [sys.executable, "-m", "softmux.cli", "run", *more, source, "-o", output]
 
 
-def test_killed_twice_every_row_is_there_once(tasks: Served, tmp_path: Path) -> None:
+def test_killed_and_stopped_every_row_is_there_once(tasks: Served, tmp_path: Path) -> None:
     rows = [{"id": f"row {number}", "prompt": f"film {number}", "max_tokens": 4} for number in range(200)]
     output = tmp_path / "out.jsonl"
     command = _command(write(tmp_path / "in.jsonl", rows), output, "--url", tasks.url, "--concurrency", "8", "run")
-    kill_and_resume(command, output, 200, (30, 110))
+    kill_and_resume(command, output, 200, ((30, signal.SIGKILL), (110, signal.SIGTERM)))
 
 
 @pytest.mark.nightly
@@ -235,4 +237,4 @@ def test_ten_thousand_rows_killed_twice_are_there_once(
     command = _command(
         source, output, *(on_server if where == "server" else ("--model", base[1], adapters["prompt-tuning"]))
     )
-    kill_and_resume(command, output, 10_000, (2_500, 6_000))
+    kill_and_resume(command, output, 10_000, ((2_500, signal.SIGKILL), (6_000, signal.SIGKILL)))

@@ -9,7 +9,7 @@ from typing import Any
 from softmux.doctor.check import Check, fail, ok, size, warn
 from softmux.settings import Settings
 
-_OLDEST = (6, 2)
+_OLDEST = (7, 0)
 _SECONDS = 3.0
 
 
@@ -58,7 +58,7 @@ def _server(client: Any, where: str) -> Iterator[Check]:
     if info.get("role") != "master":
         yield fail("redis", f"{where} is a replica", "give the primary's address: a registry is written")
     elif numbers < _OLDEST:
-        yield fail("redis", shown, "update it to 6.2 or later")
+        yield fail("redis", shown, "update it to 7 or later, or take any Valkey")
     else:
         yield ok("redis", shown)
     yield _persistence(client, info)
@@ -82,9 +82,11 @@ def _persistence(client: Any, info: Any) -> Check:
                     "`CONFIG SET appendonly yes`, in its redis.conf too; or `softmux registry backup`")  # fmt: skip
     if info.get("aof_last_write_status", "ok") != "ok":
         return fail("persistence", "its last write to the append-only file failed", "free its disk, and see Redis' log")
-    if fsync == "no":
+    if fsync not in (None, "always"):
         return warn(
-            "persistence", "appendfsync no: seconds of changes may be lost", "`CONFIG SET appendfsync everysec`"
+            "persistence",
+            f"appendfsync {fsync}: the last changes may be lost with Redis, acknowledged ones too",
+            "`CONFIG SET appendfsync always`, in its redis.conf too",
         )
     return ok("persistence", f"append-only file, appendfsync {fsync or 'not told'}")
 

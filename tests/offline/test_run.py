@@ -62,6 +62,7 @@ MIXED: list[Any] = [
     {"custom_id": "c-2", "method": "POST", "url": "/v1/nothing", "body": {}},
     [1],
     {"prompt": "a " * 600, "max_tokens": 5},
+    {"prompt": "a film", "max_tokens": 9, "structured_outputs": {"choice": ["yes", "no"]}},
 ]
 
 
@@ -74,7 +75,8 @@ def check(lines: list[dict[str, Any]]) -> None:
     assert not {"e", "a"} & set(lines[3]["text"])
     assert (lines[4]["custom_id"], lines[4]["response"]["status_code"], lines[4]["error"]) == ("c-1", 200, None)
     assert lines[4]["response"]["body"]["choices"] == lines[0]["reply"]["choices"]
-    failed = [(line["error"]["code"], line["error"].get("param")) for line in lines[5:]]
+    failed = [(line["error"]["code"], line["error"].get("param")) for line in lines[5:11]]
+    assert lines[11]["text"] in ("yes", "no")
     assert failed == [
         ("invalid_request", "max_tokens"),
         ("invalid_request", "colour"),
@@ -93,7 +95,7 @@ def test_a_server_and_an_engine_here_answer_alike(
     one = run("run", source, "-o", served, "--json", url=tasks.url)
     assert one.exit_code == 1, one.output
     summary = json.loads(one.stdout)
-    assert (summary["rows"], summary["answered"], summary["failed"]) == (11, 5, 6)
+    assert (summary["rows"], summary["answered"], summary["failed"]) == (12, 6, 6)
     check(answers(served))
     two = run(adapters["prompt-tuning"], source, "-o", here, "--model", base[1], "--json")
     assert two.exit_code == 1, two.output

@@ -6,7 +6,8 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from threading import Event
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,15 +16,18 @@ from jsonschema import Draft202012Validator
 from tokenizers import Tokenizer
 
 from softmux.bench.schemas import random_schema
+from softmux.engine.grammars import Grammars
 from softmux.engine.masks import allowed
 from softmux.engine.sampling import Choice, sample
 from softmux.errors import InvalidRequest
 from softmux.scheduler.radix import RootKey
 from softmux.scheduler.sequence import Sequence
 from softmux.types import Grammar, SamplingParams
+from support.encoder_decoders import ARCHITECTURES, make_base
 from support.engines import TestEngine
 from support.learned import vectors_for
 from support.served import make_model
+from support.tokenizers_made import byte_level, save
 
 Make = Callable[..., TestEngine]
 EOS = 2
@@ -153,6 +157,55 @@ def test_a_step_that_runs_in_parts_changes_no_row(make: Make, monkeypatch: pytes
     monkeypatch.setattr(runner, "launch", short_of_memory)
     assert run(engine) == expected
     assert engine.engine.shortage.counts["split"] > 2
+
+
+@pytest.mark.parametrize("architecture", ["flan_t5", "bart"])
+def test_an_encoder_decoders_rows_follow_theirs(
+    tmp_path: Path, spelling: tuple[Any, Path, Tokenizer], monkeypatch: pytest.MonkeyPatch, architecture: str
+) -> None:
+    """BART's decoder begins with a token that its generation config forces, whatever the grammar."""
+    config = ARCHITECTURES[architecture]()
+    config.vocab_size = 420
+    monkeypatch.setitem(ARCHITECTURES, architecture, lambda: config)
+    make_base(architecture, tmp_path)
+    save(byte_level(), tmp_path)
+    engine = TestEngine(tmp_path)
+    free = engine.add([5, 6, 7], max_tokens=8, ignore_eos=True)
+    bound = [engine.add([5, 6, 7 + at], max_tokens=40, grammar=DIGITS, temperature=1.0, seed=at) for at in range(3)]
+    engine.run()
+    assert engine.done[free].error is None
+    for name in bound:
+        assert engine.done[name].error is None
+        assert re.fullmatch(DIGITS.text, str(spelling[2].decode(engine.done[name].tokens)))
+    engine.close()
+
+
+def test_grammars_that_are_being_compiled_are_not_let_go() -> None:
+    begin, compiled = Event(), list[str]()
+
+    class Compiler:
+        mask_words = 1
+
+        def compile(self, grammar: Grammar) -> Any:
+            begin.wait(30)
+            compiled.append(grammar.text)
+            return self
+
+        def deep_copy(self) -> Any:
+            return self
+
+    grammars = Grammars(lambda: cast(Any, Compiler()), keep=2)
+    every = [Grammar("regex", str(number)) for number in range(5)]
+    for _ in range(3):
+        assert not any(grammars.expect("one", grammar) for grammar in every)
+    begin.set()
+    for grammar in every:
+        grammars.guide("one", grammar)
+    assert sorted(compiled) == ["0", "1", "2", "3", "4"], "each once"
+    grammars.guide("other", every[0])
+    assert len(grammars) == 2
+    assert (grammars.hits, grammars.misses) == (0, 6)
+    grammars.close()
 
 
 def test_samples_of_one_prompt_each_follow_their_own(make: Make, spelling: tuple[Any, Path, Tokenizer]) -> None:

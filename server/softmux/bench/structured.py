@@ -205,7 +205,13 @@ def main(arguments: Sequence[str]) -> int:
                 without = [mixed.run(numbers, lengths), mixed.run(numbers, lengths)]
                 pairs.append(([first, mixed.run(numbers)], without))
             load.append(os.getloadavg()[0])
-            console.print(f"{numbers.stop} schemas: {verdict.valid} valid, load {load[-1]:.1f}", style="dim")
+            found = _figures(verdict, pairs[-1:] if at < len(pairs) else [], load)
+            lost = "".join(
+                f", {words} {found[name][0]:+.1%}"
+                for name, words in (("throughput_loss", "throughput lost"), ("processor_cost", "processor cost"))
+                if found[name]
+            )
+            console.print(f"{numbers.stop} schemas: {verdict.valid} valid{lost}, load {load[-1]:.1f}", style="dim")
     finally:
         mixed.close()
     figures = _figures(verdict, pairs, load)

@@ -72,12 +72,18 @@ class Grammars:
             found = self._compiled[key] = self._threads.submit(self._compile, grammar)
             self._fresh.add(key)
             found.add_done_callback(lambda _: self._on_ready())
-            while len(self._compiled) > self._keep:
-                old, _ = self._compiled.popitem(last=False)
-                self._fresh.discard(old)
+            self._let_go()
         else:
             self._compiled.move_to_end(key)
         return found
+
+    def _let_go(self) -> None:
+        """Makes room. What is being compiled stays: it is waited for, and would only be compiled again."""
+        beyond = len(self._compiled) - self._keep
+        done = [key for key, future in self._compiled.items() if future.done()] if beyond > 0 else []
+        for key in done[:beyond]:
+            del self._compiled[key]
+            self._fresh.discard(key)
 
     def _compile(self, grammar: Grammar) -> LLMatcher:
         compiler = self.compiler

@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 
 from softmux.formats.softmux_json import SoftmuxJson
 from softmux.formats.template import Template
-from softmux.tuning.recipe import PrefixTuning, PTuningV2, read_recipe
+from softmux.tuning.recipe import Lora, LoraPrefixTuning, PrefixTuning, PTuningV2, read_recipe
 
 ADAPTERS = Path(__file__).parents[2] / "adapters"
 TASKS = ["address", "capital", "person-or-company", "sentiment", "source"]
+LORA_TASKS = ["address-lora", "address-lora-prefix"]
 ENCODER_TASKS = ["address-tags", "sentiment-encoder", "source-encoder"]
 HIDDEN, LAYERS, KV_WIDTH = 576, 30, 192
 ENCODER_WIDTH, ENCODER_LAYERS = 384, 6
@@ -68,7 +69,29 @@ def test_a_shipped_folder_fits_the_demos_encoder(task: str) -> None:
     assert (folder / "adapter_model.safetensors").stat().st_size < 2_000_000
 
 
-@pytest.mark.parametrize("task", [*TASKS, *ENCODER_TASKS])
+@pytest.mark.parametrize("task", LORA_TASKS)
+def test_a_shipped_lora_fits_the_demos_base(task: str) -> None:
+    folder = ADAPTERS / task
+    recipe = read_recipe(folder / "recipe.toml")
+    pair = isinstance(recipe.method, LoraPrefixTuning)
+    assert isinstance(recipe.method, Lora | LoraPrefixTuning)
+    assert (recipe.task, recipe.demo) == (task, "smollm2")
+    part = ".lora" if pair else ""
+    config = json.loads((folder / f"adapter_config{part}.json").read_text())
+    assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", recipe.method.rank, recipe.method.alpha)
+    assert sorted(config["target_modules"]) == sorted(recipe.method.target_modules or ())
+    tensors = load_file(folder / f"adapter_model{part}.safetensors")
+    assert len(tensors) == LAYERS * 2 * len(config["target_modules"])
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+    assert all(tensor.any() for name, tensor in tensors.items() if ".lora_B." in name)
+    if pair:
+        prefix = load_file(folder / "adapter_model.safetensors")["prompt_embeddings"]
+        assert prefix.shape == (recipe.method.virtual_tokens, LAYERS * 2 * KV_WIDTH)
+    for name in ("adapter_config.json", f"adapter_config{part}.json"):
+        assert json.loads((folder / name).read_text())["base_model_name_or_path"] == "SmolLM2-135M-Instruct"
+
+
+@pytest.mark.parametrize("task", [*TASKS, *LORA_TASKS, *ENCODER_TASKS])
 def test_a_shipped_readme_states_its_figures(task: str) -> None:
     readme = (ADAPTERS / task / "README.md").read_text()
     notes = json.loads((ADAPTERS / task / "softmux.json").read_text())["notes"]

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from softmux.errors import InvalidRequest
 from softmux.tuning.base import Base
@@ -146,10 +146,16 @@ def test_noise_is_the_tasks_own(base: Base) -> None:
 )
 def test_packed_rows_are_rows_alone_on_every_architecture(architecture: str, tmp_path: object) -> None:
     torch.manual_seed(0)
-    from transformers import AutoModelForCausalLM
-
     model = AutoModelForCausalLM.from_config(ARCHITECTURES[architecture]())
     prove(FrozenBase(model), 90)
+
+
+def test_norms_are_fused_where_they_are_plain_and_given_back(base: Base) -> None:
+    gemma = AutoModelForCausalLM.from_config(ARCHITECTURES["gemma2"]())
+    for model, expected in ((base.model, 5), (gemma, 0)):
+        with FrozenBase(model).running():
+            assert sum("forward" in vars(module) for module in model.modules()) == expected
+        assert not any("forward" in vars(module) for module in model.modules())
 
 
 def test_a_base_whose_attention_is_its_own_is_refused(base: Base) -> None:

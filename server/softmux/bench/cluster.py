@@ -141,7 +141,8 @@ class Bench:
         return sum(count for server in self.servers() for tier, count in server.loads().items() if tier != "host")
 
     def churn(self, replicas: int) -> Answered:
-        """Under load: a replica's actor is killed, then another's server, one leaves, and one joins."""
+        """Under load: a replica's actor is killed, then another's server; then they are replaced by one less, and by
+        one more."""
         return asyncio.run(self._churn(replicas))
 
     async def _churn(self, replicas: int) -> Answered:
@@ -151,11 +152,11 @@ class Bench:
         try:
             for what, pid in (("actor", "actor"), ("server", "pid")):
                 victim = (await asyncio.to_thread(self.servers))[0]
-                sys.stdout.write(f"a replica's {what} is killed\n")
+                _tell(f"a replica's {what} is killed")
                 os.kill(getattr(victim, pid), signal.SIGKILL)
                 await self._restored(replicas, victim)
-            for wanted, words in ((replicas - 1, "a replica leaves"), (replicas, "a replica joins")):
-                sys.stdout.write(f"{words}\n")
+            for wanted in (replicas - 1, replicas):  # Serve replaces all of them for it, one after the other
+                _tell(f"an upgrade to {wanted} replicas")
                 await asyncio.to_thread(self.deploy, wanted, "warm_first")
                 await asyncio.sleep(5)
         finally:
@@ -171,6 +172,11 @@ class Bench:
                 return
             await asyncio.sleep(0.5)
         raise RuntimeError(f"{replicas} replicas were not there again within {_WAIT_SECONDS} s")
+
+
+def _tell(words: str) -> None:
+    sys.stdout.write(f"{words}\n")
+    sys.stdout.flush()
 
 
 def _ready(server: ReplicaServer) -> bool:

@@ -42,3 +42,12 @@ def test_on_a_cpu_its_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> N
     assert replica_environment(settings, 2) is None
     assert replica_settings(settings, NAMES)["threads"] == 2
     assert replica_settings(Settings(device="cpu", replicas=3, threads=5), NAMES)["threads"] == 5
+
+
+def test_replicas_over_several_gpus_have_as_many_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    settings = Settings(device="cuda", replicas=2, tensor_parallel=2)
+    said = [replica_environment(settings, number) for number in range(2)]
+    assert [env["CUDA_VISIBLE_DEVICES"] for env in said if env is not None] == ["4,5", "6,7"]
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    assert replica_settings(settings.model_copy(update={"device": "cpu"}), NAMES)["threads"] == 2

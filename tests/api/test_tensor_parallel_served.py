@@ -23,8 +23,14 @@ IDS = [11, 40, 7, 203, 66]
 
 @pytest.fixture(scope="module")
 def ranks(base: tuple[Any, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with Served(base[1], tmp_path_factory.mktemp("ranks") / "data", "--tensor-parallel", "2") as server:
+    server = Served(base[1], tmp_path_factory.mktemp("ranks") / "data", "--tensor-parallel", "2")
+    server.start()
+    try:
+        server.wait_ready(240)  # two processes load torch, beside whatever else a machine does
         yield server
+    finally:
+        server.http.close()
+        server.end()
 
 
 def rank_pids(server: Served) -> list[int]:
@@ -55,7 +61,7 @@ def kill_one_under_load(server: Served, victim: int) -> float:
     assert [stream.code for stream in streams] == ["engine_down"] * len(streams)
     told = time.monotonic() - killed
     wait_for(lambda: not any(map(alive, before)), 20)
-    wait_for(lambda: ready(server), 120)
+    wait_for(lambda: ready(server), 240)
     assert samples(server)['softmux_worker_deaths_total{cause="crash"}'] == deaths + 1
     return told
 

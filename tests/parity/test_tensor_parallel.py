@@ -6,12 +6,15 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers as tf
+from test_heads import read
 from test_lora_parity import trained_tokens
 
 from softmux.engine.parallel.sharded import ShardedModel
+from support import headed
 from support.engines import Finished, TestEngine
 from support.loras import linear_names, make_lora, make_pair
 from support.models import ARCHITECTURES, VOCABULARY, make_adapter, make_base
@@ -125,3 +128,25 @@ def test_a_tied_and_uneven_output_and_biases_are_dealt_out(tmp_path: Path) -> No
             torch.nn.init.normal_(parameter, std=0.3) if name.endswith("bias") else None
     base.save_pretrained(tmp_path / "base")
     check_same(base, tmp_path, 2)
+
+
+def test_the_first_rank_reads_heads_and_likelihoods(tmp_path: Path) -> None:
+    base = headed.make_base("llama", tmp_path / "base")
+    model = headed.tuned(base, "llama", "SEQ_CLS", "prompt", 4, tmp_path / "head")
+    headed.tuned(base, "llama", "TOKEN_CLS", "lora", 2, tmp_path / "tokens")
+    ids = [5, 6, 7, 30, 31]
+    heard = []
+    for engine in (TestEngine(tmp_path / "base"), RanksEngine(tmp_path / "base", tmp_path, 2)):
+        names = [
+            read(engine, tmp_path / "head", ids),
+            read(engine, tmp_path / "tokens", ids),
+            engine.read(ids, scored=2),
+        ]
+        names.append(engine.add(ids, max_tokens=4, ignore_eos=True))
+        engine.run()
+        assert all(engine.done[name].error is None for name in names)
+        heard.append([np.frombuffer(engine.done[name].scores, np.float32) for name in names])
+        engine.close()
+    for alone, ranks in zip(*heard, strict=True):
+        np.testing.assert_allclose(ranks, alone, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(heard[1][0], headed.reference(model, ids, "SEQ_CLS")[0], rtol=1e-4, atol=1e-4)

@@ -20,7 +20,7 @@ def replica_settings(settings: Settings, names: Set[str]) -> dict[str, Any]:
     if settings.replicas > 1:
         said |= {name: said[name] // settings.replicas for name in _SHARED}
         if settings.threads is None and not _gpus(settings):
-            said["threads"] = max(1, (os.cpu_count() or 1) // settings.replicas)
+            said["threads"] = max(1, (os.cpu_count() or 1) // settings.replicas // settings.tensor_parallel)
     return said
 
 
@@ -30,8 +30,10 @@ def replica_environment(settings: Settings, number: int) -> Mapping[str, str] | 
         return None
     visible = os.environ.get(_VISIBLE)
     names = [name.strip() for name in visible.split(",") if name.strip()] if visible else None
-    own = names[number] if names is not None and number < len(names) else str(number)
-    return {**os.environ, _VISIBLE: own}
+    each = settings.tensor_parallel
+    own = range(number * each, (number + 1) * each)
+    told = names[own.start : own.stop] if names is not None and own.stop <= len(names) else map(str, own)
+    return {**os.environ, _VISIBLE: ",".join(told)}
 
 
 def replica_data(settings: Settings, number: int) -> Path:

@@ -36,7 +36,8 @@ class Shares:
 
     def __init__(self, slots: DeltaSlots, *, pinned: bool) -> None:
         self.slots = slots
-        self.empty: Empty = HostArena(pinned=torch.cuda.is_available(), first_slab=_SLAB).empty if pinned else pageable
+        self._arena = HostArena(pinned=torch.cuda.is_available(), first_slab=_SLAB) if pinned else None
+        self.empty: Empty = pageable if self._arena is None else self._arena.empty
         self._lock = threading.Lock()
         self._held: dict[RootKey, HostAdapter] = {}
         self._landings: dict[RootKey, Landing] = {}
@@ -71,7 +72,7 @@ class Shares:
 
     def save(self, order: Save, pool: KVPool) -> None:
         key = key_of(order.serial)
-        prefix = self.empty(pool.prefix_shape(len(order.slots)), pool.dtype)
+        prefix = self._room(pool.prefix_shape(len(order.slots)), pool.dtype)
         self._landings[key] = pool.save([Piece(prefix, 0, order.slots)])
         self._of(key).prefix = prefix
 
@@ -87,6 +88,13 @@ class Shares:
                 self._held.pop(key, None)
                 self._landings.pop(key, None)
         return keys
+
+    def _room(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Within a step, so that no slab is made for it."""
+        if self._arena is None:
+            return pageable(shape, dtype)
+        room = self._arena.take(shape, dtype)
+        return torch.empty(shape, dtype=dtype, pin_memory=True) if room is None else room
 
     def _of(self, key: RootKey) -> HostAdapter:
         with self._lock:

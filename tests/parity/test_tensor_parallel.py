@@ -21,7 +21,7 @@ from support.models import ARCHITECTURES, VOCABULARY, make_adapter, make_base
 from support.ranks import RanksEngine
 
 NEW_TOKENS = 8
-REQUESTS = 44
+REQUESTS = 30
 CLOSE = 1e-4
 """Two log probabilities nearer than this are a tie, which sums in another order may decide otherwise."""
 
@@ -82,6 +82,7 @@ def check_same(base: Any, folder: Path, *sizes: int, device: str = "cpu") -> Non
     for size in sizes:
         ranks = RanksEngine(folder / "base", folder, size, device=device)
         assert isinstance(ranks.engine.model, ShardedModel)
+        assert not any(weight.is_inference() for weight in ranks.engine.model.module.parameters()), "can't be merged"
         assert ranks.engine.runner.ways.fallbacks == dict.fromkeys(ranks.engine.runner.ways.fallbacks, 0)
         assert ranks.engine.spec.base_fingerprint == spec.base_fingerprint
         assert ranks.engine.spec.linears == spec.linears
@@ -98,7 +99,7 @@ def check_same(base: Any, folder: Path, *sizes: int, device: str = "cpu") -> Non
         assert compared > 1.5 * REQUESTS * NEW_TOKENS, "ties leave too little for this to be a test"
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma3"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3"])
 def test_two_and_four_processes_choose_the_tokens_that_one_does(architecture: str, tmp_path: Path) -> None:
     check_same(make_base(architecture, tmp_path / "base"), tmp_path, 2, 4)
 
@@ -112,7 +113,7 @@ def test_two_gpus_choose_the_tokens_that_one_does(architecture: str, tmp_path: P
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("architecture", ["mistral", "gemma2"])
+@pytest.mark.parametrize("architecture", ["mistral", "qwen2", "gemma2"])
 def test_so_they_do_on_the_other_architectures_that_are_known(architecture: str, tmp_path: Path) -> None:
     check_same(make_base(architecture, tmp_path / "base"), tmp_path, 2, 4)
 

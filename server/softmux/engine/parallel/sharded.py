@@ -184,7 +184,7 @@ class _Files:
         return found
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode: fused layers lay the weights out anew, which tensors made there do not allow
 def _fill(module: Any, cut: Cut, whole: Whole, weights: Weights, ranks: Ranks, dtype: torch.dtype) -> None:
     """Gives the module its memory, a tensor at a time, and its sums over ranks."""
     device = ranks.device

@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for shape in said.shapes.split(",") if part in BY_SHAPE else said.shapes.split(",")[:1]:
             found[f"{part} {shape}"] = _run_part(said, part, shape, console)
     for line in summary(found):
-        console.print(line)
+        console.print(line, markup=False, soft_wrap=True, highlight=False)
         if said.out:
             with (said.out / "summary.txt").open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
@@ -103,7 +103,9 @@ def _run_part(said: argparse.Namespace, part: str, shape: str, console: Console)
     except subprocess.TimeoutExpired:
         console.print(f"  stopped after {said.timeout} s")
         return {}
-    console.print(f"  {done.stdout.strip()}  ({time.monotonic() - started:.0f} s)", markup=False)
+    console.print(
+        f"  {done.stdout.strip()}  ({time.monotonic() - started:.0f} s)", markup=False, soft_wrap=True, highlight=False
+    )
     if done.returncode:
         return {}
     figures: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])

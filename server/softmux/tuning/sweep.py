@@ -135,6 +135,7 @@ def sweep(
         done.append(Try(one.choices, one.recipes, tuple(None if e.error else e.trained for e in own)))
     swept = Swept(tuple(sorted(done, key=lambda one: one.loss)), time.monotonic() - started)
     if swept.pick.loss == float("inf"):
+        checkpoint.remove()
         raise SoftmuxError("No try could be learned: lower the learning rates.")
     write(out, swept)
     checkpoint.remove()

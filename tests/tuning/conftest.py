@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from softmux.tuning.base import Base, as_base
 from softmux.tuning.run import tune
+from softmux.tuning.together import Together
 from softmux.tuning.write import Report
 from support.recipe_methods import METHODS
 from support.tokenizers_made import byte_level, save
@@ -75,7 +76,8 @@ def run_tune(base: Base) -> Callable[..., Report]:
     """`tune` over the tiny base, quietly."""
 
     def run(recipe: Path, out: Path) -> Report:
-        return tune(recipe, out, "cpu", base=base, console=Console(file=io.StringIO()))
+        unsaved = Together(save_every=0)
+        return tune(recipe, out, "cpu", base=base, console=Console(file=io.StringIO()), together=unsaved)
 
     return run
 

@@ -15,9 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
+from softmux.api.server import WORKER_SETTINGS
 from softmux.registry.embedded import server_binary
+from softmux.settings import Settings
+from softmux.worker.config import WorkerConfig
+from softmux.worker.supervisor import WORKER_COMMAND
 from support.served import Served, make_adapters, upload_parts
 
 
@@ -348,3 +353,21 @@ def _alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def test_a_worker_whose_server_died_while_it_loaded_ends(base: tuple[Any, Path], tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    settings = Settings(model=str(base[1]), device="cpu", dtype="float32", data=tmp_path, kv_tokens=256)
+    config = WorkerConfig(
+        endpoint=f"ipc://{tmp_path}/worker.sock",
+        registry_url=f"unix://{tmp_path}/none.sock",
+        blob_url=None,
+        data=str(tmp_path),
+        settings=settings.model_dump(mode="json", include=set(WORKER_SETTINGS)),
+        supervisor=gone.pid,
+    )
+    told = msgspec.json.encode(config) + b"\n"
+    ended = subprocess.run(WORKER_COMMAND, input=told, stderr=subprocess.PIPE, timeout=120)
+    assert ended.returncode == 0
+    assert b"the server is gone" in ended.stderr

@@ -51,7 +51,7 @@ def main() -> int:
     except (SelfTestFailed, OSError, ValueError) as error:  # starting it again would not help
         print(error, file=sys.stderr)  # noqa: T201 - the supervisor shows this line
         return REFUSED
-    worker.run()
+    worker.run(config.supervisor)
     if crew is not None:
         crew.end()
         logging.shutdown()

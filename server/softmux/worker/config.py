@@ -25,6 +25,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     blob_url: str | None
     data: str
     settings: dict[str, Any]
+    supervisor: int | None = None
+    """The process that started it, and keeps it: the worker ends once that is no more."""
     recorder: str | None = None
     """The file of its `FlightRecorder`, which the supervisor has made."""
 

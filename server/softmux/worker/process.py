@@ -105,8 +105,10 @@ class Worker:
         self._stopping = True
         self.wake()
 
-    def run(self) -> None:
-        parent = os.getppid()
+    def run(self, supervisor: int | None = None) -> None:
+        """Serves until `stop`, or until its parent is another than `supervisor` (None: than now), who may have died
+        while the model was being loaded."""
+        parent = os.getppid() if supervisor is None else supervisor
         gc.collect()
         gc.freeze()  # the model and the pools live as long as the process: no collection need walk them again
         signal.signal(signal.SIGTERM, self.stop)

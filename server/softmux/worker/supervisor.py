@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 import time
@@ -156,7 +157,8 @@ class Supervisor:
         if self._stopping.is_set():  # `stop` came while it was being started, and could not see it
             process.kill()
         assert process.stdin is not None
-        process.stdin.write(msgspec.json.encode(self._config) + b"\n")
+        config = msgspec.structs.replace(self._config, supervisor=os.getpid())
+        process.stdin.write(msgspec.json.encode(config) + b"\n")
         passing = asyncio.create_task(self._pass_stderr(process))
         connecting = asyncio.create_task(self._connect(process))
         watching = asyncio.create_task(self._watch(process))

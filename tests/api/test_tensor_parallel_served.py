@@ -50,11 +50,11 @@ def alive(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text()
 
 
-def kill_one_under_load(server: Served, victim: int) -> float:
+def kill_one_under_load(server: Served, victim: int, number: int = 0) -> float:
     """Seconds from a rank's death until all clients were told; the server serves again when this returns."""
     before = [server.worker_pid(), *rank_pids(server)]
     deaths = samples(server).get('softmux_worker_deaths_total{cause="crash"}', 0)
-    streams = [Stream(server, prompt=[i + 5, 9], max_tokens=500, ignore_eos=True) for i in range(8)]
+    streams = [Stream(server, prompt=[i + 5, number + 5], max_tokens=500, ignore_eos=True) for i in range(8)]
     wait_for(lambda: any(stream.events for stream in streams), 60)
     os.kill(victim, signal.SIGKILL)
     killed = time.monotonic()
@@ -91,7 +91,7 @@ def test_two_processes_serve_uploads_and_come_back_when_one_is_killed(
 def test_ten_kills_are_told_within_two_seconds_and_served_again(base: tuple[Any, Path], ranks: Served) -> None:
     for number in range(10):
         victim = ranks.worker_pid() if number % 3 == 2 else rank_pids(ranks)[0]
-        told = kill_one_under_load(ranks, victim)
+        told = kill_one_under_load(ranks, victim, number)  # other prompts each time: what often dies is quarantined
         assert told < 2, f"kill {number}"
         expect(ranks, None, base[0])
 

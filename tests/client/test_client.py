@@ -256,3 +256,21 @@ def test_importing_it_loads_no_model_and_no_server() -> None:
     code = f"import sys, softmux.client; print([name for name in {heavy!r} if name in sys.modules])"
     ran: Any = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("sign", ["\u2028", "\u2029", "\x85"])
+def test_an_event_ends_at_its_line_alone(scripted: Scripted, sign: str) -> None:
+    """Python's `splitlines`, which httpx's lines follow, ends lines at these, too, and a text may hold them."""
+    text = f"one{sign}two"
+    chunk = GENERATION[2].decode().replace('"x"', json.dumps(text, ensure_ascii=False))
+    body = f"data: {chunk}\r\n\r\n: a remark\n\ndata: [DONE]\n\n".encode()
+    headers = {"content-type": "text/event-stream"}
+    scripted.answers = [(200, headers, body), (200, headers, body)]
+    with Client(scripted.url, retry=QUICK) as client:
+        assert [chunk.text for chunk in client.stream("x")] == [text]
+
+    async def read() -> list[str]:
+        async with AsyncClient(scripted.url, retry=QUICK) as client:
+            return [chunk.text async for chunk in await client.stream("x")]
+
+    assert asyncio.run(read()) == [text]

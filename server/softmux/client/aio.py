@@ -13,7 +13,7 @@ import httpx
 
 from softmux.client import calls, folder, replies
 from softmux.client.calls import Call, Message, Sampling
-from softmux.client.client import POLL, http_options, read_event
+from softmux.client.client import POLL, Lines, http_options, read_event
 from softmux.client.errors import Broken, TimedOut, of_response, of_transport
 from softmux.client.retry import Retry
 from softmux.errors import SoftmuxError
@@ -208,12 +208,14 @@ class AsyncStream:
 
     async def _read(self) -> AsyncIterator[replies.Chunk]:
         try:
-            async for line in self._response.aiter_lines():
-                chunk = read_event(line)
-                if chunk == "done":
-                    return
-                if isinstance(chunk, replies.Chunk):
-                    yield chunk
+            lines = Lines()
+            async for data in self._response.aiter_bytes():
+                for line in lines.of(data):
+                    chunk = read_event(line)
+                    if chunk == "done":
+                        return
+                    if isinstance(chunk, replies.Chunk):
+                        yield chunk
             raise Broken(f"The stream from {self._url} ended in the middle of the reply.")
         except httpx.HTTPError as failure:
             raise of_transport(failure, self._url) from None

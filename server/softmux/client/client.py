@@ -215,12 +215,14 @@ class Stream:
 
     def _read(self) -> Iterator[replies.Chunk]:
         try:
-            for line in self._response.iter_lines():
-                chunk = read_event(line)
-                if chunk == "done":
-                    return
-                if isinstance(chunk, replies.Chunk):
-                    yield chunk
+            lines = Lines()
+            for data in self._response.iter_bytes():
+                for line in lines.of(data):
+                    chunk = read_event(line)
+                    if chunk == "done":
+                        return
+                    if isinstance(chunk, replies.Chunk):
+                        yield chunk
             raise Broken(f"The stream from {self._url} ended in the middle of the reply.")
         except httpx.HTTPError as failure:
             raise of_transport(failure, self._url) from None
@@ -235,6 +237,19 @@ class Stream:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+
+class Lines:
+    """The whole lines of a stream that comes in any pieces. They end where events' lines do: httpx's own end at U+2028
+    and its like, too, which may stand in a text."""
+
+    def __init__(self) -> None:
+        self._torn = b""
+
+    def of(self, data: bytes) -> list[str]:
+        """Those that `data` completes."""
+        *whole, self._torn = (self._torn + data).split(b"\n")
+        return [line.decode(errors="replace") for line in whole]
 
 
 def read_event(line: str) -> replies.Chunk | Literal["done"] | None:

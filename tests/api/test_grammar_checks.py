@@ -100,3 +100,23 @@ async def test_a_tokenizer_that_is_none_is_told() -> None:
             await checks.check("one", Grammar("regex", "a+"))
     finally:
         await checks.close()
+
+
+@in_a_loop
+async def test_what_is_remembered_is_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = GrammarChecks(vocabulary, seconds=30, most_bytes=1 << 16)
+    tried: list[Grammar] = []
+
+    async def fits(grammar: Grammar) -> str:
+        tried.append(grammar)
+        return ""
+
+    monkeypatch.setattr(checks, "_try", fits)
+    others = Grammar("regex", "a" * 60_000), Grammar("grammar", "a" * 60_000), Grammar("regex", "b" * 60_000)
+    for _ in range(2):
+        for grammar in others:
+            await checks.check("one", grammar)
+    assert tried == list(others)
+    kept = [part for key in checks._verdicts for part in key]
+    assert max(map(len, kept)) < 100, "thousands of texts of 64 KiB would be hundreds of MiB"
+    await checks.close()

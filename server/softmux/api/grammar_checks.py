@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections import Counter, OrderedDict, defaultdict
@@ -21,7 +22,8 @@ _MOST_OF_A_TENANT = 64
 _START_SECONDS = 60.0
 """A checker reads the tokenizer first, and starts when it is first needed."""
 
-_Key = tuple[str, str, str]
+_Key = tuple[str, bytes]
+"""A tenant, and the digest of a grammar: thousands of texts would be hundreds of MiB."""
 
 
 class _Died(Exception):
@@ -96,13 +98,14 @@ class GrammarChecks:
     async def check(self, tenant: str, grammar: Grammar) -> None:
         """Raises `InvalidRequest` for what can't be followed, or is too large or takes too long to compile, and
         `Overloaded` where too many of the tenant's wait."""
-        if len(grammar.text.encode()) > self._most_bytes:
+        text = grammar.text.encode()
+        if len(text) > self._most_bytes:
             raise InvalidRequest(
                 f"What the reply has to look like takes more than the {self._most_bytes:,} bytes that this server "
                 "reads; make it smaller.",
                 param=grammar.param,
             )
-        key = (tenant, grammar.kind, grammar.text)
+        key = (tenant, hashlib.blake2b(b"%s\0%s" % (grammar.kind.encode(), text), digest_size=16).digest())
         verdict = self._verdicts.get(key)
         if verdict is None:
             async with self._turn(tenant):

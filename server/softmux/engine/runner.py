@@ -232,7 +232,7 @@ class ModelRunner:
         guided = None
         if launched.masks is not None:
             width = logits.shape[1]
-            places = [special.index(place) for place in launched.masks.places]
+            places = np.searchsorted(special, launched.masks.places).tolist()  # both ascend
             guided = places, allowed(launched.masks.on(self.device), width)
         if len(special) == len(rows):
             launched.sampled = sample(logits, launched.choices, self._eos, guided)

@@ -36,12 +36,7 @@ class CompilingRequests:
 
     def take(self, compiled: Callable[[Compiling], bool]) -> list[Compiling]:
         """Takes out those whose grammar has been compiled."""
-        if not self._waiting:
-            return []
-        ready = [one for one in self._waiting if compiled(one)]
-        if ready:
-            self._waiting = [one for one in self._waiting if one not in ready]
-        return ready
+        return self._take(compiled)
 
     def abort(self, client: bytes, sequence_id: str | None = None) -> None:
         """Forgets one, or all of a client's."""
@@ -53,7 +48,15 @@ class CompilingRequests:
 
     def late(self, now: float) -> list[Compiling]:
         """Takes out those whose deadline has passed."""
-        late = [one for one in self._waiting if one.came + (one.message.deadline or float("inf")) <= now]
-        if late:
-            self._waiting = [one for one in self._waiting if one not in late]
-        return late
+        return self._take(lambda one: one.message.deadline is not None and one.came + one.message.deadline <= now)
+
+    def _take(self, wanted: Callable[[Compiling], bool]) -> list[Compiling]:
+        """One pass: thousands may wait for one grammar, and be taken at once."""
+        if not self._waiting:
+            return []
+        taken: list[Compiling] = []
+        left: list[Compiling] = []
+        for one in self._waiting:
+            (taken if wanted(one) else left).append(one)
+        self._waiting = left
+        return taken

@@ -16,6 +16,8 @@ from softmux.api import body as body_module
 from softmux.api.errors import invalid
 from softmux.api.multipart import read_upload
 from softmux.api.schemas import GenerateBody
+from softmux.api.tokenizer import LONG_TEXT
+from softmux.api.wish import Chat
 from softmux.errors import BadRequest, DeadlineExceeded, SoftmuxError
 
 
@@ -104,3 +106,13 @@ def test_a_body_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> No
 
     with pytest.raises(DeadlineExceeded, match="came too slowly"):
         asyncio.run(asyncio.wait_for(read(), 20))
+
+
+def test_a_chat_is_as_long_as_its_tools_and_calls() -> None:
+    """What is long is rendered and tokenized beside the loop that serves the others."""
+    turns: list[dict[str, Any]] = [{"role": "user", "content": "abc"}]
+    assert Chat(turns).characters == 3
+    tools = [{"type": "function", "function": {"name": "f", "description": "x" * LONG_TEXT}}]
+    assert Chat(turns, tools=tools).characters > LONG_TEXT
+    call = {"type": "function", "function": {"name": "f", "arguments": {"a": "x" * LONG_TEXT}}}
+    assert Chat([{"role": "assistant", "content": "", "tool_calls": [call]}]).characters > LONG_TEXT

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from softmux.api.chat import ChatTemplate
-from softmux.api.openai.tools import Call, CallReader, NamedTool, Tool, calls_grammar, check_tools, offered
+from softmux.api.openai.tools import Call, CallReader, NamedTool, Tool, ToolCall, calls_grammar, check_tools, offered
 from softmux.errors import InvalidRequest
 
 WEATHER = Tool.model_validate(
@@ -38,6 +38,10 @@ TEXTS = {
     "ends in a mark's beginning <tool_": ("ends in a mark's beginning <tool_", []),
     "lines\n\nstay\n": ("lines\n\nstay\n", []),
     '<tool_call>{"name": "f", "arguments": "[1]"}</tool_call>': ("", [Call("f", "[1]")]),
+    '<tool_call>{"name": "f", "arguments": {"a": NaN}}</tool_call>': (
+        '<tool_call>{"name": "f", "arguments": {"a": NaN}}</tool_call>',
+        [],
+    ),
 }
 
 
@@ -50,6 +54,19 @@ def test_calls_are_told_from_text_whatever_the_pieces(text: str, cuts: list[int]
         calls += reader.called()
         at = max(at, cut)
     assert (said + reader.flush(), calls) == TEXTS[text]
+
+
+def test_of_several_calls_the_first_alone_where_one_is_asked_for() -> None:
+    reader = CallReader(one=True)
+    assert reader.push(f"Now.\n{call('clock')}\n{call('weather', city='Bonn')}") + reader.flush() == "Now."
+    assert reader.called() == [Call("clock", "{}")]
+
+
+@pytest.mark.parametrize("arguments", ['{"a": "\\ud800"}', '{"a": NaN}', "[" * 100_000])
+def test_arguments_that_no_template_can_show_are_no_json(arguments: str) -> None:
+    told = ToolCall.model_validate({"id": "call_1", "function": {"name": "f", "arguments": arguments}})
+    with pytest.raises(InvalidRequest, match="no JSON"):
+        told.as_turn()
 
 
 def test_a_call_that_must_come_has_a_grammar() -> None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from softmux.errors import InvalidRequest
 from softmux.types import SamplingParams
 
@@ -49,7 +51,10 @@ class Chat:
 
     @property
     def characters(self) -> int:
-        return sum(len(turn["content"]) for turn in self.messages)
+        """About so many: calls and tools are told as JSON."""
+        said = sum(len(turn["content"]) for turn in self.messages)
+        calls = [turn["tool_calls"] for turn in self.messages if "tool_calls" in turn]
+        return said + (len(msgspec.json.encode((calls, self.tools))) if calls or self.tools else 0)
 
     @property
     def slot_value(self) -> str | None:

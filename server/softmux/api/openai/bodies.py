@@ -150,7 +150,7 @@ class ChatBody(OpenAIBody):
         default=None, description="`required` and a named tool make the reply a call; `auto` lets the model choose."
     )
     parallel_tool_calls: bool | None = Field(
-        default=None, description="True: a reply that must be a call may be several."
+        default=None, description="True: a reply that must be a call may be several; false: of several one is told."
     )
     functions: Annotated[None, Refused("send tools, and tool_choice")] = None
     function_call: Annotated[None, Refused("send tools, and tool_choice")] = None
@@ -191,6 +191,10 @@ class ChatBody(OpenAIBody):
     def may_call(self) -> bool:
         """Whether the reply may be, or hold, a call."""
         return bool(self.tools) and self._choice != "none"
+
+    @property
+    def one_call(self) -> bool:
+        return self.parallel_tool_calls is False
 
     def given(self) -> Given:
         turns = [message.as_turn() for message in self.messages]

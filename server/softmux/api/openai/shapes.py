@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,6 +87,8 @@ class ChatShape(_Asked):
 
     may_call: bool = False
     """Whether calls of tools are looked for."""
+    one_call: bool = False
+    """Whether a reply has one call at most."""
 
     @property
     def id_prefix(self) -> str:
@@ -107,7 +109,7 @@ class ChatShape(_Asked):
     def _message(self, generation: Generation, index: int, piece: Piece) -> tuple[dict[str, Any], Piece]:
         if not self.may_call:
             return {"message": {**_TURN, "content": piece.text}}, piece
-        reader = CallReader()
+        reader = CallReader(one=self.one_call)
         text = reader.push(piece.text) + reader.flush()
         calls = [call_json(generation.id, index, at, call) for at, call in enumerate(reader.called())]
         if not calls:
@@ -129,7 +131,7 @@ class ChatEvents:
     chunks: Chunks
     id: str = ""
     _begun: set[int] = field(default_factory=set)
-    _readers: defaultdict[int, CallReader] = field(default_factory=lambda: defaultdict(CallReader))
+    _readers: dict[int, CallReader] = field(default_factory=dict)
     _calls: Counter[int] = field(default_factory=Counter)
 
     def news(self, choice: Choice, piece: Piece, usage: Usage | None) -> bytes:
@@ -151,7 +153,7 @@ class ChatEvents:
 
     def _read(self, index: int, piece: Piece) -> tuple[Piece, list[dict[str, Any]]]:
         """The piece with its text alone, and the calls that it completes, whole."""
-        reader = self._readers[index]
+        reader = self._readers.setdefault(index, CallReader(one=self.shape.one_call))
         text = reader.push(piece.text) + (reader.flush() if piece.finish_reason is not None else "")
         calls = []
         for call in reader.called():

@@ -66,7 +66,7 @@ class ToolCall(Body):
     def as_turn(self) -> dict[str, Any]:
         """As chat templates take it: the arguments an object."""
         try:
-            arguments = json.loads(self.function.arguments)
+            arguments = msgspec.json.decode(self.function.arguments)
         except (ValueError, RecursionError):
             raise InvalidRequest(
                 f"The arguments of the call {self.id[:100]} are no JSON; send them as the reply told them.",
@@ -115,9 +115,11 @@ def calls_grammar(tools: Sequence[Tool], choice: ToolChoice, *, several: bool) -
 
 class CallReader:
     """Tells calls from text, as both come piece by piece. What stands between the marks and is no call is text, marks
-    included; line ends about a call are none of either."""
+    included; line ends about a call are none of either. With `one`, calls after the first are told by nobody."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, one: bool = False) -> None:
+        self._one = one
+        self._any = False
         self._held = ""
         self._before: str | None = None
         """Inside a call: the line ends before it."""
@@ -140,8 +142,9 @@ class CallReader:
             call = _call(before)
             if call is None:
                 said += f"{self._before}{OPENS}{before}{CLOSES}"
-            else:
+            elif not (self._one and self._any):
                 self._calls.append(call)
+                self._any = True
             self._before = None
         if self._before is not None:
             return said
@@ -174,7 +177,7 @@ class Call(msgspec.Struct, frozen=True):
 
 def _call(text: str) -> Call | None:
     try:
-        found = json.loads(text)
+        found = msgspec.json.decode(text)  # unlike Python's, it takes JSON alone: no NaN, no 1e999
     except (ValueError, RecursionError):
         return None
     if not isinstance(found, dict) or not isinstance(found.get("name"), str):

@@ -58,15 +58,15 @@ async def completions(request: Request) -> Response:
 async def chat_completions(request: Request) -> Response:
     async def read(services: Services) -> Asked:
         body = await read_json(request, ChatBody, services.settings.max_body_bytes)
-        turns = [message.as_turn() for message in body.messages]
+        wish, given = body.wish(), body.given()
         return Asked(
             task=task_of(services, body.model),
-            wish=body.wish(),
-            given=body.given(),
-            shape=ChatShape(body.model, body.return_token_ids, body.includes_usage, body.may_call),
+            wish=wish,
+            given=given,
+            shape=ChatShape(body.model, body.return_token_ids, body.includes_usage, body.may_call, body.one_call),
             stream=body.stream,
             timeout=body.timeout,
-            said={"messages": turns},
+            said={"messages": given.chat.messages if given.chat else []},
         )
 
     return await answer(request, read)

@@ -76,6 +76,10 @@ serve: $(VENV)/.serve ## Serve the demo model and the tasks in adapters/ on 127.
 	@model='$(MODEL)'; case "$$model" in ''|smollm2|minilm) model="$$($(BIN)/python -m softmux.demo --model "$${model:-smollm2}")";; esac; \
 	exec $(BIN)/softmux serve --model "$$model" $(if $(ADAPTERS),--adapters '$(ADAPTERS)') $(SERVE_FLAGS)
 
+.PHONY: docs
+docs: $(VENV)/.dev ## Build the documentation as a site in build/site, and follow every link
+	$(BIN)/python .ci/site.py
+
 .PHONY: bench
 bench: $(VENV)/.dev ## Measure softmux beside other ways to serve the same adapters
 	$(BIN)/softmux bench $(BENCH_FLAGS)

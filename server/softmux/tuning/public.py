@@ -58,7 +58,7 @@ class Tuned:
     _restore: Callable[[], Learned]
 
     def save(self, folder: Path | str) -> Path:
-        """Writes the adapter as PEFT saves it, with `softmux.json`: what `softmux push` takes. Raises `SoftmuxError`
+        """Writes the adapter as PEFT saves it, with `softmux.json`: what `softmux upload` takes. Raises `SoftmuxError`
         where the task could not be learned."""
         if self.error is not None:
             raise SoftmuxError(f"{self.name}: {self.error}")

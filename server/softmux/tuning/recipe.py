@@ -253,7 +253,7 @@ class Recipe(_Closed):
     and `notes` go to `softmux.json`. A head's labels are the data's answers, unless `labels` gives them an order."""
 
     task: Annotated[str, Field(pattern=TASK_PATTERN)]
-    """Its name, as `softmux push` takes it."""
+    """Its name, as `softmux upload` takes it."""
     base: str = DEMO_BASE
     """The base model."""
     title: str = ""

@@ -270,3 +270,33 @@ def test_a_thousand_sequences_at_once_all_come_whole(peer: Callable) -> None:
         assert all(tokens == [i % 200 + 20] * 20 for i, tokens in enumerate(results))
 
     connected(endpoint, story)
+
+
+def test_what_the_dead_said_last_is_not_taken_for_the_next_ones(peer: Callable[..., tuple[str, EchoWorker]]) -> None:
+    """Its numbers, still on their way when it was given up, would be counted a second time."""
+
+    async def story(client: WorkerClient) -> None:
+        asking = asyncio.create_task(client.refresh_stats(30))
+        await asyncio.sleep(0)  # the question is out
+        client.lost()
+        await asyncio.wait_for(asking, 5)  # nobody waits for the answer
+        client.forget_stats()
+        await asyncio.sleep(0.5)  # it tells them five times a second
+        assert client.stats is None
+
+    connected(peer()[0], story)
+
+
+def test_one_that_dies_as_it_is_reached_is_not_taken_for_up(peer: Callable[..., tuple[str, EchoWorker]]) -> None:
+    async def run() -> None:
+        client = WorkerClient()
+        welcomed = client._welcomed
+        client._welcomed = lambda message: (welcomed(message), client.lost())[0]  # type: ignore[method-assign]
+        try:
+            with pytest.raises(EngineDown):
+                await asyncio.wait_for(client.connect(peer()[0]), 5)
+            assert not client.ready
+        finally:
+            client.close()
+
+    asyncio.run(run())

@@ -15,6 +15,7 @@ from softmux.types import AdapterRef, SamplingParams
 from softmux.worker.channel import Channel, SequenceFailed
 from softmux.worker.merged import merged
 from softmux.worker.messages import Admit, Generate, Histogram, Stats
+from softmux.worker.quarantine import Verdicts
 from softmux.worker.replicas import Replicas
 from support.echo_worker import SPEC, EchoWorker
 
@@ -116,7 +117,7 @@ def test_what_has_not_begun_when_its_worker_dies_begins_at_another(pair: tuple[l
             + [request(f"more{turn}", "t", content=9 + turn) for turn in range(9)]
         )
         moved = {name for name in waiting.open if name in replicas._clients[str(there)]._streams}
-        replicas.lost(there, {3})
+        replicas.lost(there, Verdicts(suspects=frozenset({3})))
         assert replicas.up == 1
         assert isinstance((await ended(begun))["begun"], EngineDown)
         told = await ended(waiting)
@@ -140,7 +141,7 @@ def test_a_suspect_is_not_begun_again_and_its_versions_others_run_as_suspects(
             [request("poison", content=3, version=5), request("sibling", content=4, version=5, deadline=60.0)]
         )
         await asyncio.wait_for(replicas.connect(1, pair[0][1]), 5)
-        replicas.lost(0, {3, 5})
+        replicas.lost(0, Verdicts(suspects=frozenset({3, 5})))
         told = await ended(channel)
         assert isinstance(told["poison"], EngineDown)
         assert told["sibling"] == 4
@@ -148,6 +149,22 @@ def test_a_suspect_is_not_begun_again_and_its_versions_others_run_as_suspects(
         assert again.suspect
         assert again.deadline is not None
         assert 59 < again.deadline < 60
+
+    connected(pair, story, up=1)
+
+
+def test_a_version_that_this_death_convicts_does_not_fell_the_next(pair: tuple[list[str], list[EchoWorker]]) -> None:
+    async def story(replicas: Replicas, workers: list[EchoWorker]) -> None:
+        workers[0].delay = 1.0
+        channel = replicas.submit(
+            [request("felling", content=3, version=5), request("nan", content=4, version=6), request("good", content=7)]
+        )
+        await asyncio.wait_for(replicas.connect(1, pair[0][1]), 5)
+        replicas.lost(0, Verdicts(felling=frozenset({5}), not_finite=frozenset({6})))
+        told = await ended(channel)
+        assert {name for name, what in told.items() if isinstance(what, EngineDown)} == {"felling", "nan"}
+        assert told["good"] == 4
+        assert not {"felling", "nan"} & asked(workers[1])
 
     connected(pair, story, up=1)
 

@@ -152,7 +152,7 @@ class ApiProcess:
         services.standing.verdicts = state.verdicts
         for number, (was, now) in enumerate(zip_longest(before.workers, state.workers, fillvalue=-1)):
             if was >= 0 and now != was:
-                self._worker.lost(number, state.verdicts.suspects | state.verdicts.requests)
+                self._worker.lost(number, state.verdicts)
             if now >= 0 and now != was:
                 self._connecting += 1
                 self._task(self._connect(number, now))

@@ -94,10 +94,9 @@ class WorkerClient:
         """Connects to the worker that binds `endpoint` (ipc://…), now or later, and waits until its model is loaded.
 
         Any earlier connection is dropped, and what ran over it fails. Raises the worker's error where it speaks
-        another protocol.
+        another protocol, or `EngineDown` where it has died by then.
         """
         self.fail_all(EngineDown("the engine is starting; try again shortly"))
-        self._detach()
         self._loop = asyncio.get_running_loop()
         self._welcome = self._loop.create_future()
         socket = self._context.socket(zmq.DEALER)
@@ -109,18 +108,19 @@ class WorkerClient:
         self._loop.add_reader(self._fd, self._receive)
         self._send(Hello())
         spec = await self._welcome
-        self._spec, self._down = spec, None
+        self._check_up()  # it may have died since it said so
         return spec
 
     def close(self) -> None:
         """Drops the connection for good; what still runs fails with `EngineDown`."""
         self.fail_all(EngineDown("the server is shutting down"))
-        self._detach()
         self._context.term()
 
     def fail_all(self, error: SoftmuxError) -> None:
-        """The worker has died: everything in flight fails with `error`, and so does what is asked until `connect`."""
+        """The worker has died: everything in flight fails with `error`, and so does what is asked until `connect`. What
+        it may have said last is not heard any more: its numbers have been taken for those of the dead."""
         self._down = error
+        self._detach()
         streams, self._streams, self._numbered = self._streams, {}, {}
         for stream in streams.values():
             stream.channel.deliver(SequenceFailed(stream.id, _again(error)), time.monotonic(), last=True)
@@ -128,6 +128,9 @@ class WorkerClient:
         for admission in admissions.values():
             if not admission.done():
                 admission.set_exception(_again(error))
+        if self._fresh is not None:
+            self._fresh.set_result(None)
+            self._fresh = None
         if self._welcome is not None and not self._welcome.done():
             self._welcome.set_exception(error)
             self._welcome.exception()  # retrieved: nobody may be waiting any more
@@ -321,6 +324,7 @@ class WorkerClient:
         if self._welcome is None or self._welcome.done():
             return
         if message.protocol == PROTOCOL:
+            self._spec, self._down = message.model, None
             self._welcome.set_result(message.model)
         else:
             error = InternalError(f"the worker speaks protocol {message.protocol}, the API {PROTOCOL}: restart both")

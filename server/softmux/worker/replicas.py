@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -17,9 +17,11 @@ from softmux.worker.channel import Channel, SequenceFailed
 from softmux.worker.client import Sent, WorkerClient, channel_of
 from softmux.worker.merged import counted, merged, with_counted
 from softmux.worker.messages import Admit, Admitted, Generate, Read, Spent, Stats
+from softmux.worker.quarantine import Verdicts
 
 _LEAST_SECONDS = 0.001
 """What is left of a deadline that has passed while its worker died: the next one says so."""
+_NONE = Verdicts()
 
 
 class Replicas:
@@ -47,9 +49,9 @@ class Replicas:
         """As `WorkerClient.connect`, of one of them."""
         return await self._clients[str(number)].connect(endpoint)
 
-    def lost(self, number: int, suspects: Collection[int] = ()) -> None:
-        """A worker has died. What it had begun fails, and so do `suspects` (content marks); the rest begins elsewhere,
-        where another is up."""
+    def lost(self, number: int, verdicts: Verdicts = _NONE) -> None:
+        """A worker has died. What it had begun fails, and so does what the `verdicts` on that say not to run; the rest
+        begins elsewhere, where another is up."""
         name = str(number)
         client = self._clients[name]
         if client.stats is not None:
@@ -60,17 +62,19 @@ class Replicas:
         waiting = [] if len(self._clients) == 1 else client.take_back()
         client.lost()
         for sent in waiting:
-            self._begin_elsewhere(sent, suspects)
+            self._begin_elsewhere(sent, verdicts)
 
-    def _begin_elsewhere(self, sent: Sent, suspects: Collection[int]) -> None:
+    def _begin_elsewhere(self, sent: Sent, verdicts: Verdicts) -> None:
         request, now = sent.request, time.monotonic()
         if request.deadline is not None:
             left = max(_LEAST_SECONDS, sent.at + request.deadline - now)
             request = msgspec.structs.replace(request, deadline=left)
         try:
-            if request.content in suspects:
+            if request.content in verdicts.suspects or request.content in verdicts.requests:
                 raise EngineDown("the engine has stopped with this request in its step; try again shortly")
-            if request.version in suspects:
+            if request.version in verdicts.felling or request.version in verdicts.not_finite:
+                raise EngineDown("the engine has stopped, and this adapter is not run any more")
+            if request.version in verdicts.suspects:
                 request = msgspec.structs.replace(request, suspect=True)
             self._send(Sent(request, sent.channel, now))
         except SoftmuxError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -45,6 +46,8 @@ class GrammarCompiler:
             step_max_items=_STEP_ITEMS,
             verbose_errors=False,
         )
+        added = json.loads(tokenizer).get("added_tokens") or ()
+        self._marks = [str(token["content"]) for token in added if token.get("special") and token.get("content")]
         self.mask_words = (self._tokenizer.vocab_size + 31) // 32
         """Of a mask: 32 bits each, the first token's the lowest."""
 
@@ -54,6 +57,10 @@ class GrammarCompiler:
         Raises `InvalidRequest` for what is no grammar, what asks for things that can't be followed, what is too
         complex, and what the tokenizer can't begin to spell.
         """
+        if grammar.kind != "grammar":  # Lark has a notation of its own for them
+            for mark in self._marks:  # where it must come, the library spells it by its token, which ends the reply
+                if mark in grammar.text or re.escape(mark) in grammar.text:
+                    raise _refused(grammar, f"it holds {mark}, a mark of the model's that no text shows")
         try:
             matcher = LLMatcher(self._tokenizer, _source(grammar), log_level=0, limits=self._limits)
         except Exception as error:  # its converter of GBNF has errors of its own

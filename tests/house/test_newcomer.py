@@ -1,4 +1,4 @@
-"""A newcomer's way, walked: a clean clone, then the commands of docs/tutorials/peft-folder.md as they are written there,
+"""A newcomer's way, walked: a clean clone, then the commands of docs/tutorials/peft-folder.md as they are written,
 until the new task is seen in the console's charts and by the dashboards' queries."""
 
 from __future__ import annotations

@@ -7,8 +7,13 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,6 +51,29 @@ def test_it_builds_without_a_fault() -> None:
     home = (ROOT / "build" / "site" / "index.html").read_text(encoding="utf-8")
     assert 'href="quick-start.html"' in home.replace("./", "")
     assert "<table>" in home
+
+
+@pytest.mark.nightly
+@pytest.mark.tools("chromium")
+def test_a_browser_asks_nobody_else_and_has_nothing_to_say(tmp_path: Path) -> None:
+    from support.browser import chromium
+
+    assert site.main() == 0
+    handler = partial(SimpleHTTPRequestHandler, directory=str(site.SITE))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, chromium(tmp_path) as browser:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url, asked, said = f"http://127.0.0.1:{server.server_port}/", [], []
+        page = browser.new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        for built in sorted(site.SITE.rglob("*.html")):
+            page.goto(url + str(built.relative_to(site.SITE)), wait_until="networkidle")
+            broken = "images => images.filter(image => !image.complete || !image.naturalWidth).map(image => image.src)"
+            assert page.locator("img").evaluate_all(broken) == []
+        server.shutdown()
+    assert [address for address in asked if not address.startswith((url, "data:"))] == []
+    assert said == []
 
 
 def test_links_are_set_anew_and_what_the_site_lacks_becomes_words() -> None:

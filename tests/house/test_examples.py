@@ -82,6 +82,7 @@ def test_the_examples_of_a_page_run(page: Path, published: Served, folder: Path)
     published.http.delete("/v1/adapters/my-task")
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", sorted(OF_A_REGISTRY))
 def test_the_examples_of_a_page_on_a_registry_run(name: str, administered: tuple[Served, Path], folder: Path) -> None:
     page, (server, data) = ROOT / "docs" / name, administered

@@ -93,14 +93,16 @@ def test_a_newcomer_comes_all_the_way(tmp_path: Path) -> None:
     with _going_on(COMMANDS[0], clone, own, log) as serving:
         _wait(f"http://{server}/health/ready", serving, log)
         ready = time.monotonic() - began
-        script = "set -euo pipefail\n" + "".join(map(here, COMMANDS[1:])) + "jobs -p > jobs\nwait\n"
+        *ours, last = map(here, COMMANDS[1:])
+        until = f"until {last.strip()} | tee -a seen | grep -q mood; do sleep 1; done\n"  # it looks every second
+        script = "set -euo pipefail\n" + "".join(ours) + until + "touch done\nwait\n"
         second = tmp_path / "second.log"
         with _going_on(script, clone, own, second) as terminal:
-            while not (clone / "jobs").exists():
+            limit = time.monotonic() + 1200
+            while not (clone / "done").exists():
                 assert terminal.poll() is None, second.read_text()
+                assert time.monotonic() < limit, second.read_text()
                 time.sleep(0.2)
-            said = second.read_text()
-            assert '"task":"mood"' in said, said
             with chromium(tmp_path / "profile") as engine, httpx.Client(base_url=f"http://{prometheus}") as asked:
                 console = Console(engine, opened.read_text().strip())
                 console.page.goto(console.url)

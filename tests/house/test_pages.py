@@ -73,8 +73,9 @@ def test_no_package_registry_is_named() -> None:
     assert found.returncode == 1, found.stdout + found.stderr
 
 
-def test_the_recipe_shown_is_a_recipe() -> None:
-    shown = re.search(r"```toml\n(.*?)```", (ROOT / "docs/adapters.md").read_text(encoding="utf-8"), re.DOTALL)
+@pytest.mark.parametrize("page", ["docs/adapters.md", "docs/tutorials/tune-a-task.md"])
+def test_the_recipe_shown_is_a_recipe(page: str) -> None:
+    shown = re.search(r"```toml\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
     assert shown is not None
     assert Recipe.model_validate(tomllib.loads(shown[1])).task == "tickets"
 

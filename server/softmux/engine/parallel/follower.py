@@ -102,7 +102,8 @@ class Shares:
 
 
 class Follower:
-    """`run` returns when rank 0 says so, or is gone."""
+    """`run` returns when rank 0 says so, or is gone. Where an adapter can't be taken, the process ends: rank 0 would
+    wait for its receipt for ever, and with it every adapter that comes after."""
 
     def __init__(self, runner: Any, orders: str, gifts: str) -> None:
         self._runner = runner
@@ -151,6 +152,14 @@ class Follower:
                 pass
 
     def _take_gifts(self) -> None:
+        try:
+            self._take_each()
+        except Exception:
+            log.exception("an adapter can't be taken: this rank ends")
+            logging.shutdown()
+            os._exit(1)
+
+    def _take_each(self) -> None:
         if self._runner.device.type == "cuda":
             torch.cuda.set_device(self._runner.device)  # a thread begins on GPU 0, which is another's
         while True:

@@ -41,12 +41,13 @@ class Leader:
 
     def give(self, whole: HostAdapter, empty: Empty = pageable) -> HostAdapter:
         """Hands every rank its part of an adapter; rank 0's, in memory from `empty`, once all others have theirs. From
-        any thread."""
+        any thread. Where a part can't be made, nobody is given any."""
         own = self._cuts[0].adapter(whole, empty)
+        parts = [cut.adapter(whole).frames() for cut in self._cuts[1:]]
         with self._giving:
             own.serial = next(self._serials)
-            for socket, cut in zip(self._gifts, self._cuts[1:], strict=True):
-                socket.send_multipart([own.serial.to_bytes(8, "little"), *cut.adapter(whole).frames()])
+            for socket, part in zip(self._gifts, parts, strict=True):
+                socket.send_multipart([own.serial.to_bytes(8, "little"), *part])
             for socket in self._gifts:
                 socket.recv()
         return own

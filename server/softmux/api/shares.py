@@ -7,6 +7,7 @@ from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
+from softmux.errors import SelfTestFailed
 from softmux.settings import Settings
 
 _SHARED = ("host_cache_bytes", "disk_cache_bytes")
@@ -25,15 +26,29 @@ def replica_settings(settings: Settings, names: Set[str]) -> dict[str, Any]:
 
 
 def replica_environment(settings: Settings, number: int) -> Mapping[str, str] | None:
-    """The environment that shows a replica its own GPUs alone; None: it inherits the server's as it is."""
+    """The environment that shows a replica its own GPUs alone; None: it inherits the server's as it is. Raises
+    `SelfTestFailed` where the server was given fewer than all replicas need."""
     if settings.replicas == 1 or not _gpus(settings):
         return None
-    visible = os.environ.get(_VISIBLE)
-    names = [name.strip() for name in visible.split(",") if name.strip()] if visible else None
-    each = settings.tensor_parallel
-    own = range(number * each, (number + 1) * each)
-    told = names[own.start : own.stop] if names is not None and own.stop <= len(names) else map(str, own)
-    return {**os.environ, _VISIBLE: ",".join(told)}
+    each, visible = settings.tensor_parallel, os.environ.get(_VISIBLE)
+    wanted = settings.replicas * each
+    if visible is None:
+        there, names = gpus_present() or wanted, [str(gpu) for gpu in range(wanted)]
+    else:
+        names = [name.strip() for name in visible.split(",") if name.strip()]
+        there = len(names)
+    if there < wanted:
+        shown = "this machine shows" if visible is None else f"{_VISIBLE} names"
+        raise SelfTestFailed(
+            f"--replicas {settings.replicas}, of {each} each, need {wanted} GPUs, and {shown} {there}: lower it, or "
+            "show the server more"
+        )
+    return {**os.environ, _VISIBLE: ",".join(names[number * each : (number + 1) * each])}
+
+
+def gpus_present() -> int:
+    """How many GPUs the kernel's driver shows here; 0 where it does not say."""
+    return sum(path.name.removeprefix("nvidia").isdigit() for path in Path("/dev").glob("nvidia[0-9]*"))
 
 
 def replica_data(settings: Settings, number: int) -> Path:
@@ -42,4 +57,5 @@ def replica_data(settings: Settings, number: int) -> Path:
 
 
 def _gpus(settings: Settings) -> bool:
-    return settings.device == "cuda" or (settings.device == "auto" and Path("/dev/nvidiactl").exists())
+    hidden = os.environ.get(_VISIBLE) in ("", "-1")
+    return settings.device == "cuda" or (settings.device == "auto" and not hidden and Path("/dev/nvidiactl").exists())

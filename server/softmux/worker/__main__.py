@@ -19,6 +19,8 @@ from softmux.telemetry.logs import configure
 from softmux.worker.config import REFUSED, WorkerConfig
 from softmux.worker.crew import Crew
 
+log = logging.getLogger(__name__)
+
 
 def main() -> int:
     config = msgspec.json.decode(sys.stdin.buffer.readline(), type=WorkerConfig)
@@ -51,12 +53,18 @@ def main() -> int:
     except (SelfTestFailed, OSError, ValueError) as error:  # starting it again would not help
         print(error, file=sys.stderr)  # noqa: T201 - the supervisor shows this line
         return REFUSED
-    worker.run(config.supervisor)
-    if crew is not None:
+    if crew is None:
+        worker.run(config.supervisor)
+        return 0
+    code = 1
+    try:
+        worker.run(config.supervisor)
         crew.end()
-        logging.shutdown()
-        os._exit(0)  # communicators of CUDA are not taken down one by one
-    return 0
+        code = 0
+    except Exception:
+        log.exception("rank 0 ends of an error, and the others with it")
+    logging.shutdown()
+    os._exit(code)  # communicators of CUDA are not taken down one by one
 
 
 if __name__ == "__main__":

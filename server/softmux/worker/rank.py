@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from softmux.engine.packed import PackedModel
     from softmux.engine.parallel.ranks import Ranks
 
+log = logging.getLogger(__name__)
+
 _PR_SET_PDEATHSIG = 1
 _WATCH_SECONDS = 0.5
 
@@ -33,7 +35,11 @@ def main() -> None:
     _die_with(config.leader)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # rank 0 says when to end
-    code = serve(config)
+    code = 1
+    try:
+        code = serve(config)
+    except Exception:
+        log.exception("rank %d ends of an error", config.rank)
     logging.shutdown()
     os._exit(code)  # communicators of CUDA are not taken down one by one
 

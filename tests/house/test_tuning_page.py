@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import softmux.tuning
+from softmux.tuning.distillation import Distillation
 from softmux.tuning.fields import BEGIN, END, SECTIONS, written
 from softmux.tuning.recipe import Sweep
 
@@ -28,7 +29,8 @@ def test_every_field_says_what_it_does() -> None:
 
 def test_the_examples_are_what_the_code_takes() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    (swept,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    swept, distilled = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    Distillation.model_validate(tomllib.loads(distilled))
     Sweep.model_validate(tomllib.loads(swept)["sweep"])
     (python,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     compile(python, "tuning.md", "exec")

@@ -97,6 +97,19 @@ def test_a_tuned_again_task_keeps_its_authors_notes(write_recipe: Write, run_tun
     assert recipe.is_file()
 
 
+def test_a_folder_tuned_in_its_place_keeps_what_lies_in_it(write_recipe: Write, run_tune: Run) -> None:
+    recipe = write_recipe(steps=2)
+    rows = (recipe.parent / "rows.csv").read_bytes()
+    (recipe.parent / "more").mkdir()
+    (recipe.parent / "more" / "notes.txt").write_text("mine")
+    (recipe.parent / "adapter_model.lora.safetensors").write_text("of a pair that it was")
+    for _ in range(2):
+        run_tune(recipe, recipe.parent)
+    assert (recipe.parent / "rows.csv").read_bytes() == rows
+    assert (recipe.parent / "more" / "notes.txt").read_text() == "mine"
+    assert not (recipe.parent / "adapter_model.lora.safetensors").exists()
+
+
 def test_bad_data_writes_nothing(write_recipe: Write, run_tune: Run, tmp_path: Path) -> None:
     recipe = write_recipe(data=b"prompt,answer\na, x\nb,\n")
     with pytest.raises(BadData, match=r"rows\.csv, row 2, column answer"):

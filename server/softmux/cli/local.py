@@ -79,6 +79,29 @@ def sweep(
         as_json(figures(swept))
 
 
+def distill(
+    recipe: Annotated[Path, typer.Argument(help="The recipe: a TOML file with a teacher, inputs and a method.")],
+    out: Annotated[Path | None, typer.Option(help="Where the folder goes, by default the recipe's own.")] = None,
+    device: Device = "auto",
+    cache: Cache = None,
+    tokens: Tokens = None,
+    save_every: SaveEvery = 50,
+    fresh: Fresh = False,
+    checkpointing: Checkpointing = False,
+    tensorboard: Board = None,
+    json_: Json = False,
+) -> None:
+    """Distil a long prompt, a text's or an adapter's, into a short soft prompt that answers as it does."""
+    with _needing_packages():
+        from softmux.tuning import Together
+        from softmux.tuning.distill import distill as run
+        from softmux.tuning.distilled import figures
+    together = Together(1, tokens, save_every, cache and cache / "tuning", fresh, checkpointing, tensorboard)
+    distilled = run(recipe, out, device, cache=cache, together=together)
+    if json_:
+        as_json(figures(distilled))
+
+
 def _told(report: Report) -> dict[str, Any]:
     figures = {"tuned": report.tuned, **report.beside}
     return {

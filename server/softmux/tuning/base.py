@@ -6,16 +6,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from softmux.demo import BASES, demo_model
+from softmux.demo import BASES, DemoName, demo_model
 from softmux.engine.bases import family_of
 from softmux.errors import InvalidRequest
 from softmux.formats.layout import TransformersEncoder
-from softmux.tuning.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +46,32 @@ class Base:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
-def load_base(recipe: Recipe, device: str = "auto", cache: Path | None = None) -> Base:
+class Method(Protocol):
+    @property
+    def kind(self) -> str: ...
+
+
+class OverBase(Protocol):
+    """A recipe, as far as it names its base."""
+
+    @property
+    def base(self) -> str: ...
+
+    @property
+    def demo(self) -> DemoName | None: ...
+
+    @property
+    def method(self) -> Method: ...
+
+
+def source_of(recipe: OverBase, cache: Path | None = None) -> str:
+    """Where the recipe's base is: a folder, or a hub id."""
+    return str(demo_model(cache, recipe.demo)) if recipe.demo else recipe.base
+
+
+def load_base(recipe: OverBase, device: str = "auto", cache: Path | None = None) -> Base:
     """The recipe's base; `device` is `auto`, `cpu` or `cuda`. Raises `InvalidRequest` where it is no decoder."""
-    source = str(demo_model(cache, recipe.demo)) if recipe.demo else recipe.base
+    source = source_of(recipe, cache)
     config = AutoConfig.from_pretrained(source)
     if (family := family_of(config)) != "decoder":
         raise InvalidRequest(
@@ -62,7 +84,7 @@ def load_base(recipe: Recipe, device: str = "auto", cache: Path | None = None) -
     return as_base(model.to(device_of(device)), AutoTokenizer.from_pretrained(source), label)
 
 
-def label_of(recipe: Recipe) -> str:
+def label_of(recipe: OverBase) -> str:
     """What adapters say they were made for: the base's name."""
     if recipe.demo:
         return BASES[recipe.demo].name

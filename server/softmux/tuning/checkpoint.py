@@ -38,6 +38,7 @@ def run_digest(jobs: Sequence[Job], trainer: Trainer) -> str:
             said.update(name.encode() + value.float().cpu().numpy().tobytes())
         for row in (*job.rows, *job.validation):
             said.update(repr((row.ids, row.answer)).encode())
+            said.update(b"" if row.taught is None else row.taught.tobytes())
     return said.hexdigest()
 
 

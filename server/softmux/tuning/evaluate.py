@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -16,9 +16,20 @@ from softmux.tuning.base import Base
 from softmux.tuning.data import Example
 from softmux.tuning.methods import Learned
 from softmux.tuning.recipe import Evaluate, Metric
-from softmux.tuning.rows import Row, bare_text, collate, encode
+from softmux.tuning.rows import Batch, Row, bare_text, collate, encode
 
 BATCH = 64
+
+Pick = Callable[[torch.Tensor], torch.Tensor]
+"""Each row's next token `[rows]` of its logits `[rows, vocabulary]`."""
+
+
+class Speaker(Protocol):
+    """What makes a base's inputs of rows: what a task has learned, or a teacher."""
+
+    def collate(self, rows: Sequence[Row]) -> Batch: ...
+
+    def inputs(self, batch: Batch) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,26 +96,40 @@ def score(metric: Metric, texts: Sequence[str], answers: Sequence[str]) -> dict[
     } | exact
 
 
-@torch.no_grad()
-def generate(base: Base, learned: Learned | None, rows: Sequence[Row], max_tokens: int) -> list[str]:
+def likeliest(logits: torch.Tensor) -> torch.Tensor:
+    """The greedy `Pick`."""
+    return logits.argmax(-1)
+
+
+def generate(base: Base, learned: Speaker | None, rows: Sequence[Row], max_tokens: int) -> list[str]:
     """Greedy texts after each row's input, without the end token, at most `max_tokens` tokens each."""
-    texts = [""] * len(rows)
+    return [base.text(ids) for ids in continued(base, learned, rows, max_tokens)]
+
+
+@torch.no_grad()
+def continued(
+    base: Base, learned: Speaker | None, rows: Sequence[Row], max_tokens: int, pick: Pick = likeliest
+) -> list[tuple[int, ...]]:
+    """The tokens after each row's input, the end token included where it came within `max_tokens`."""
+    found: list[tuple[int, ...]] = [()] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
     for start in range(0, len(order), BATCH):
         chosen = order[start : start + BATCH]
-        for i, ids in zip(chosen, _greedy(base, learned, [rows[i] for i in chosen], max_tokens), strict=True):
-            texts[i] = base.text(ids)
-    return texts
+        for i, ids in zip(chosen, _continued(base, learned, [rows[i] for i in chosen], max_tokens, pick), strict=True):
+            found[i] = ids
+    return found
 
 
-def _greedy(base: Base, learned: Learned | None, rows: Sequence[Row], max_tokens: int) -> list[list[int]]:
-    inputs = _inputs(base, learned, [Row(row.ids, ()) for row in rows])
+def _continued(
+    base: Base, learned: Speaker | None, rows: Sequence[Row], max_tokens: int, pick: Pick
+) -> list[tuple[int, ...]]:
+    inputs = inputs_of(base, learned, [Row(row.ids, ()) for row in rows])
     stops = torch.tensor(base.eos_ids, device=base.device)
     done = torch.zeros(len(rows), dtype=torch.bool, device=base.device)
     steps: list[torch.Tensor] = []
     for _ in range(max_tokens):
         out = base.model(**inputs, use_cache=True, logits_to_keep=1)
-        token = torch.where(done, stops[0], out.logits[:, -1].argmax(-1))
+        token = torch.where(done, stops[0], pick(out.logits[:, -1]))
         done |= torch.isin(token, stops)
         steps.append(token)
         if bool(done.all()):
@@ -117,7 +142,9 @@ def _greedy(base: Base, learned: Learned | None, rows: Sequence[Row], max_tokens
             "past_key_values": out.past_key_values,
         }
     ids = torch.stack(steps, dim=1).tolist()
-    return [row[: next((i for i, token in enumerate(row) if token in base.eos_ids), len(row))] for row in ids]
+    return [
+        tuple(row[: next((i + 1 for i, token in enumerate(row) if token in base.eos_ids), len(row))]) for row in ids
+    ]
 
 
 @torch.no_grad()
@@ -129,14 +156,15 @@ def _likeliest(base: Base, learned: Learned | None, rows: Sequence[Row], labels:
     for number, answer in enumerate(answers):
         for start in range(0, len(order), BATCH):
             chosen = order[start : start + BATCH]
-            inputs = _inputs(base, learned, [Row(rows[i].ids, answer) for i in chosen])
+            inputs = inputs_of(base, learned, [Row(rows[i].ids, answer) for i in chosen])
             logits = base.model(**inputs, logits_to_keep=len(answer) + 1).logits[:, :-1].log_softmax(-1)
             tokens = torch.tensor(answer, device=base.device).expand(len(chosen), -1)
             scores[chosen, number] = logits.gather(2, tokens[:, :, None])[:, :, 0].sum(1).cpu()
     return [int(i) for i in scores.argmax(1)]
 
 
-def _inputs(base: Base, learned: Learned | None, rows: Sequence[Row]) -> dict[str, Any]:
+def inputs_of(base: Base, learned: Speaker | None, rows: Sequence[Row]) -> dict[str, Any]:
+    """What the base is called with for these rows; for None, the bare model."""
     if learned is not None:
         return learned.inputs(learned.collate(rows))
     batch = collate(rows, prefix=0, device=base.device)

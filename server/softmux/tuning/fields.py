@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from softmux.tuning.distillation import Distillation, Inputs, Teacher
 from softmux.tuning.recipe import (
     Data,
     Evaluate,
@@ -32,6 +33,9 @@ SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {
     "`[train]`": (Train,),
     "`[evaluate]`": (Evaluate,),
     "`[sweep]`": (Sweep,),
+    "The recipe of `softmux distill`": (Distillation,),
+    "`[teacher]` of `softmux distill`": (Teacher,),
+    "`[inputs]` of `softmux distill`": (Inputs,),
 }
 
 

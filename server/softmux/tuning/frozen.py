@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy, embedding, rms_norm
+from torch.nn.functional import cross_entropy, embedding, kl_div, rms_norm
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -70,8 +70,41 @@ class FrozenBase:
                 del layer.forward
 
     def losses(self, packed: Packed, tables: Tables, noise: torch.Tensor | None = None) -> torch.Tensor:
-        """`[targets]`, the cross-entropy of each target in float32. Within `running()`. `noise [tokens, hidden]` is
-        added to the input's embeddings."""
+        """`[targets]`, the cross-entropy of each target in float32; of those that are taught, the divergence
+        `KL(teacher || own)` over the whole vocabulary. Within `running()`. `noise [tokens, hidden]` is added to the
+        input's embeddings."""
+        taught = packed.taught
+        if taught is None:
+            return cross_entropy(self._logits(packed, tables, noise).float(), packed.targets, reduction="none")
+
+        def beside(_: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            hidden, *others = given
+            return torch.cat([hidden, taught[None].to(hidden.dtype)], dim=1), *others
+
+        assert packed.taught_at is not None
+        with _before(self.model.get_output_embeddings(), beside):  # whatever is done to logits is done to both
+            logits = self._logits(packed, tables, noise).float()
+        own, theirs = logits[: len(packed.targets)], logits[len(packed.targets) :].detach().log_softmax(-1)
+        words = own.log_softmax(-1)
+        divergence = kl_div(words.index_select(0, packed.taught_at), theirs, reduction="none", log_target=True).sum(-1)
+        if len(packed.taught_at) == len(packed.targets):
+            return divergence
+        return cross_entropy(own, packed.targets, reduction="none").index_copy(0, packed.taught_at, divergence)
+
+    @torch.no_grad()
+    def hidden(self, packed: Packed, tables: Tables) -> torch.Tensor:
+        """`[targets, hidden]`, what the output head is given for each target: all that its logits are made of. Within
+        `running()`."""
+        seen: list[torch.Tensor] = []
+
+        def look(_: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+            seen.append(given[0][0].float())
+
+        with _before(self.model.get_output_embeddings(), look):
+            self._logits(packed, tables, None)
+        return seen[0]
+
+    def _logits(self, packed: Packed, tables: Tables, noise: torch.Tensor | None) -> torch.Tensor:
         embeddings = self.model.get_input_embeddings()(packed.tokens)
         if noise is not None:
             embeddings = embeddings + noise.to(embeddings.dtype)
@@ -89,7 +122,7 @@ class FrozenBase:
             hook for rows in packed.low_rank for hook in (tables.low_rank or {})[rows.cohort].attach(self.model, rows)
         ]
         try:
-            logits = self.model(
+            logits: torch.Tensor = self.model(
                 inputs_embeds=embeddings[None],
                 position_ids=packed.positions[None],
                 attention_mask=None,
@@ -100,7 +133,7 @@ class FrozenBase:
             self._hooks = hooks
             if not (self.checkpointing and torch.is_grad_enabled()):
                 self.detach()
-        return cross_entropy(logits.float(), packed.targets, reduction="none")
+        return logits
 
     def detach(self) -> None:
         """Takes the step's LoRAs off; after the backward where that runs layers again."""
@@ -161,6 +194,15 @@ class FrozenBase:
         for layer in layers:
             layer.forward = _again(layer.forward)
         return layers
+
+
+@contextmanager
+def _before(module: Any, hook: Callable[..., Any]) -> Iterator[None]:
+    handle = module.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @torch.no_grad()

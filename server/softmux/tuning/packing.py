@@ -23,11 +23,12 @@ Floats = NDArray[np.float64]
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A row as arrays. `ids`: input, then answer, without the places of a prefix; learned token i is `-1 - i`.
-    `kept [len(ids)]`: each token's weight in the loss, before it is divided by the task's sum."""
+    `kept [len(ids)]`: each token's weight in the loss, before it is divided by the task's sum. `taught`: the row's."""
 
     ids: Ints
     kept: Floats
     answer_tokens: int
+    taught: NDArray[np.float32] | None = None
 
     @property
     def length(self) -> int:
@@ -40,7 +41,7 @@ def prepare(row: Row, prefix: int, dampening: float) -> Prepared:
     kept = np.where(ids >= 0, dampening, 0.0)
     kept[len(ids) - len(row.answer) :] = 1.0
     kept[0] = 0.0
-    return Prepared(ids, kept, len(row.answer))
+    return Prepared(ids, kept, len(row.answer), row.taught)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,8 @@ class Packed:
     `cu_q`, `cu_kv` `[rows + 1]`: where rows begin among tokens, and among keys with prefixes; `prefix_from [P]` says
     which prefix tokens are keys here, `kv_order [tokens + P]` puts `cat(tokens, prefixes)` into the rows' order.
     Logits are wanted at `wanted [targets]`; loss i is `targets[i]`'s, weighs `shares[i]`, and is task `owners[i]`'s.
-    `low_rank`: for each LoRA cohort (its number, its members here, their tokens).
+    `low_rank`: for each LoRA cohort (its number, its members here, their tokens). A teacher's hidden state
+    `taught[i]` is what the target at `taught_at[i]` of `targets` is learned from; None where no row has a teacher.
     """
 
     tokens: torch.Tensor
@@ -85,6 +87,8 @@ class Packed:
     owners: torch.Tensor
     low_rank: tuple[LowRankRows, ...]
     lengths: tuple[tuple[int, int], ...]
+    taught: torch.Tensor | None = None
+    taught_at: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +150,11 @@ def pack(rows: Sequence[Placed], device: torch.device) -> Packed:
         places_of = np.empty(len(ids) + len(at), dtype=np.int64)
         places_of[np.concatenate([own, theirs])] = np.arange(len(places_of))
         prefix_from, order = put(at), put(places_of)
+    taught = taught_at = None
+    states = [row.taught for row in prepared if row.taught is not None]
+    if states:
+        answers_at = np.where([row.taught is not None for row in prepared], starts[1:] - _answers(prepared), len(ids))
+        taught, taught_at = put(np.concatenate(states)), put(np.flatnonzero(targets >= answers_at[row_of[targets]]))
     return Packed(
         tokens=put(np.maximum(ids, 0)),
         positions=put(within + prefixes[row_of]),
@@ -162,7 +171,13 @@ def pack(rows: Sequence[Placed], device: torch.device) -> Packed:
         owners=put(owners[row_of[targets]]),
         low_rank=tuple(_low_rank(places, starts, put)),
         lengths=tuple(zip(lengths.tolist(), (lengths + prefixes).tolist(), strict=True)),
+        taught=taught,
+        taught_at=taught_at,
     )
+
+
+def _answers(rows: Sequence[Prepared]) -> Ints:
+    return np.array([row.answer_tokens for row in rows], dtype=np.int64)
 
 
 def _low_rank(places: Sequence[Place], starts: Ints, put: object) -> Iterator[LowRankRows]:

@@ -14,7 +14,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -30,14 +30,15 @@ SourceName = Literal[
 ]
 Metric = Literal["exact", "starts_with", "json_fields", "accuracy", "token_f1"]
 Init = Literal["text", "sampled", "labels", "random"]
+R = TypeVar("R", bound=BaseModel)
 _OF_HEADS: dict[str, Metric] = {"sequence": "accuracy", "token": "token_f1"}
 
 
-class _Closed(BaseModel):
+class Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class Data(_Closed):
+class Data(Closed):
     """`source` is a shipped one, `file`: a CSV, JSONL or Parquet file at `path` (relative to the recipe) with two
     columns, or `hub`: such a file in the data set `hub` of the Hugging Face hub."""
 
@@ -66,7 +67,7 @@ class Data(_Closed):
         return self
 
 
-class PromptTuning(_Closed):
+class PromptTuning(Closed):
     """Vectors in front of the input (arXiv 2104.08691)."""
 
     kind: Literal["prompt_tuning"]
@@ -89,7 +90,7 @@ class PromptTuning(_Closed):
         return self
 
 
-class PTuning(_Closed):
+class PTuning(Closed):
     """Vectors that an encoder makes (arXiv 2103.10385): in front of the input, or where the `template` puts them."""
 
     kind: Literal["p_tuning"]
@@ -116,7 +117,7 @@ class PTuning(_Closed):
         return self
 
 
-class PrefixTuning(_Closed):
+class PrefixTuning(Closed):
     """Keys and values of every layer (arXiv 2101.00190), trained through a two-layer MLP where `projection` is on."""
 
     kind: Literal["prefix_tuning"]
@@ -128,7 +129,7 @@ class PrefixTuning(_Closed):
     """The width of what makes them; by default the base's."""
 
 
-class PTuningV2(_Closed):
+class PTuningV2(Closed):
     """A prefix of every layer under a head that classifies (arXiv 2110.07602), on an encoder. `pooler`: what stands
     between the last layer and a sequence's head is trained, too, instead of taken from the base."""
 
@@ -145,7 +146,7 @@ class PTuningV2(_Closed):
     """The width of what makes them; by default the base's."""
 
 
-class _LowRank(_Closed):
+class _LowRank(Closed):
     rank: Annotated[int, Field(ge=1, le=1024)]
     """Of the update."""
     alpha: Annotated[float, Field(gt=0)]
@@ -177,7 +178,7 @@ MethodRecipe = Annotated[
 ]
 
 
-class Train(_Closed):
+class Train(Closed):
     """AdamW with a linear warm-up to `learning_rate`, then a linear decay to zero at the last step."""
 
     steps: Annotated[int, Field(ge=1)]
@@ -215,7 +216,7 @@ class Train(_Closed):
     """Uniform noise on the input's embeddings (NEFTune, arXiv 2310.05914), of size noise / sqrt(tokens · width)."""
 
 
-class Sweep(_Closed):
+class Sweep(Closed):
     """What `softmux sweep` tries: every combination of what is listed; what is not listed is as the recipe says. A
     value that a method does not have (an init of a LoRA) makes no further try of it."""
 
@@ -231,7 +232,7 @@ class Sweep(_Closed):
     """With several, the mean of their validation losses decides."""
 
 
-class Evaluate(_Closed):
+class Evaluate(Closed):
     """Greedy generation on the test rows. `exact`: the text is the answer; `starts_with`: it begins with the answer;
     `json_fields`: valid JSON, and F1 over its (name, value) pairs. Of a task with a head, its labels: `accuracy` of
     sequences, `token_f1` of tokens."""
@@ -248,7 +249,7 @@ class Evaluate(_Closed):
     """For a task with a head: how to train the whole encoder, to measure that, too."""
 
 
-class Recipe(_Closed):
+class Recipe(Closed):
     """`base` is a demo's base model (`smollm2`, for which `demo` stands, or `minilm`), or a folder or hub id; `labels`
     and `notes` go to `softmux.json`. A head's labels are the data's answers, unless `labels` gives them an order."""
 
@@ -280,9 +281,7 @@ class Recipe(_Closed):
     @property
     def demo(self) -> DemoName | None:
         """The demo base that `base` names, if it names one."""
-        if self.base == DEMO_BASE:
-            return DEFAULT
-        return next((name for name in get_args(DemoName) if name == self.base), None)
+        return demo_of(self.base)
 
     @model_validator(mode="after")
     def _measured_as_learned(self) -> Recipe:
@@ -296,8 +295,20 @@ class Recipe(_Closed):
         return self
 
 
+def demo_of(base: str) -> DemoName | None:
+    """The demo base that a recipe's `base` names, if it names one."""
+    if base == DEMO_BASE:
+        return DEFAULT
+    return next((name for name in get_args(DemoName) if name == base), None)
+
+
 def read_recipe(path: Path) -> Recipe:
     """The recipe in the TOML file at `path`. Raises `InvalidRequest`, whose `param` names the field that is wrong."""
+    return read_toml(path, Recipe)
+
+
+def read_toml(path: Path, kind: type[R]) -> R:
+    """What the TOML file at `path` says, by a closed schema. Raises as `read_recipe` does."""
     try:
         said = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -305,7 +316,7 @@ def read_recipe(path: Path) -> Recipe:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"{path} is no TOML: {error}.", param="recipe") from error
     try:
-        return Recipe.model_validate(said)
+        return kind.model_validate(said)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])

@@ -8,9 +8,11 @@ answer ends in the last column.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from softmux.formats.layout import Encoder, Layout, lay_out
 from softmux.formats.template import Template, Text
@@ -21,10 +23,13 @@ IGNORE = -100
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """`ids` is the input (learned token i is `-1 - i`), `answer` the tokens to generate after it."""
+    """`ids` is the input (learned token i is `-1 - i`), `answer` the tokens to generate after it. `taught`
+    `[len(answer), hidden]`: what a teacher's last layer gave the output head before each of them; None where the words
+    themselves are learned."""
 
     ids: tuple[int, ...]
     answer: tuple[int, ...]
+    taught: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
     @property
     def length(self) -> int:

@@ -201,7 +201,7 @@ def _measured(laid: _Laid, base: Base, ended: Finished, seconds: float) -> Repor
             rows=(len(laid.rows), len(laid.validation), len(plan.parts.test)),
             lengths=(min(row.prompt_tokens for row in laid.rows), max(row.prompt_tokens for row in laid.rows)),
             seconds=seconds + time.monotonic() - measuring,
-            device=_device_words(base.device),
+            device=device_words(base.device),
         )
         write_folder(plan.out, plan.path, learned, report)
     finally:
@@ -261,7 +261,7 @@ def _tune_head(plan: Plan, base: HeadBase, console: Console) -> Report:
         rows=(len(rows), len(validation), len(test)),
         lengths=(min(row.length for row in rows), max(row.length for row in rows)),
         seconds=seconds,
-        device=_device_words(base.device),
+        device=device_words(base.device),
         labels=labels,
         base_fingerprint=base.fingerprint,
     )
@@ -308,7 +308,8 @@ def _bar(console: Console, name: str, steps: int) -> Iterator[Callable[[Progress
         yield lambda progress: board.see(name, progress)
 
 
-def _device_words(device: torch.device) -> str:
+def device_words(device: torch.device) -> str:
+    """The device, as a README names it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"

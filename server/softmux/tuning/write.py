@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from softmux.formats.config import CONFIG_FILE
-from softmux.formats.folder import LORA_FILES
+from softmux.formats.folder import ALLOWED_FILES, LORA_FILES
 from softmux.formats.softmux_json import SOFTMUX_FILE, SoftmuxJson
 from softmux.formats.tensors import WEIGHTS_FILE
 from softmux.tuning import sources
 from softmux.tuning.evaluate import Figures
-from softmux.tuning.recipe import Lora, LoraPrefixTuning, PrefixTuning, PromptTuning, PTuningV2, Recipe
+from softmux.tuning.recipe import Lora, LoraPrefixTuning, MethodRecipe, PrefixTuning, PromptTuning, PTuningV2, Recipe
 from softmux.tuning.trainer import Trained
 
 RECIPE_FILE = "recipe.toml"
@@ -76,20 +77,30 @@ class Report:
 
 
 def write_folder(out: Path, recipe_path: Path, learned: Saved, report: Report) -> None:
+    """The folder of a tuned task: `put_folder`, with its README."""
+    put_folder(out, recipe_path, learned, softmux_json(report), lambda notes: readme(report, notes))
+
+
+def put_folder(
+    out: Path, recipe_path: Path, learned: Saved, said: SoftmuxJson, readme_of: Callable[[str], str]
+) -> None:
     """Writes the folder `out`, whole or not at all: one that is there already is replaced once the new one is ready.
 
-    A README's part under "Notes" is the author's, and is kept.
+    A README's part under "Notes" is the author's, and is kept (`readme_of` is given it), as are files that are no
+    adapter's, such as the rows it is made of.
     """
+    out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         write_peft(scratch, learned)
-        said = softmux_json(report).model_dump(exclude_none=True)
-        (scratch / SOFTMUX_FILE).write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        json_said = json.dumps(said.model_dump(exclude_none=True), indent=2, ensure_ascii=False)
+        (scratch / SOFTMUX_FILE).write_text(json_said + "\n", encoding="utf-8")
         shutil.copyfile(recipe_path, scratch / RECIPE_FILE)
-        (scratch / README_FILE).write_text(readme(report, _notes(out / README_FILE)), encoding="utf-8")
+        (scratch / README_FILE).write_text(readme_of(_notes(out / README_FILE)), encoding="utf-8")
         scratch.chmod(0o755)
         if out.exists():
+            _keep_others(out, scratch)
             old = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
             out.rename(old / out.name)
             scratch.rename(out)
@@ -98,6 +109,25 @@ def write_folder(out: Path, recipe_path: Path, learned: Saved, report: Report) -
             scratch.rename(out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _keep_others(out: Path, scratch: Path) -> None:
+    """What lies in the folder beside the files that a run writes. Linked, where the disk can: rows may be many."""
+
+    def link(source: str, target: str) -> None:
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copy2(source, target)
+
+    for path in out.iterdir():
+        if path.name not in (*ALLOWED_FILES, RECIPE_FILE, README_FILE):
+            if path.is_symlink():
+                (scratch / path.name).symlink_to(path.readlink())
+            elif path.is_dir():
+                shutil.copytree(path, scratch / path.name, symlinks=True, copy_function=link)
+            else:
+                link(str(path), str(scratch / path.name))
 
 
 def softmux_json(report: Report) -> SoftmuxJson:
@@ -122,7 +152,7 @@ def readme(report: Report, notes: str) -> str:
         recipe.title or recipe.notes or f"A task tuned over {report.base_label}.",
         "",
         f"- Base model: {report.base_label}, frozen.",
-        f"- Method: {_method(recipe)}.",
+        f"- Method: {method_words(recipe.method)}.",
         f"- Data: {sources.about(recipe.data)}",
         f"- Made by: `softmux tune {RECIPE_FILE}` ({trained.best_step} of {len(trained.losses)} steps kept, "
         f"{report.seconds:.0f} s on {report.device}).",
@@ -156,8 +186,8 @@ def _row(name: str, cells: Iterable[str]) -> str:
     return f"| {' | '.join([name, *cells])} |"
 
 
-def _method(recipe: Recipe) -> str:
-    method = recipe.method
+def method_words(method: MethodRecipe) -> str:
+    """What is learned, as a README says it."""
     if isinstance(method, PromptTuning):
         return f"prompt tuning, {method.virtual_tokens} learned vectors, begun from " + (_BEGUN[method.begins])
     if isinstance(method, PrefixTuning):

@@ -1,0 +1,90 @@
+"""How near a student comes to its teacher on inputs that neither was trained on, and what it saves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch.nn.functional import kl_div
+
+from softmux.tuning.base import Base
+from softmux.tuning.evaluate import Speaker, continued, inputs_of
+from softmux.tuning.rows import IGNORE, Row, collate
+
+BATCH = 16
+_TIMES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """`divergence`: KL(teacher || student) of the next token, the mean over the tokens of the teacher's answers;
+    `same_token`: the share of them where both have the same likeliest token; `same_answer`: the share of inputs whose
+    greedy answers are equal to the last token."""
+
+    divergence: float
+    same_token: float
+    same_answer: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of a prompt. `tokens`: what it adds to an input, learned ones included, the mean; `milliseconds`: the prefill of
+    the input of middle length with it, the median of five."""
+
+    tokens: float
+    milliseconds: float
+
+
+@torch.no_grad()
+def agreement(
+    base: Base, teacher: tuple[Speaker, Sequence[Row]], student: tuple[Speaker | None, Sequence[Row]], max_tokens: int
+) -> Agreement:
+    """Of a teacher and a student, each with its own rows of the same inputs and (the teacher's) answers. None for a
+    student is the bare model. The whole vocabulary counts; computed by the unmodified module, padded."""
+    (speaker, theirs), (learned, own) = teacher, student
+    total = same = tokens = 0.0
+    order = sorted(range(len(own)), key=lambda i: theirs[i].length)
+    for start in range(0, len(order), BATCH):
+        chosen = order[start : start + BATCH]
+        wanted = _words(base, speaker, [theirs[i] for i in chosen])
+        said = _words(base, learned, [own[i] for i in chosen])
+        total += float(kl_div(said, wanted, reduction="sum", log_target=True))
+        same += float((said.argmax(-1) == wanted.argmax(-1)).sum())
+        tokens += len(said)
+    answers = continued(base, learned, own, max_tokens)
+    equal = sum(_bare(base, a) == _bare(base, row.answer) for a, row in zip(answers, theirs, strict=True))
+    return Agreement(total / tokens, same / tokens, equal / len(theirs))
+
+
+@torch.no_grad()
+def prefill(base: Base, speaker: Speaker | None, row: Row) -> float:
+    """Milliseconds of one forward over the row's input, as it is when nothing of it is cached."""
+    found = []
+    for _ in range(_TIMES + 1):
+        _wait(base)
+        started = time.perf_counter()
+        base.model(**inputs_of(base, speaker, [Row(row.ids, ())]), use_cache=True, logits_to_keep=1)
+        _wait(base)
+        found.append(time.perf_counter() - started)
+    return 1000 * median(found[1:])
+
+
+def _words(base: Base, speaker: Speaker | None, rows: Sequence[Row]) -> torch.Tensor:
+    """`[tokens, vocabulary]`, log-probabilities before each token of the rows' answers."""
+    width = max(len(row.answer) for row in rows)
+    logits = base.model(**inputs_of(base, speaker, rows), logits_to_keep=width + 1).logits[:, :-1]
+    kept = collate([Row((0,), row.answer) for row in rows], prefix=0, device=base.device).targets != IGNORE
+    words: torch.Tensor = logits[kept].float().log_softmax(-1)
+    return words
+
+
+def _bare(base: Base, answer: Sequence[int]) -> tuple[int, ...]:
+    return tuple(token for token in answer if token not in base.eos_ids)
+
+
+def _wait(base: Base) -> None:
+    if base.device.type == "cuda":
+        torch.cuda.synchronize(base.device)

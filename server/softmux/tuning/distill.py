@@ -1,0 +1,175 @@
+"""`softmux distill`: the base with a long prompt teaches a short soft prompt to answer as it does.
+
+read the recipe → gather the inputs → let the teacher answer them, and keep what its logits are made of → train on
+KL(teacher || student) at every token of the answers → measure on held-out inputs → write the folder
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from softmux.errors import SoftmuxError
+from softmux.formats.layout import Layout, lay_out
+from softmux.tuning.agreement import Agreement, Cost, agreement, prefill
+from softmux.tuning.base import Base, load_base
+from softmux.tuning.board import shown
+from softmux.tuning.data import Example, checked
+from softmux.tuning.distillation import Distillation, read_distillation
+from softmux.tuning.distilled import Distilled, readme, saved, softmux_json, table
+from softmux.tuning.evaluate import Speaker
+from softmux.tuning.many import Job
+from softmux.tuning.methods import Learned, begin, put, start_of, take_out
+from softmux.tuning.rows import Row
+from softmux.tuning.run import device_words
+from softmux.tuning.sources import table as files
+from softmux.tuning.split import split
+from softmux.tuning.teacher import Teacher, check_fits, invented, teacher_of
+from softmux.tuning.together import Together, precision, train_together
+from softmux.tuning.write import put_folder
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Inputs, and the teacher's answers to them. The teacher's rows have its hidden states where they were wanted."""
+
+    prompts: Sequence[str]
+    teacher: Sequence[Row]
+
+    def rows(self, layout: Layout, base: Base) -> list[Row]:
+        """The same, as rows of a student's."""
+        return [
+            replace(row, ids=lay_out(layout, base.encoder, vocab_size=base.vocab_size, prompt=prompt))
+            for prompt, row in zip(self.prompts, self.teacher, strict=True)
+        ]
+
+
+def distill(
+    recipe_path: Path,
+    out: Path | None = None,
+    device: str = "auto",
+    *,
+    base: Base | None = None,
+    cache: Path | None = None,
+    console: Console | None = None,
+    together: Together | None = None,
+) -> Distilled:
+    """Distils the recipe's teacher and writes the student's folder to `out`, by default the recipe's own folder.
+
+    `base` takes the place of the recipe's where it is loaded already. Progress goes to `console` (default: stderr).
+    Raises `InvalidRequest` for a bad recipe or teacher, `BadData` for inputs. Nothing is written unless everything
+    succeeded.
+    """
+    console, together = console or Console(stderr=True), together or Together()
+    recipe = read_distillation(recipe_path)
+    started = time.monotonic()
+    base = base or load_base(recipe, device, cache)
+    teacher = teacher_of(recipe, recipe_path.parent, base, cache)
+    train, validation, test = _asked(recipe, recipe_path.parent, teacher, console)
+    torch.manual_seed(recipe.train.seed)
+    learned = begin(recipe.method, base)
+    learned.train(False)
+    try:
+        return _distilled(
+            recipe, recipe_path, out or recipe_path.parent, teacher, learned, (train, validation, test), started,
+            console, together,
+        )  # fmt: skip
+    finally:
+        take_out(learned)
+
+
+def _distilled(
+    recipe: Distillation,
+    recipe_path: Path,
+    out: Path,
+    teacher: Teacher,
+    learned: Learned,
+    asked: tuple[Asked, Asked, Asked],
+    started: float,
+    console: Console,
+    together: Together,
+) -> Distilled:
+    base = learned.base
+    rows, validation, test = (part.rows(learned.layout, base) for part in asked)
+    bare = asked[2].rows(Layout(), base)
+    console.print(
+        f"{recipe.task}: {len(rows)} inputs to train, {len(validation)} to validate, {len(test)} held out; "
+        f"{sum(p.numel() for p in learned.parameters()):,} numbers to learn over {base.label}"
+    )
+
+    def held(student: Speaker | None, own: Sequence[Row]) -> Agreement:
+        return agreement(base, (teacher, asked[2].teacher), (student, own), recipe.teacher.max_tokens)
+
+    start = held(learned, test)
+    job = Job(recipe.task, start_of(learned), rows, validation, recipe.train, learned.prefix)
+    with shown(console, {job.name: job.how.steps}, together.tensorboard) as board:
+        dtype = precision(base, recipe.train)
+        (ended,), checkpoint = train_together(base, [job], dtype, together, board.see, console)
+    if ended.error is not None:
+        checkpoint.remove()
+        raise SoftmuxError(ended.error)
+    put(learned, ended.values)
+    console.print("measuring on the held-out inputs")
+    middle = sorted(range(len(test)), key=lambda i: test[i].length)[len(test) // 2]
+
+    def cost(speaker: Speaker | None, own: Sequence[Row]) -> Cost:
+        added = sum(len(a.ids) - len(b.ids) for a, b in zip(own, bare, strict=True)) / len(own)
+        return Cost(added, prefill(base, speaker, own[middle]))
+
+    found = Distilled(
+        recipe=recipe,
+        base_label=base.label,
+        trained=ended.trained,
+        student=held(learned, test),
+        start=start,
+        bare=held(None, bare),
+        long=cost(teacher, asked[2].teacher),
+        short=cost(learned, test),
+        rows=(len(rows), len(validation), len(test)),
+        lengths=(min(row.prompt_tokens for row in rows), max(row.prompt_tokens for row in rows)),
+        seconds=time.monotonic() - started,
+        device=device_words(base.device),
+    )
+    put_folder(out, recipe_path, learned, softmux_json(found), lambda notes: readme(found, notes))
+    checkpoint.remove()
+    console.print(table(found))
+    console.print(saved(found), f"→ {out}", highlight=False)
+    return found
+
+
+def _asked(recipe: Distillation, folder: Path, teacher: Teacher, console: Console) -> tuple[Asked, Asked, Asked]:
+    """The inputs to train, to validate and held out, with the teacher's answers."""
+    if recipe.inputs.path is not None:
+        column = recipe.inputs.column
+        read = files.read(folder / recipe.inputs.path, column, column)
+    else:
+        console.print(f"making {recipe.inputs.generate} inputs")
+        texts = invented(recipe, teacher.base)
+        read = (Example(text, text, "the generated inputs", i) for i, text in enumerate(texts, start=1))
+    examples = checked(read, classes=False)
+    how = recipe.teacher
+    check_fits(examples, teacher, how.max_tokens)
+    parts = split(examples, recipe.train.validation_rows)
+    console.print(f"the teacher answers {len(examples)} inputs")
+
+    def asked(some: Sequence[Example], temperature: float, *, learn: bool) -> Asked:
+        prompts = [example.text for example in some]
+        answers = teacher.answers(prompts, how.max_tokens, temperature=temperature, seed=recipe.train.seed)
+        if learn and not recipe.train.end_token:
+            answers = [tuple(token for token in one if token not in teacher.base.eos_ids) for one in answers]
+        kept = [(p, Row(teacher.ids(p), a)) for p, a in zip(prompts, answers, strict=True) if a]
+        if not kept:
+            raise SoftmuxError("The teacher answers with nothing: change its prompt.")
+        rows = [row for _, row in kept]
+        return Asked([prompt for prompt, _ in kept], teacher.states(rows) if learn else rows)
+
+    return (
+        asked(parts.train, how.temperature, learn=True),
+        asked(parts.validation, how.temperature, learn=True),
+        asked(parts.test, 0.0, learn=False),
+    )

@@ -200,6 +200,31 @@ def test_counts_go_on_when_a_worker_is_another(pair: tuple[list[str], list[EchoW
     connected(pair, story)
 
 
+def test_one_that_comes_after_a_death_counts_what_the_dead_had(pair: tuple[list[str], list[EchoWorker]]) -> None:
+    """A process that is started anew, beside others: a scrape of it would else find counts that went back."""
+
+    async def story(replicas: Replicas, workers: list[EchoWorker]) -> None:
+        await replicas.refresh_stats(5)
+        replicas.lost(0)
+        later = Replicas.of(2)
+        try:
+            assert later.stats is None
+            later.take_over(msgspec.msgpack.decode(msgspec.msgpack.encode(replicas.gone), type=dict[str, Stats]))
+            await asyncio.wait_for(later.connect(1, pair[0][1]), 5)
+            await later.refresh_stats(5)
+            assert later.stats is not None
+            assert later.stats.counters == replicas.stats.counters == {"engine_steps_total": 2.0}  # type: ignore[union-attr]
+            before = later.stats
+            later.take_over(replicas.gone)
+            replicas.take_over(later.gone)
+            assert later.stats is before
+            assert replicas.stats.counters == {"engine_steps_total": 2.0}  # type: ignore[union-attr]
+        finally:
+            later.close()
+
+    connected(pair, story)
+
+
 def test_several_numbers_are_one() -> None:
     one = Stats(
         counters={"engine_steps_total": 3.0},

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from softmux.telemetry.samples import Samples
+from softmux.worker.messages import Stats
 from softmux.worker.quarantine import Verdicts
 
 
@@ -58,6 +59,8 @@ class State(_Message, frozen=True, kw_only=True):
     """No new work is taken; a process says `Idle` when it has none left."""
     deaths: dict[str, int] = {}
     """How often a worker died, by cause."""
+    gone: dict[str, Stats] = {}
+    """What dead workers have counted, by `Replicas.gone`: a process that starts later would count from 0 else."""
     verdicts: Verdicts = Verdicts()
     """Who is under suspicion of it, or in quarantine."""
 

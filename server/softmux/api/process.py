@@ -156,6 +156,7 @@ class ApiProcess:
             if now >= 0 and now != was:
                 self._connecting += 1
                 self._task(self._connect(number, now))
+        self._worker.take_over(state.gone)
         if state.tokenizer and not before.tokenizer:
             self._task(self._load_tokenizer())
         if state.draining and not before.draining:

@@ -133,7 +133,10 @@ class Server:
         def tell(number: int, up: bool) -> None:
             workers[number] = supervisors[number].restarts if up else -1
             restarts = sum(supervisor.restarts for supervisor in supervisors)
-            processes.tell(lambda state: msgspec.structs.replace(state, workers=tuple(workers), restarts=restarts))
+            if not up:
+                worker.lost(number)
+            told = {"workers": tuple(workers), "restarts": restarts, "gone": worker.gone}
+            processes.tell(lambda state: msgspec.structs.replace(state, **told))
 
         for number, (client, endpoint) in enumerate(zip(clients, endpoints, strict=True)):
             recorder = self._folder / f"recorder-{number}"

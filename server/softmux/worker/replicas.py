@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
@@ -127,6 +127,18 @@ class Replicas:
             silent = [gone for name, gone in self._gone.items() if self._clients[name].stats is None]
             self._merged = latest, merged([*told, *silent])
         return self._merged[1]
+
+    @property
+    def gone(self) -> dict[str, Stats]:
+        """By replica, what its forerunners have counted."""
+        return dict(self._gone)
+
+    def take_over(self, gone: Mapping[str, Stats]) -> None:
+        """What forerunners have counted by what another says, where nothing is known of them here: they died before."""
+        unknown = {name: stats for name, stats in gone.items() if name not in self._gone}
+        if unknown:
+            self._gone |= unknown
+            self._merged = (), None
 
     @property
     def silent_seconds(self) -> float:

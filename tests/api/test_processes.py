@@ -87,3 +87,12 @@ def test_a_process_that_starts_may_be_silent_for_longer_than_one_that_serves(
             await running
 
     asyncio.run(run())
+
+
+def test_a_replica_that_comes_back_beside_others_leaves_nobody_unready() -> None:
+    process = processes_module._Process(None, None, None)  # type: ignore[arg-type]
+    process.reached = {0: 2, 1: 0}
+    assert process.reaches((2, 0))
+    assert process.reaches((2, 1))  # the second is up again, and is being met
+    assert not process.reaches((3, -1))  # it has met the first's forerunner only
+    assert process.reaches((-1, -1))

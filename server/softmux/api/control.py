@@ -54,7 +54,7 @@ class State(_Message, frozen=True, kw_only=True):
     started: bool = False
     """All that a start does is done."""
     everywhere: bool = False
-    """Every process that takes connections has reached every worker that is up, and there is one."""
+    """Every process that takes connections has reached a worker that is up."""
     draining: bool = False
     """No new work is taken; a process says `Idle` when it has none left."""
     deaths: dict[str, int] = {}

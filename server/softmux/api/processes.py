@@ -74,8 +74,10 @@ class _Process:
         return time.monotonic() - self.heard
 
     def reaches(self, workers: Sequence[int]) -> bool:
-        """Whether it has reached all that are up."""
-        return all(self.reached.get(number) == restarts for number, restarts in enumerate(workers) if restarts >= 0)
+        """Whether it can serve by one of those that are up: a replica that comes back beside others is no reason to
+        send clients away until all have met it."""
+        up = {number: restarts for number, restarts in enumerate(workers) if restarts >= 0}
+        return not up or any(self.reached.get(number) == restarts for number, restarts in up.items())
 
     def hand(self, connection: socket.socket) -> bool:
         """Whether it was given the connection; not where it has not taken those before, or is gone."""

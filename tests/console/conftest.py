@@ -40,7 +40,7 @@ def user(keyed: Served) -> str:
     return _key(keyed, "user")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     from support.browser import chromium
 

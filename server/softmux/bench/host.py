@@ -64,7 +64,7 @@ class _Model:
     """No layers: logits at once, the same for every row."""
 
     device, dtype, kv_dtype, layers, eos_token_ids = _CPU, torch.float32, torch.float32, (LayerKV(1, 1),), (2,)
-    state_width, pooler, causal = 1, None, True
+    state_width, pooler, causal, forced_first = 1, None, True, 0
     embedding = torch.nn.Embedding(_VOCABULARY, 1)
 
     def use(self, backend: object) -> None: ...

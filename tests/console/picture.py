@@ -32,7 +32,7 @@ def shoot(browser: Browser, url: str, to: Path) -> None:
         page.get_by_role("button", name="Run").click()
         for lane in page.locator(".lane").all():
             lane.locator(".stats b").first.wait_for()
-            lane.locator(".token").first.focus()
+            lane.locator("button.token").first.focus()
         page.get_by_role("heading", level=1).focus()
         picture = Image.open(io.BytesIO(page.screenshot()))
     to.parent.mkdir(exist_ok=True)

@@ -216,7 +216,7 @@ def test_what_others_wrote_is_text_and_no_more(keyed: Served, hostile: None, bro
         console.open("play?task=hostile")
         page.get_by_label("country").fill("x")
         page.get_by_role("button", name="Run").click()
-        page.locator(".token").first.hover()
+        page.locator("button.token").first.hover()
         expect(page.locator(".inspect")).to_contain_text("onerror")
         _unharmed(page)
         page.get_by_role("button", name="Labels").click()
@@ -281,10 +281,10 @@ def test_by_keyboard_alone(keyed: Served, hostile: None, browser: Browser) -> No
         page.keyboard.type("once")
         press("Control+Enter")
         expect(page.locator(".lane .stats")).to_contain_text("first token")
-        page.locator(".token").first.focus()
+        page.locator("button.token").first.focus()
         press("ArrowRight")
-        expect(page.locator(".token").nth(1)).to_be_focused()
-        expect(page.locator(".token").nth(1)).to_have_attribute("aria-pressed", "true")
+        expect(page.locator("button.token").nth(1)).to_be_focused()
+        expect(page.locator("button.token").nth(1)).to_have_attribute("aria-pressed", "true")
 
 
 def test_nothing_serious_is_found_by_axe_in_either_theme(keyed: Served, hostile: None, browser: Browser) -> None:
@@ -312,7 +312,7 @@ def test_nothing_serious_is_found_by_axe_in_either_theme(keyed: Served, hostile:
             if where == "play?task=hostile":
                 page.get_by_role("button", name="Run").click()
                 expect(page.locator(".lane .stats")).to_contain_text("first token")
-                page.locator(".token").first.hover()
+                page.locator("button.token").first.hover()
                 expect(page.get_by_role("button", name="Run")).to_be_visible()
             look(where)
         page.get_by_role("link", name="Keys").click()

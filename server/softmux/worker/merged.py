@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
+from typing import Any
 
 import msgspec
 
@@ -18,13 +19,8 @@ def merged(several: Sequence[Stats]) -> Stats | None:
     if len(several) < 2:
         return several[0] if several else None
     return Stats(
-        counters=_summed([stats.counters for stats in several]),
+        **_counts(several),
         gauges={name: _gauge(name, several) for name in dict.fromkeys(name for one in several for name in one.gauges)},
-        histograms=_histograms(several),
-        labelled={
-            name: _summed([stats.labelled.get(name, {}) for stats in several])
-            for name in dict.fromkeys(name for one in several for name in one.labelled)
-        },
         infos={name: _words(name, several) for name in dict.fromkeys(name for one in several for name in one.infos)},
         queues=_queues(several),
     )
@@ -37,15 +33,19 @@ def counted(stats: Stats) -> Stats:
 
 def with_counted(stats: Stats, gone: Stats) -> Stats:
     """`stats`, its counts on top of what its forerunners `counted`."""
-    both = [stats, gone]
-    return msgspec.structs.replace(
-        stats,
-        counters=_summed([one.counters for one in both]),
-        histograms=_histograms(both),
-        labelled={
-            name: _summed([one.labelled.get(name, {}) for one in both]) for name in {**gone.labelled, **stats.labelled}
+    return msgspec.structs.replace(stats, **_counts([stats, gone]))
+
+
+def _counts(several: Sequence[Stats]) -> dict[str, Any]:
+    """The fields of a `Stats` that only ever add up."""
+    return {
+        "counters": _summed(stats.counters for stats in several),
+        "histograms": _histograms(several),
+        "labelled": {
+            name: _summed(stats.labelled.get(name, {}) for stats in several)
+            for name in dict.fromkeys(name for one in several for name in one.labelled)
         },
-    )
+    }
 
 
 def _gauge(name: str, several: Sequence[Stats]) -> float:

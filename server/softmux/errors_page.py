@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
+from softmux import page_table
 from softmux.api.errors import error_body, error_response
 from softmux.client import calls
 from softmux.client import errors as told_by_client
@@ -52,18 +52,8 @@ def _again(code: str) -> str:
 
 def written(page: str) -> str:
     """`page` with the table between its marks brought up to date."""
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
-
-
-def main(arguments: list[str]) -> None:
-    for name in arguments:
-        page = Path(name)
-        page.write_text(written(page.read_text(encoding="utf-8")), encoding="utf-8")
-    if not arguments:
-        sys.stdout.write(table() + "\n")
+    return page_table.written(page, table(), BEGIN, END)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    page_table.write(sys.argv[1:], written, table)

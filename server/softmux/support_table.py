@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from types import MappingProxyType
 
+from softmux import page_table
 from softmux.engine.serves import SERVES
 from softmux.formats.methods import METHODS
 from softmux.formats.parts import PAIR
@@ -95,18 +95,8 @@ def _cell(peft_type: str, task: str, family: str, kinds: frozenset[str], reasons
 
 def written(page: str) -> str:
     """`page` with the table between its marks brought up to date."""
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
-
-
-def main(arguments: list[str]) -> None:
-    for name in arguments:
-        page = Path(name)
-        page.write_text(written(page.read_text(encoding="utf-8")), encoding="utf-8")
-    if not arguments:
-        sys.stdout.write(table() + "\n")
+    return page_table.written(page, table(), BEGIN, END)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    page_table.write(sys.argv[1:], written, table)

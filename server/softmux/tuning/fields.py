@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from softmux import page_table
 from softmux.tuning.distillation import Distillation, Inputs, Teacher
 from softmux.tuning.recipe import (
     Data,
@@ -77,13 +77,8 @@ def _one_line(text: str) -> str:
 
 def written(page: str) -> str:
     """`page` with the tables between its marks."""
-    head, _, rest = page.partition(BEGIN)
-    return f"{head}{BEGIN}\n{tables()}\n{END}{rest.partition(END)[2]}"
+    return page_table.written(page, tables(), BEGIN, END)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:]:
-        path = Path(sys.argv[1])
-        path.write_text(written(path.read_text(encoding="utf-8")), encoding="utf-8")
-    else:
-        sys.stdout.write(tables() + "\n")
+    page_table.write(sys.argv[1:], written, tables)

@@ -26,7 +26,7 @@ from softmux.api.isolation import Isolation
 from softmux.api.loop import run_on_loop
 from softmux.api.networks import is_loopback, parse_networks
 from softmux.api.processes import ApiProcesses
-from softmux.api.shares import replica_data, replica_environment, replica_settings
+from softmux.api.shares import on_gpus, replica_data, replica_environment, replica_settings
 from softmux.api.tokenizer_export import ExportedTokenizer, export_aside
 from softmux.recorder import FlightRecorder
 from softmux.registry.registry import Registry
@@ -244,8 +244,7 @@ async def _hand_connections(listening: socket.socket, processes: ApiProcesses) -
 
 def _processes_for(settings: Settings) -> int:
     """One API process keeps up with a CPU; a GPU's tokens take several, if there are cores for them."""
-    gpu = settings.device == "cuda" or (settings.device == "auto" and Path("/dev/nvidiactl").exists())
-    return max(1, min(_MOST_PROCESSES, (os.cpu_count() or 1) // _CORES_A_PROCESS)) if gpu else 1
+    return max(1, min(_MOST_PROCESSES, (os.cpu_count() or 1) // _CORES_A_PROCESS)) if on_gpus(settings) else 1
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ def replica_settings(settings: Settings, names: Set[str]) -> dict[str, Any]:
     said = settings.model_dump(mode="json", include=set(names))
     if settings.replicas > 1:
         said |= {name: said[name] // settings.replicas for name in _SHARED}
-        if settings.threads is None and not _gpus(settings):
+        if settings.threads is None and not on_gpus(settings):
             said["threads"] = max(1, (os.cpu_count() or 1) // settings.replicas // settings.tensor_parallel)
     return said
 
@@ -28,7 +28,7 @@ def replica_settings(settings: Settings, names: Set[str]) -> dict[str, Any]:
 def replica_environment(settings: Settings, number: int) -> Mapping[str, str] | None:
     """The environment that shows a replica its own GPUs alone; None: it inherits the server's as it is. Raises
     `SelfTestFailed` where the server was given fewer than all replicas need."""
-    if settings.replicas == 1 or not _gpus(settings):
+    if settings.replicas == 1 or not on_gpus(settings):
         return None
     each, visible = settings.tensor_parallel, os.environ.get(_VISIBLE)
     wanted = settings.replicas * each
@@ -56,6 +56,7 @@ def replica_data(settings: Settings, number: int) -> Path:
     return settings.data if number == 0 else settings.data / f"replica-{number}"
 
 
-def _gpus(settings: Settings) -> bool:
+def on_gpus(settings: Settings) -> bool:
+    """Whether the engine will run on GPUs, told without torch."""
     hidden = os.environ.get(_VISIBLE) in ("", "-1")
     return settings.device == "cuda" or (settings.device == "auto" and not hidden and Path("/dev/nvidiactl").exists())

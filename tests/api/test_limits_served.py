@@ -120,7 +120,7 @@ def test_tokens_in_flight_are_those_that_run(server: EchoServed) -> None:
         "POST",
         f"{server.url}/v1/generate",
         headers=headers,
-        json={"prompt": PROMPT, "max_tokens": 400, "stream": True},
+        json={"prompt": [*PROMPT, 253], "max_tokens": 400, "stream": True},  # it runs for as long as it is read
         timeout=60,
     ) as running:
         assert running.status_code == 200

@@ -1,7 +1,7 @@
 """A real server over the worker without a model: `python echo_server.py`, its settings as JSON on standard input.
 
 `EchoServed` runs it as `Served` runs `softmux serve`. Its model folder needs a tokenizer
-alone; what `EchoWorker` says of prompts holds: send token ids below 256, 13, 254 and 255 aside.
+alone; what `EchoWorker` says of prompts holds: send token ids below 256, 13 and 253 to 255 aside.
 """
 
 from __future__ import annotations

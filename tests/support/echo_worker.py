@@ -3,7 +3,8 @@
 It answers a prompt with the prompt's own real tokens over and over, one token a message unless `burst` says more, each
 `delay` seconds. `python echo_worker.py`, its config on standard input, runs it as the supervisor runs a worker; a few
 special models (the setting `model`) make it misbehave: `refuse` exits with REFUSED, `crash` exits at once, `deaf` never
-answers. The token 255 fells it, 254 makes it hang; 13 is refused.
+answers. The token 255 fells it, 254 makes it hang; 253 gives one message and then holds its row until that is aborted;
+13 is refused.
 """
 
 from __future__ import annotations
@@ -152,6 +153,9 @@ class EchoWorker:
         outputs: dict[bytes, list[Output]] = {}
         for _ in range(len(self.running)):
             client, request, done = self.running.popleft()
+            if done and 253 in request.tokens:
+                self.running.append((client, request, done))
+                continue
             real = [token for token in request.tokens if token >= 0] or [5]
             wanted = request.sampling.max_tokens
             new = tuple(real[(done + i) % len(real)] for i in range(min(self.burst, wanted - done)))

@@ -113,6 +113,12 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(
         default=300.0, ge=0, description="After SIGTERM, running requests may take this long to end; seconds."
     )
+    limits_answer_seconds: float = Field(
+        default=0.25,
+        gt=0,
+        le=60,
+        description="Redis counts limits over all processes unless it takes longer than this; then each has its share.",
+    )
     usage_flush_seconds: float = Field(
         default=5.0,
         gt=0,

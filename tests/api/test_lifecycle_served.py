@@ -329,7 +329,8 @@ def test_a_drain_has_an_end(base: tuple[Any, Path], tmp_path: Path) -> None:
     with Served(base[1], tmp_path / "data", "--drain-seconds", "0.5") as server:
         body = {"prompt": [1, 5], "max_tokens": 500, "ignore_eos": True, "stream": True}
         with httpx.stream("POST", f"{server.url}/v1/generate", json=body, timeout=60) as response:
-            next(response.iter_lines())  # and then this client reads no more
+            lines = response.iter_lines()
+            next(lines)  # and then this client stays, and reads no more
             began = time.monotonic()
             assert server.process is not None
             server.process.send_signal(signal.SIGTERM)

@@ -86,7 +86,7 @@ class ApiProcess:
             tenants=lambda: [_share(record) for record in registry.tenants.shared_out()],
         )
         name = secrets.token_hex(8)
-        budgets = Budgets(config.registry_url, name)
+        budgets = Budgets(config.registry_url, name, answer=settings.limits_answer_seconds)
         self._limits = Limiter(registry.tenants, budgets, self._metrics, least=settings.api_processes or 1)
         self._usage = Ledger(
             registry.usage, name, self._metrics, seconds=settings.usage_flush_seconds, days=settings.usage_days

@@ -25,8 +25,6 @@ SLOT_SECONDS = 0.5
 LEASE_SECONDS = 0.5
 ALIVE_SECONDS = 10.0
 """A living process is heard of every three."""
-ANSWER_SECONDS = 0.25
-"""An order that is not answered within this time counts as lost, and Redis as away."""
 
 _BEAT = """
 local function beat(processes, id, alive)
@@ -219,7 +217,8 @@ class Drawn:
 
 
 class Budgets:
-    """One process's way to them; `process` is its name. All calls raise `RegistryDown` within `answer` seconds."""
+    """One process's way to them; `process` is its name. All calls raise `RegistryDown` within `answer` seconds: an
+    order that is not answered by then counts as lost, and Redis as away."""
 
     def __init__(
         self,
@@ -227,7 +226,7 @@ class Budgets:
         process: str,
         *,
         window: float = WINDOW_SECONDS,
-        answer: float = ANSWER_SECONDS,
+        answer: float = 0.25,
         alive: float = ALIVE_SECONDS,
     ) -> None:
         self._connection = Connection(url, budget=0.0, read_timeout=answer)

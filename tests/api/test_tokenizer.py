@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from softmux.api.tokenizer import LONG_TEXT, Tokenizer
-from softmux.api.tokenizer_export import ExportedTokenizer
+from softmux.api.tokenizer_export import ExportedTokenizer, export, export_aside
 from softmux.errors import InvalidRequest
 from support.tokenizers_made import byte_level, save
 
@@ -25,6 +29,50 @@ def test_a_models_tokenizer_encodes_and_renders_as_transformers_does(tmp_path: P
     with pytest.raises(InvalidRequest, match="unknown role wizard") as caught:
         tokenizer.render_chat([{"role": "wizard", "content": "hi"}])
     assert caught.value.param == "messages"
+
+
+def test_the_export_does_without_torch_and_is_the_same(tmp_path: Path) -> None:
+    save(byte_level(), tmp_path)
+    script = f"""
+import sys
+from softmux.api.tokenizer_export import export, torch_hidden
+with torch_hidden():
+    exported = export({str(tmp_path)!r})
+print(exported.tokenizer is not None, "torch" in sys.modules)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    assert ended.stdout.split() == ["True", "False"]
+    exported = asyncio.run(export_aside(str(tmp_path)))
+    assert msgspec.json.decode(exported, type=ExportedTokenizer) == export(str(tmp_path))
+
+
+def test_a_tokenizer_that_needs_torch_is_made_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "sitecustomize.py").write_text(_NEEDS_TORCH)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    exported = asyncio.run(export_aside(str(tmp_path)))
+    assert msgspec.json.decode(exported, type=ExportedTokenizer) == ExportedTokenizer(tokenizer="made with torch")
+
+
+_NEEDS_TORCH = """
+import importlib.util
+import transformers
+
+
+class NeedsTorch:
+    def from_pretrained(model, **options):
+        return NeedsTorch() if importlib.util.find_spec("torch") else None
+
+    class backend_tokenizer:
+        def to_str():
+            return "made with torch"
+
+    chat_template = None
+    special_tokens_map = {}
+
+
+transformers.AutoTokenizer = NeedsTorch
+"""
 
 
 def test_a_long_text_is_tokenized_beside_the_event_loop() -> None:

@@ -20,7 +20,7 @@ from registry.registry_fixtures import wait_for
 from softmux.registry.registry import Registry
 from softmux.registry.usage import Used, today
 from support.echo_server import EchoServed
-from support.echo_worker import TOKEN
+from support.echo_worker import HELD_AFTER, TOKEN
 from support.served import Served
 
 KEY = "an-admin-key-from-outside"
@@ -95,19 +95,23 @@ def test_totals_are_the_sum_of_the_replies(server_pair: EchoServed) -> None:
 
 def test_what_a_client_that_left_had_computed_counts(server_pair: EchoServed) -> None:
     headers = tenant(server_pair, "leaves")
-    body = {"prompt": [5, 6, 7], "max_tokens": 480, "stream": True}
+    body = {"prompt": [5, 6, 253], "max_tokens": 480, "stream": True}
     url = f"{server_pair.url}/v1/generate"
     with httpx.stream("POST", url, headers=headers, json=body, timeout=60) as running:
         lines = running.iter_lines()
         for _ in range(3):
             next(lines)
         # it is counted while it runs
-        wait_for(lambda: total(server_pair, headers)["completion_tokens"] >= 10, 20, "tokens are counted as they come")
+        wait_for(
+            lambda: total(server_pair, headers)["completion_tokens"] == HELD_AFTER,
+            20,
+            "tokens are counted as they come",
+        )
     wait_for(lambda: "softmux_num_requests_running 0" in server_pair.http.get("/metrics").text, 20, "it was ended")
     used = total(server_pair, headers)
     assert used["requests"] == 1
     assert used["prompt_tokens"] == 3
-    assert 10 <= used["completion_tokens"] < 480
+    assert used["completion_tokens"] == HELD_AFTER
 
 
 def test_a_killed_process_loses_an_interval_at_most(server_pair: EchoServed) -> None:

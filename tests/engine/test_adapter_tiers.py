@@ -303,19 +303,19 @@ def test_loading_holds_up_no_step(make_engine: Make, base: Any) -> None:
 
     class Slow(dict[str, bytes]):
         def keys(self) -> Any:
-            release.wait(10)
+            release.wait(60)
             return super().keys()
 
         def __iter__(self) -> Any:
-            release.wait(10)
+            release.wait(60)
             return super().__iter__()
 
         def items(self) -> Any:
-            release.wait(10)
+            release.wait(60)
             return super().items()
 
         def get(self, *args: Any) -> Any:
-            release.wait(10)
+            release.wait(60)
             return super().get(*args)
 
     engine.source.files["tuned"] = Slow(fetch)
@@ -326,7 +326,7 @@ def test_loading_holds_up_no_step(make_engine: Make, base: Any) -> None:
         engine.step()
     assert engine.done[other].reason == "length"
     assert engine.done[waiting].tokens == []
-    assert time.monotonic() - began < 9
+    assert time.monotonic() - began < 55
     release.set()
     engine.run()
     assert engine.done[waiting].tokens == eager_greedy(base, [*LEAD, *TEXT], 4, vectors)

@@ -57,7 +57,7 @@ def test_redis_has_no_disk_left(tmp_path: Path) -> None:
                 try:
                     await registry.publish("default", f"task-{number}", manifest, files, actor="t")
                 except RegistryDown:
-                    assert time.monotonic() - start < 1.5
+                    assert time.monotonic() - start < 10
                     break
                 acknowledged[f"task-{number}"] = manifest.digest
             assert 3 < len(acknowledged) < 60

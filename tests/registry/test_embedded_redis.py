@@ -60,7 +60,7 @@ def test_a_killed_server_is_started_again_with_its_data(tmp_path: Path) -> None:
             with redis.Redis.from_url(server.url) as client:
                 assert client.incr("n") == round_
             os.kill(server_pid(server.url), signal.SIGKILL)
-            wait_for(lambda: _answers(server.url), 5, "the server is back")
+            wait_for(lambda: _answers(server.url), 30, "the server is back")
 
 
 def test_a_joiner_restarts_a_server_whose_starter_left(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_a_joiner_restarts_a_server_whose_starter_left(tmp_path: Path) -> None:
     joiner.start()
     starter.close()
     os.kill(server_pid(joiner.url), signal.SIGKILL)
-    wait_for(lambda: _answers(joiner.url), 5, "the server is back")
+    wait_for(lambda: _answers(joiner.url), 30, "the server is back")
     joiner.close()
     assert not _answers(joiner.url)
 
@@ -115,8 +115,8 @@ def test_a_killed_guard_takes_the_server_along_and_a_holder_starts_both_again(tm
         pid = server_pid(server.url)
         guard = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
         os.kill(guard, signal.SIGKILL)
-        wait_for(lambda: not is_running(pid), 5, "the old server is gone")
-        wait_for(lambda: _answers(server.url), 5, "a new one answers")
+        wait_for(lambda: not is_running(pid), 30, "the old server is gone")
+        wait_for(lambda: _answers(server.url), 30, "a new one answers")
         assert server_pid(server.url) != pid
 
 
@@ -126,7 +126,7 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     start = time.monotonic()
     with pytest.raises(RegistryDown, match=r"did not start.*valkey\.log"):
         EmbeddedRedis(tmp_path).start()
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 60
 
 
 def test_without_a_binary_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

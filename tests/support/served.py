@@ -94,7 +94,7 @@ class Served:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(self._command, env=self._env, stdout=log, stderr=log)
 
-    def wait_ready(self, seconds: float = 90) -> None:
+    def wait_ready(self, seconds: float = 200) -> None:
         limit = time.monotonic() + seconds
         while time.monotonic() < limit:
             assert self.process is not None
@@ -121,7 +121,7 @@ class Served:
         )
         return [int(pid) for pid in found.stdout.split()]
 
-    def end(self, seconds: float = 30) -> int:
+    def end(self, seconds: float = 60) -> int:
         """SIGTERM; the exit code."""
         assert self.process is not None
         if self.process.poll() is None:

@@ -277,6 +277,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_plot(options.plot)
     torch.set_num_threads(1)
     figures = measure(options.rows, options.seconds, options.repeats)
+    if not all(len(run.waits) for runs in figures.runs.values() for run in runs):
+        parser.error(
+            f"at {figures.capacity:.1f} requests/s, the victim asked for nothing in {options.seconds:g} s: "
+            "give more --seconds"
+        )
     console, found = wide_console(), figures.json()
     table = Table("", "victim p50, ms", "victim p99, ms", "tokens/s", "unfinished", "widest gap")
     for case in found["cases"]:

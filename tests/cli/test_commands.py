@@ -209,3 +209,44 @@ def test_what_is_done_is_told_as_json_too(server: Served, adapters: dict[str, Pa
     assert told("share", "told", "--everyone", more=own)["everyone"] is True
     assert told("unshare", "told", more=own)["everyone"] is False
     assert told("delete", "told", "--yes", more=own) == {"task": "told", "deleted": True}
+
+
+def test_a_recipe_begins_from_a_task_of_the_server_or_of_its_registry(
+    server: Served, base: tuple[Any, Path], tmp_path: Path
+) -> None:
+    rows = "".join(f"film {i} was {('dull', 'good')[i % 2]},{('no', 'yes')[i % 2]}\n" for i in range(60))
+    (tmp_path / "rows.csv").write_text(f"prompt,answer\n{rows}")
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f'task = "mine"\nbase = "{base[1]}"\n[data]\nsource = "file"\npath = "rows.csv"\n'
+        '[method]\nkind = "prompt_tuning"\nvirtual_tokens = 5\ninit_from = "prompt-tuning@1"\n'
+        "[train]\nsteps = 1\nlearning_rate = 1e-2\n[evaluate]\nmax_tokens = 2\nbare = false\n"
+    )
+    digest = server.http.get("/v1/adapters/prompt-tuning").json()["digest"]
+    options = ("--device", "cpu", "--cache", str(tmp_path / "cache"))
+    done = on(server, "tune", str(recipe), *options, "--out", str(tmp_path / "out"))
+    assert done.exit_code == 0, done.output
+    notes = json.loads((tmp_path / "out" / "softmux.json").read_text())["notes"]
+    assert f"Begun from prompt-tuning@1 ({digest}): all its 5 vectors." in notes
+
+    recipe.write_text(recipe.read_text().replace("prompt-tuning@1", "auto"))
+    swept = on(server, "sweep", str(recipe), *options, "--out", str(tmp_path / "swept"))
+    assert swept.exit_code == 0, swept.output
+    assert "begin from" in swept.output
+    assert "prompt-tuning@1" in swept.output
+    local = run("tune", str(recipe), *options, "--out", str(tmp_path / "again"), "--data", str(server.data))
+    assert local.exit_code == 0, local.output
+    assert f"| {digest} |" in (tmp_path / "again" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--data", "nowhere"), "there is no folder nowhere"),
+        (("--tenant", "acme"), "a server knows its tenants by their keys"),
+    ],
+)
+def test_where_a_recipe_begins_from_is_asked_for_rightly(options: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    refused = run("tune", str(tmp_path / "none.toml"), *options)
+    assert refused.exit_code == 1
+    assert words in refused.output

@@ -9,7 +9,7 @@ from pathlib import Path
 import softmux.tuning
 from softmux.tuning.distillation import Distillation
 from softmux.tuning.fields import BEGIN, END, SECTIONS, written
-from softmux.tuning.recipe import Sweep
+from softmux.tuning.recipe import PromptTuning, Sweep
 
 PAGE = Path(__file__).parents[2] / "docs" / "tuning.md"
 
@@ -29,9 +29,10 @@ def test_every_field_says_what_it_does() -> None:
 
 def test_the_examples_are_what_the_code_takes() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    swept, distilled = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    swept, begun, distilled = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
     Distillation.model_validate(tomllib.loads(distilled))
     Sweep.model_validate(tomllib.loads(swept)["sweep"])
+    assert PromptTuning.model_validate(tomllib.loads(begun)["method"]).init_from == "sentiment@2"
     (python,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     compile(python, "tuning.md", "exec")
     (names,) = re.findall(r"from softmux\.tuning import (.*)", python)

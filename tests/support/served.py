@@ -79,6 +79,7 @@ class Served:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
+        self.data = data
         self.log = data.parent / f"serve-{self.port}.log"
         self._command = [
             *(sys.executable, "-m", "softmux.cli", "serve", "--model", str(model), "--data", str(data)),

@@ -50,6 +50,17 @@ def test_movie_snippets_beyond_half_a_point_are_positive_or_negative(tmp_path: P
     ]
 
 
+def test_product_snippets_are_rated_as_movies_are_unless_one_has_two_ratings(tmp_path: Path) -> None:
+    products = "1_1\t1.2\tgood sound\r\n1_2\t-2\tit broke\r\n1_3\t0.1\tit is black\r\n2_1\t1\tboth\r\n2_2\t-1\tboth\r\n"
+    found = hutto.product_sentiment(
+        vader(tmp_path, amazonReviewSnippets=products, movieReviewSnippets="1\t2\tfilm\r\n")
+    )
+    assert [(example.text, example.answer) for example in found] == [
+        ("good sound", " positive"),
+        ("it broke", " negative"),
+    ]
+
+
 def test_a_text_says_its_source_unless_two_have_it(tmp_path: Path) -> None:
     archive = vader(
         tmp_path,

@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 from softmux.cli import app
 from softmux.errors import InvalidRequest, SoftmuxError
 from softmux.tuning.base import Base
-from softmux.tuning.recipe import read_recipe, to_toml
+from softmux.tuning.recipe import PromptTuning, read_recipe, to_toml
 from softmux.tuning.run import tune
-from softmux.tuning.sweep import RATES, sweep, tries_of
+from softmux.tuning.sweep import RATES, steps_to_text, sweep, tries_of
 from softmux.tuning.together import Together
+from support.transfers import make_origin
 
 Write = Callable[..., Path]
 LABELS = 'labels = [" no", " yes"]\n'
@@ -85,6 +86,55 @@ def test_seeds_are_averaged_and_a_sweep_where_all_break_says_so(
     with pytest.raises(SoftmuxError, match="No try could be learned"):
         sweep(recipe, tmp_path / "none", base=base, console=said, together=kept)
     assert not (tmp_path / "none").exists()
+
+
+def test_starts_are_swept_and_steps_are_told_to_what_the_text_came_to(
+    write_recipe: Write, base: Base, tmp_path: Path
+) -> None:
+    make_origin(base, "prompt", tmp_path / "task" / "origin")
+    inits = 'inits = ["text", "random", "./origin", "residual:./origin"]\nseeds = [0, 1]\n'
+    recipe = write_recipe(steps=10)
+    recipe.write_text(recipe.read_text() + "[sweep]\n" + inits)
+    said, kept = Console(file=io.StringIO(), width=200), Together(kept=tmp_path / "kept")
+    swept = sweep(recipe, base=base, console=said, together=kept)
+    by_init = {one.choices["init"]: one for one in swept.tries}
+    assert list(by_init) == sorted(by_init, key=lambda init: by_init[init].loss)
+    assert all(run is not None and run.validations[0][0] == 0 for one in swept.tries for run in one.trained)
+    assert by_init["./origin"].loss == pytest.approx(by_init["residual:./origin"].loss, rel=1e-3)
+    assert steps_to_text(by_init["text"], swept) == [run.best_step for run in by_init["text"].trained if run]
+    for one, seeds in ((one, steps_to_text(one, swept)) for one in swept.tries):
+        assert seeds is not None
+        for run, text, step in zip(one.trained, by_init["text"].trained, seeds, strict=True):
+            assert run is not None
+            assert text is not None
+            reached = [at for at, loss in run.validations if loss <= text.best_loss]
+            assert step == (reached[0] if reached else None)
+            assert len(run.exact) == len(run.validations)
+    table = (recipe.parent / "sweep" / "sweep.md").read_text()
+    assert "steps to text's best loss" in table
+    written = json.loads((recipe.parent / "sweep" / "sweep.json").read_text())["tries"]
+    assert [one["steps_to_text"] for one in written] == [steps_to_text(one, swept) for one in swept.tries]
+    pick = read_recipe(recipe.parent / "sweep" / "recipe.toml").method
+    if swept.pick is by_init["./origin"]:
+        assert isinstance(pick, PromptTuning)
+        assert pick.init_from == "../origin"
+
+
+def test_a_start_of_another_replaces_the_recipes_own_and_makes_no_try_of_what_has_none(write_recipe: Write) -> None:
+    method = 'kind = "prompt_tuning"\nvirtual_tokens = 4\ninit_text = "a"\ninit_from = "b"\nresidual = true\n'
+    method += "residual_rank = 2"
+    section = '[sweep]\ninits = ["text", "mood@2", "residual:mood@2"]\n'
+    recipe = write_recipe(method)
+    recipe.write_text(recipe.read_text() + section)
+    said = [one.recipes[0].method for one in tries_of(read_recipe(recipe))]
+    assert [(m.init_from, m.residual, m.residual_rank) for m in said if isinstance(m, PromptTuning)] == [
+        (None, False, None),
+        ("mood@2", False, None),
+        ("mood@2", True, 2),
+    ]
+    lora = write_recipe('kind = "lora"\nrank = 2\nalpha = 4')
+    lora.write_text(lora.read_text() + section)
+    assert [one.choices for one in tries_of(read_recipe(lora))] == [{}, {"init": "mood@2"}, {"init": "residual:mood@2"}]
 
 
 def test_what_can_not_be_swept_is_said(write_recipe: Write) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from softmux.cli.output import as_json, fail
+from softmux.cli.remote import DEFAULT_URL
+from softmux.cli.tuning_library import Data, Key, Redis, Tenant, Url, library
 
 if TYPE_CHECKING:
     from softmux.tuning.write import Report
@@ -40,6 +42,11 @@ def tune(
     checkpointing: Checkpointing = False,
     tensorboard: Board = None,
     json_: Json = False,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    redis: Redis = None,
+    data: Data = None,
+    tenant: Tenant = None,
 ) -> None:
     """Tune adapters from recipes, and write their folders with the held-out figures."""
     with _needing_packages():
@@ -47,10 +54,11 @@ def tune(
         from softmux.tuning.run import tune as run
         from softmux.tuning.run import tune_all
     together = Together(at_once, tokens, save_every, cache and cache / "tuning", fresh, checkpointing, tensorboard)
-    if len(recipes) == 1:
-        reports = [run(recipes[0], out, device, cache=cache, together=together)]
-    else:
-        reports = tune_all(recipes, out, device, cache=cache, together=together)
+    with library(url, key, redis, data, tenant) as found:
+        if len(recipes) == 1:
+            reports = [run(recipes[0], out, device, cache=cache, together=together, library=found)]
+        else:
+            reports = tune_all(recipes, out, device, cache=cache, together=together, library=found)
     if json_:
         as_json([_told(report) for report in reports])
 
@@ -67,6 +75,11 @@ def sweep(
     checkpointing: Checkpointing = False,
     tensorboard: Board = None,
     json_: Json = False,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    redis: Redis = None,
+    data: Data = None,
+    tenant: Tenant = None,
 ) -> None:
     """Train a task in many ways side by side, and pick one by its validation rows."""
     with _needing_packages():
@@ -74,7 +87,8 @@ def sweep(
         from softmux.tuning.sweep import figures
         from softmux.tuning.sweep import sweep as run
     together = Together(at_once, tokens, save_every, cache and cache / "tuning", fresh, checkpointing, tensorboard)
-    swept = run(recipe, out, device, cache=cache, together=together)
+    with library(url, key, redis, data, tenant) as found:
+        swept = run(recipe, out, device, cache=cache, together=together, library=found)
     if json_:
         as_json(figures(swept))
 

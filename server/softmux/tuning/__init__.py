@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from softmux.tuning.library import RegistryLibrary as RegistryLibrary
+    from softmux.tuning.library import ServerLibrary as ServerLibrary
     from softmux.tuning.public import Task as Task
     from softmux.tuning.public import Tuned as Tuned
     from softmux.tuning.public import open_base as open_base
@@ -24,11 +26,11 @@ if TYPE_CHECKING:
 _PLACES = {
     "Task": "public", "Tuned": "public", "open_base": "public", "tune": "public", "Together": "together",
     "Train": "recipe", "PromptTuning": "recipe", "PTuning": "recipe", "PrefixTuning": "recipe", "Lora": "recipe",
-    "LoraPrefixTuning": "recipe",
+    "LoraPrefixTuning": "recipe", "ServerLibrary": "library", "RegistryLibrary": "library",
 }  # fmt: skip
 
-__all__ = ["Lora", "LoraPrefixTuning", "PTuning", "PrefixTuning", "PromptTuning", "Task", "Together", "Train", "Tuned",
-           "open_base", "tune"]  # fmt: skip
+__all__ = ["Lora", "LoraPrefixTuning", "PTuning", "PrefixTuning", "PromptTuning", "RegistryLibrary", "ServerLibrary",
+           "Task", "Together", "Train", "Tuned", "open_base", "tune"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -22,7 +22,7 @@ from softmux.tuning.cohort import Adam
 from softmux.tuning.many import Finished, Job, Trainer
 from softmux.tuning.trainer import Trained
 
-FORMAT = "1"
+FORMAT = "2"
 
 
 def run_digest(jobs: Sequence[Job], trainer: Trainer) -> str:
@@ -33,8 +33,8 @@ def run_digest(jobs: Sequence[Job], trainer: Trainer) -> str:
     said.update(repr((trainer.base.model.config.to_json_string(), trainer.base.dtype)).encode())
     said.update(weight[:64].float().cpu().numpy().tobytes())
     for job in jobs:
-        said.update(repr((job.name, job.how.model_dump(), job.prefix, job.start.scaling)).encode())
-        for name, value in job.start.values().items():
+        said.update(repr((job.name, job.how.model_dump(), job.prefix, job.start.scaling, job.measures_start)).encode())
+        for name, value in (*job.start.values().items(), *job.start.fixed().items()):
             said.update(name.encode() + value.float().cpu().numpy().tobytes())
         for row in (*job.rows, *job.validation):
             said.update(repr((row.ids, row.answer)).encode())
@@ -99,6 +99,7 @@ class Checkpoint:
             member = trainer.enter(by_name[was["name"]], kinds[0], Adam(kinds[1], kinds[2], [was["steps"]]))
             trained = _trained(was)
             member.losses, member.validations = list(trained.losses), list(trained.validations)
+            member.exact = list(trained.exact)
             member.best_step, member.best_loss = trained.best_step, trained.best_loss
             member.best = [value.to(trainer.base.device) for value in kinds[3]]
             for _ in range(member.step):
@@ -123,4 +124,5 @@ def _trained(entry: dict[str, Any]) -> Trained:
         tuple((int(step), float(loss)) for step, loss in entry["validations"]),
         entry["best_step"],
         float(entry["best_loss"]),
+        tuple(entry["exact"]),
     )

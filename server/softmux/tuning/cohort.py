@@ -7,8 +7,8 @@ moves up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,13 +24,19 @@ EPSILON = 1e-8
 @dataclass(frozen=True, slots=True)
 class Start:
     """What a task begins with. `soft` makes `outputs` vectors, or a prefix's keys and values, from their numbers; its
-    values are the start's. `low_rank`: by module, (a, b) of a LoRA of this `scaling`."""
+    values are the start's. `low_rank`: by module, (a, b) of a LoRA of this `scaling`.
+
+    What is learned may be a residual: `over` `[outputs, width]` is added to what `soft` makes, and `under` is a LoRA of
+    the same modules and scaling beside the learned one. Neither changes.
+    """
 
     soft: nn.Module | None
     outputs: int
     is_prefix: bool
     low_rank: dict[str, tuple[torch.Tensor, torch.Tensor]]
     scaling: float = 1.0
+    over: torch.Tensor | None = None
+    under: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
     def values(self) -> dict[str, torch.Tensor]:
         """Every number that is learned, by name, in the order that `methods.Learned.parameters` has."""
@@ -39,11 +45,38 @@ class Start:
             found |= {f"a.{name}": a.detach(), f"b.{name}": b.detach()}
         return found
 
+    def fixed(self) -> dict[str, torch.Tensor]:
+        """What a residual is over, by name."""
+        found = {} if self.over is None else {"over": self.over}
+        for name, (a, b) in self.under.items():
+            found |= {f"a.{name}": a, f"b.{name}": b}
+        return found
+
+    @torch.no_grad()
+    def folded(self, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What was learned (`values`, by name) with what it is over: the numbers of a plain adapter, those of its
+        vectors in `soft.embedding.weight`. A LoRA's rank is the sum of both."""
+        found = dict(values)
+        if self.over is not None:
+            assert self.soft is not None
+            own = {name: found.pop(f"soft.{name}") for name, _ in self.soft.named_parameters()}
+            over = self.over.to(next(iter(own.values())).device)
+            made = functional_call(self.soft, own, (torch.arange(self.outputs, device=over.device),))
+            found["soft.embedding.weight"] = over + made
+        for name, (a, b) in self.under.items():
+            a, b = a.to(found[f"a.{name}"].device), b.to(found[f"b.{name}"].device)
+            found |= {
+                f"a.{name}": torch.cat([a, found[f"a.{name}"]]),
+                f"b.{name}": torch.cat([b, found[f"b.{name}"]], 1),
+            }
+        return found
+
     @property
     def shape(self) -> tuple[Any, ...]:
         """Equal for starts that can be stacked."""
         soft = None if self.soft is None else f"{self.soft}"
-        return (soft, self.is_prefix, self.scaling, *((name, tuple(v.shape)) for name, v in self.values().items()))
+        values, fixed = self.values().items(), self.fixed().items()
+        return (soft, self.is_prefix, self.scaling, *((name, tuple(v.shape)) for name, v in (*values, *fixed)))
 
 
 @dataclass(slots=True)
@@ -75,6 +108,10 @@ class Cohort:
             torch.empty((0, *value.shape), dtype=torch.float32, device=device) for value in start.values().values()
         ]
         self.adam = Adam([v.clone() for v in self.values], [v.clone() for v in self.values], [])
+        self._fixed = {
+            name: torch.empty((0, *value.shape), dtype=torch.float32, device=device)
+            for name, value in start.fixed().items()
+        }
         self.device = device
 
     @property
@@ -85,8 +122,12 @@ class Cohort:
     def has_low_rank(self) -> bool:
         return any(name.startswith("a.") for name in self.names)
 
-    def add(self, values: Sequence[torch.Tensor], adam: Adam | None = None) -> int:
-        """Joins a task with these values; its index. Without `adam` it has made no step."""
+    def add(self, values: Sequence[torch.Tensor], adam: Adam | None = None, start: Start | None = None) -> int:
+        """Joins a task with these values; its index. Without `adam` it has made no step. `start`: the task's, for what
+        its residual is over."""
+        fixed = {} if start is None else start.fixed()
+        own = [fixed[name].to(self.device, torch.float32) for name in self._fixed]
+        self._fixed = dict(zip(self._fixed, _joined(list(self._fixed.values()), own), strict=True))
         values = [value.to(self.device, torch.float32) for value in values]
         zeros = [torch.zeros_like(value) for value in values]
         first, second = (zeros, zeros) if adam is None else (adam.first, adam.second)
@@ -101,6 +142,7 @@ class Cohort:
     def remove(self, index: int) -> None:
         kept = torch.tensor([i for i in range(self.size) if i != index], device=self.device, dtype=torch.int64)
         self.values = [value.detach().index_select(0, kept) for value in self.values]
+        self._fixed = {name: value.index_select(0, kept) for name, value in self._fixed.items()}
         self.adam = Adam(
             [x.index_select(0, kept) for x in self.adam.first],
             [x.index_select(0, kept) for x in self.adam.second],
@@ -139,12 +181,18 @@ class Cohort:
             apart = {name: value.unbind(0) for name, value in own.items()}
             return torch.stack([make({name: values[i] for name, values in apart.items()}) for i in range(self.size)])
         batched: Callable[..., torch.Tensor] = vmap(make)
-        return batched(own)
+        made = batched(own)
+        return made + self._fixed["over"] if "over" in self._fixed else made
 
     def low_rank(self) -> LowRank:
         by_name = dict(zip(self.names, self.values, strict=True))
         modules = [name.removeprefix("a.") for name in self.names if name.startswith("a.")]
-        return LowRank({name: (by_name[f"a.{name}"], by_name[f"b.{name}"]) for name in modules}, self._scaling)
+        pairs = {name: (by_name[f"a.{name}"], by_name[f"b.{name}"]) for name in modules}
+        for name in modules:
+            if f"a.{name}" in self._fixed:
+                a, b = pairs[name]
+                pairs[name] = (torch.cat([self._fixed[f"a.{name}"], a], 1), torch.cat([self._fixed[f"b.{name}"], b], 2))
+        return LowRank(pairs, self._scaling)
 
     @torch.no_grad()
     def update(self, rates: Sequence[Rates]) -> None:

@@ -109,6 +109,8 @@ class Distillation(Closed):
     def _learned_from_a_teacher(self) -> Distillation:
         if self.train.dampening or self.train.balance:
             raise ValueError("train.dampening and train.balance are of rows with given answers: leave them out")
+        if not isinstance(self.method, PTuning) and self.method.init_from is not None:
+            raise ValueError("method.init_from is of softmux tune: a student begins by its own init")
         if isinstance(self.method, PromptTuning) and self.method.init == "labels":
             raise ValueError('method.init = "labels" needs labels, and a teacher\'s answers have none')
         return self

@@ -68,6 +68,8 @@ def _rows(model: type[BaseModel]) -> Iterator[str]:
 def _said(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if value == ():
+        return "[]"
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 

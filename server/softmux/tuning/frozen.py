@@ -73,9 +73,22 @@ class FrozenBase:
         """`[targets]`, the cross-entropy of each target in float32; of those that are taught, the divergence
         `KL(teacher || own)` over the whole vocabulary. Within `running()`. `noise [tokens, hidden]` is added to the
         input's embeddings."""
+        return self._compared(packed, tables, noise)[0]
+
+    @torch.no_grad()
+    def scored(self, packed: Packed, tables: Tables) -> tuple[torch.Tensor, torch.Tensor]:
+        """`losses`, and `[targets]` whether each target is the likeliest token there. Within `running()`."""
+        losses, own = self._compared(packed, tables, None)
+        return losses, own.argmax(-1) == packed.targets
+
+    def _compared(
+        self, packed: Packed, tables: Tables, noise: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The losses, and the logits `[targets, vocabulary]` in float32."""
         taught = packed.taught
         if taught is None:
-            return cross_entropy(self._logits(packed, tables, noise).float(), packed.targets, reduction="none")
+            own = self._logits(packed, tables, noise).float()
+            return cross_entropy(own, packed.targets, reduction="none"), own
 
         def beside(_: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
             hidden, *others = given
@@ -88,8 +101,8 @@ class FrozenBase:
         words = own.log_softmax(-1)
         divergence = kl_div(words.index_select(0, packed.taught_at), theirs, reduction="none", log_target=True).sum(-1)
         if len(packed.taught_at) == len(packed.targets):
-            return divergence
-        return cross_entropy(own, packed.targets, reduction="none").index_copy(0, packed.taught_at, divergence)
+            return divergence, own
+        return cross_entropy(own, packed.targets, reduction="none").index_copy(0, packed.taught_at, divergence), own
 
     @torch.no_grad()
     def hidden(self, packed: Packed, tables: Tables) -> torch.Tensor:

@@ -28,7 +28,8 @@ CPU_TOKENS = 2048
 @dataclass(frozen=True, slots=True)
 class Job:
     """A task to train: where it starts, what it learns from, how. `prefix`: how many leading ids of its rows are keys
-    and values. Names are unique within a trainer."""
+    and values. `measures_start`: it is validated before its first step, too, and kept as it was where no step is
+    better. Names are unique within a trainer."""
 
     name: str
     start: Start
@@ -36,6 +37,7 @@ class Job:
     validation: Sequence[Row]
     how: Train
     prefix: int = 0
+    measures_start: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class Active:
     validations: list[tuple[int, float]] = field(default_factory=list)
     best_step: int = 0
     best_loss: float = math.inf
+    exact: list[float] = field(default_factory=list)
 
     @property
     def step(self) -> int:
@@ -87,7 +90,7 @@ class Active:
         return found
 
     def trained(self) -> Trained:
-        return Trained(tuple(self.losses), tuple(self.validations), self.best_step, self.best_loss)
+        return Trained(tuple(self.losses), tuple(self.validations), self.best_step, self.best_loss, tuple(self.exact))
 
 
 Watch = Callable[[str, Progress], None]
@@ -121,7 +124,7 @@ class Trainer:
         """Lets a job in, from its start or, where `values` and `adam` are given, from where it was."""
         cohort = self._cohort(job.start)
         own = list(job.start.values().values()) if values is None else list(values)
-        cohort.add(own, adam)
+        cohort.add(own, adam, job.start)
         active = Active(
             job,
             cohort,
@@ -169,6 +172,7 @@ class Trainer:
     def step(self, watch: Watch = lambda _name, _progress: None) -> None:
         """One step of every task that is in. Within `base.running()`."""
         members = list(self.active)
+        self._validate([one for one in members if one.job.measures_start and not one.step and not one.validations])
         losses = self.gradients([active.next_rows() for active in members]).tolist()
         for cohort in self._cohorts:
             cohort.update([_rates(active) for active in members if active.cohort is cohort])
@@ -267,23 +271,43 @@ class Trainer:
         if not due:
             return
         rows = [active.validation if active in due else [] for active in self.active]
-        sums, tables = self._without_gradients(rows)
-        del tables
+        sums, exact = self._without_gradients(rows)
         for active in due:
-            tokens = sum(float(row.kept.sum()) for row in active.validation)
-            active.validations.append((active.step, sums[self.active.index(active)] / tokens))
+            tokens, number = sum(float(row.kept.sum()) for row in active.validation), self.active.index(active)
+            active.validations.append((active.step, sums[number] / tokens))
+            active.exact.append(exact[number] / len(active.validation))
             if active.validations[-1][1] < active.best_loss:
                 active.best_step, active.best_loss = active.validations[-1]
                 active.best = active.cohort.member(self.index(active))
 
-    def _without_gradients(self, rows: Sequence[Sequence[Prepared]]) -> tuple[list[float], Tables]:
+    def _without_gradients(self, rows: Sequence[Sequence[Prepared]]) -> tuple[list[float], list[float]]:
+        """Of each active task: the sum of its targets' losses, and how many of its rows are answered exactly."""
         tables, _ = _tables(self._cohorts, [cohort.made() for cohort in self._cohorts])
         sums = torch.zeros(len(self.active), dtype=torch.float64, device=self.base.device)
+        exact = torch.zeros_like(sums)
         for few in packs(self._placed(rows, training=False), self.tokens):
             packed: Packed = pack(few, self.base.device)
-            losses = self.base.losses(packed, tables) * packed.shares
-            sums.index_add_(0, packed.owners, losses.double())
-        return sums.tolist(), tables
+            losses, right = self.base.scored(packed, tables)
+            sums.index_add_(0, packed.owners, (losses * packed.shares).double())
+            row_of = torch.bucketize(packed.wanted, packed.cu_q[1:], right=True)
+            wrong = torch.zeros(len(few), device=self.base.device).index_add_(0, row_of, (~right).float())
+            owners = torch.tensor([place.number for _, place in few], device=self.base.device)
+            exact.index_add_(0, owners, (wrong == 0).double())
+        return sums.tolist(), exact.tolist()
+
+    def measure(self, jobs: Sequence[Job]) -> list[float]:
+        """The mean loss a token of each job's start on its validation rows, `at_once` of them in a batch; nobody is in
+        before or after, and nothing is learned."""
+        found: list[float] = []
+        with self.base.running():
+            for begin in range(0, len(jobs), self.at_once):
+                group = [self.enter(job) for job in jobs[begin : begin + self.at_once]]
+                self._validate(group)
+                found += [active.validations[-1][1] for active in group]
+                for active in group:
+                    self._leave(active)
+                self.finished.clear()
+        return found
 
 
 def _rates(active: Active) -> Rates:

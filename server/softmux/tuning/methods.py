@@ -213,7 +213,7 @@ def _config(recipe: SoftRecipe, base: Base) -> PeftConfig:
         )
     if isinstance(recipe, PrefixTuning | LoraPrefixTuning):
         return PrefixTuningConfig(
-            prefix_projection=recipe.projection, encoder_hidden_size=recipe.encoder_hidden_size, **common
+            prefix_projection=recipe.projected, encoder_hidden_size=recipe.encoder_hidden_size, **common
         )
     return PromptEncoderConfig(
         encoder_reparameterization_type=recipe.encoder, encoder_hidden_size=recipe.encoder_hidden_size, **common

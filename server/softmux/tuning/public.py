@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -14,16 +14,20 @@ from rich.console import Console
 from softmux.errors import InvalidRequest, SoftmuxError
 from softmux.formats.softmux_json import SOFTMUX_FILE, SoftmuxJson
 from softmux.tuning.base import Base, as_base, device_of
+from softmux.tuning.beginning import Beginner, Beginning, Beginnings
 from softmux.tuning.board import shown
 from softmux.tuning.data import Example, checked
 from softmux.tuning.from_peft import method_of
+from softmux.tuning.library import Library
 from softmux.tuning.many import Finished, Job
+from softmux.tuning.method_recipe import MethodRecipe
 from softmux.tuning.methods import Learned, begin, put, start_of, take_out
 from softmux.tuning.recipe import Lora, LoraPrefixTuning, PrefixTuning, PromptTuning, PTuning, Train
 from softmux.tuning.rows import Row, encode
 from softmux.tuning.split import split
 from softmux.tuning.together import Together, precision, train_together
 from softmux.tuning.trainer import Progress, Trained
+from softmux.tuning.transfer import saved_method
 from softmux.tuning.write import write_peft
 
 Method = PromptTuning | PTuning | PrefixTuning | Lora | LoraPrefixTuning
@@ -47,13 +51,15 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """What became of a task. `values` are its numbers at the best step, by name; `error` says why there are none."""
+    """What became of a task. `values` are its numbers at the best step, by name; `error` says why there are none.
+    `begun`: what its start had of another adapter, in words."""
 
     name: str
     trained: Trained
     values: dict[str, torch.Tensor]
     error: str | None
     lengths: tuple[int, int]
+    begun: str
     _template: str | None
     _restore: Callable[[], Learned]
 
@@ -69,7 +75,8 @@ class Tuned:
             write_peft(folder, learned)
         finally:
             take_out(learned)
-        said = SoftmuxJson(template=self._template, trained_lengths=list(self.lengths))
+        notes = f"Begun from {self.begun}." if self.begun else None
+        said = SoftmuxJson(template=self._template, trained_lengths=list(self.lengths), notes=notes)
         (folder / SOFTMUX_FILE).write_text(json.dumps(said.model_dump(exclude_none=True), indent=2) + "\n", "utf-8")
         return folder
 
@@ -94,8 +101,10 @@ def tune(
     *,
     together: Together | None = None,
     watch: Callable[[str, Progress], None] | None = None,
+    library: Library | None = None,
 ) -> list[Tuned]:
-    """Tunes all `tasks` at once over `base`, each as it would be tuned alone. `watch` is told of every step.
+    """Tunes all `tasks` at once over `base`, each as it would be tuned alone. `watch` is told of every step. An
+    `init_from` that names a task is looked up in `library`; a folder is from where the process runs.
 
     In the order given; a task whose loss stops being a number has an `error`, and the others go on. The first task's
     `train.bfloat16` says for all in which precision the base multiplies. Raises `BadData` for rows, `InvalidRequest`
@@ -103,8 +112,9 @@ def tune(
     """
     together = together or Together(save_every=0)
     console = Console(stderr=True, quiet=True)
-    made = [_job(task, base) for task in tasks]
-    jobs = [job for job, _, _ in made]
+    beginnings = Beginnings(base, library, console)
+    made = [_job(task, base, beginnings) for task in tasks]
+    jobs = [job for job, *_ in made]
     if len({job.name for job in jobs}) < len(jobs):
         raise InvalidRequest("Two tasks have one name: give each its own.", param="name")
     if not jobs:
@@ -125,14 +135,15 @@ def tune(
             ended.values,
             ended.error,
             lengths,
+            begun.words,
             method.template if isinstance(method, PTuning) else None,
-            _restorer(task, method, base, ended),
+            _restorer(task, method, base, ended, begun),
         )
-        for ended, task, (_, method, lengths) in zip(finished, tasks, made, strict=True)
+        for ended, task, (_, method, lengths, begun) in zip(finished, tasks, made, strict=True)
     ]
 
 
-def _job(task: Task, base: Base) -> tuple[Job, Method, tuple[int, int]]:
+def _job(task: Task, base: Base, beginnings: Beginnings) -> tuple[Job, Method, tuple[int, int], Beginning]:
     known = isinstance(task.method, PromptTuning | PTuning | PrefixTuning | Lora | LoraPrefixTuning)
     method: Method = task.method if known else method_of(task.method)
     examples = _examples(task.rows, task.name)
@@ -141,27 +152,33 @@ def _job(task: Task, base: Base) -> tuple[Job, Method, tuple[int, int]]:
         train, validation = list(parts.train), list(parts.validation)
     else:
         train, validation = examples, _examples(task.validation, f"{task.name}'s validation")
-    torch.manual_seed(task.train.seed)
-    learned = begin(method, base, task.labels)
+
+    def fresh(some: MethodRecipe) -> Learned:
+        torch.manual_seed(task.train.seed)
+        return begin(cast(Method, some), base, task.labels)
+
+    learned = fresh(method)
     end_id = base.end_id if task.train.end_token else None
 
     def encoded(some: Sequence[Example]) -> list[Row]:
         return [encode(example, learned.layout, base.encoder, base.vocab_size, end_id) for example in some]
 
-    rows = encoded(train)
-    job = Job(task.name, start_of(learned), rows, encoded(validation), task.train, learned.prefix)
+    rows, kept = encoded(train), encoded(validation)
+    start = start_of(learned)
     take_out(learned)
-    return job, method, (min(row.prompt_tokens for row in rows), max(row.prompt_tokens for row in rows))
+    begun = beginnings.of(Beginner(task.name, method, task.train, Path(), fresh, kept, learned.prefix), start)
+    job = begun.job(task.name, rows, kept, task.train, learned.prefix)
+    return job, method, (min(row.prompt_tokens for row in rows), max(row.prompt_tokens for row in rows)), begun
 
 
 def _examples(pairs: Pairs, name: str) -> list[Example]:
     return checked((Example(text, answer, name, i) for i, (text, answer) in enumerate(pairs, start=1)), classes=False)
 
 
-def _restorer(task: Task, method: Method, base: Base, ended: Finished) -> Callable[[], Learned]:
+def _restorer(task: Task, method: Method, base: Base, ended: Finished, begun: Beginning) -> Callable[[], Learned]:
     def restore() -> Learned:
-        learned = begin(method, base, task.labels)
-        put(learned, ended.values)
+        learned = begin(cast(Method, saved_method(method, begun.origin)), base, task.labels)
+        put(learned, begun.start.folded(ended.values))
         learned.train(False)
         return learned
 

@@ -16,26 +16,36 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from softmux.demo import DEFAULT, DemoName
-from softmux.errors import InvalidAdapter, InvalidRequest
-from softmux.formats.template import Template
+from softmux.errors import InvalidRequest
+from softmux.tuning.method_recipe import Closed as Closed
+from softmux.tuning.method_recipe import Lora as Lora
+from softmux.tuning.method_recipe import LoraPrefixTuning as LoraPrefixTuning
+from softmux.tuning.method_recipe import MethodRecipe as MethodRecipe
+from softmux.tuning.method_recipe import PrefixTuning as PrefixTuning
+from softmux.tuning.method_recipe import PromptTuning as PromptTuning
+from softmux.tuning.method_recipe import PTuning as PTuning
+from softmux.tuning.method_recipe import PTuningV2 as PTuningV2
 
 DEMO_BASE = "demo"
 TASK_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
 SourceName = Literal[
-    "movie-sentiment", "text-source", "person-or-company", "capital", "address", "address-tags", "file", "hub"
+    "movie-sentiment",
+    "product-sentiment",
+    "text-source",
+    "person-or-company",
+    "capital",
+    "address",
+    "address-tags",
+    "file",
+    "hub",
 ]
 Metric = Literal["exact", "starts_with", "json_fields", "accuracy", "token_f1"]
-Init = Literal["text", "sampled", "labels", "random"]
 R = TypeVar("R", bound=BaseModel)
 _OF_HEADS: dict[str, Metric] = {"sequence": "accuracy", "token": "token_f1"}
-
-
-class Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Data(Closed):
@@ -65,117 +75,6 @@ class Data(Closed):
         if (self.source == "hub") != (self.hub is not None):
             raise ValueError('hub goes with source = "hub", and only with it')
         return self
-
-
-class PromptTuning(Closed):
-    """Vectors in front of the input (arXiv 2104.08691)."""
-
-    kind: Literal["prompt_tuning"]
-    virtual_tokens: Annotated[int, Field(ge=1, le=4096)]
-    """How many vectors are learned."""
-    init_text: str | None = None
-    """The text whose tokens' embeddings they begin as, repeated or cut to their number."""
-    init: Init | None = None
-    """What they begin as: `text` is `init_text`, `sampled` random tokens' embeddings, `labels` those of the words in
-    `labels`, repeated, `random` normal noise. By default the text where there is one, else sampled."""
-
-    @property
-    def begins(self) -> Init:
-        return self.init or ("text" if self.init_text else "sampled")
-
-    @model_validator(mode="after")
-    def _text_for_text(self) -> PromptTuning:
-        if self.init == "text" and not self.init_text:
-            raise ValueError('init = "text" needs init_text')
-        return self
-
-
-class PTuning(Closed):
-    """Vectors that an encoder makes (arXiv 2103.10385): in front of the input, or where the `template` puts them."""
-
-    kind: Literal["p_tuning"]
-    virtual_tokens: Annotated[int, Field(ge=1, le=4096)]
-    """How many vectors are learned; with a template, the sum of its `{p:N}`."""
-    encoder: Literal["MLP", "LSTM"] = "MLP"
-    """What makes the vectors while they are learned; folded away afterwards."""
-    encoder_hidden_size: Annotated[int, Field(ge=1)] | None = None
-    """The width of what makes them; by default the base's."""
-    template: str | None = None
-    """Text with `{p:N}` for N learned tokens and one `{slot}` for the row's prompt; by default they go in front."""
-
-    @model_validator(mode="after")
-    def _template_fits(self) -> PTuning:
-        if self.template is None:
-            return self
-        try:
-            template = Template.parse(self.template)
-            template.check("p_tuning", self.virtual_tokens)
-        except InvalidAdapter as error:
-            raise ValueError(error.message) from error
-        if len(template.slots) != 1:
-            raise ValueError("a row's prompt fills the template's slot, so it must have exactly one")
-        return self
-
-
-class PrefixTuning(Closed):
-    """Keys and values of every layer (arXiv 2101.00190), trained through a two-layer MLP where `projection` is on."""
-
-    kind: Literal["prefix_tuning"]
-    virtual_tokens: Annotated[int, Field(ge=1, le=4096)]
-    """How many keys and values are learned in every layer."""
-    projection: bool = True
-    """Whether they are made by a two-layer MLP while they are learned; folded away afterwards."""
-    encoder_hidden_size: Annotated[int, Field(ge=1)] | None = None
-    """The width of what makes them; by default the base's."""
-
-
-class PTuningV2(Closed):
-    """A prefix of every layer under a head that classifies (arXiv 2110.07602), on an encoder. `pooler`: what stands
-    between the last layer and a sequence's head is trained, too, instead of taken from the base."""
-
-    kind: Literal["p_tuning_v2"]
-    virtual_tokens: Annotated[int, Field(ge=1, le=4096)]
-    """How many keys and values are learned in every layer."""
-    head: Literal["sequence", "token"] = "sequence"
-    """Whether texts are classified, or each of their words."""
-    pooler: bool = False
-    """Whether the layer before a sequence's head is trained, too."""
-    projection: bool = False
-    """Whether they are made by a two-layer MLP while they are learned; folded away afterwards."""
-    encoder_hidden_size: Annotated[int, Field(ge=1)] | None = None
-    """The width of what makes them; by default the base's."""
-
-
-class _LowRank(Closed):
-    rank: Annotated[int, Field(ge=1, le=1024)]
-    """Of the update."""
-    alpha: Annotated[float, Field(gt=0)]
-    """The update is scaled by alpha / rank."""
-    target_modules: list[str] | None = None
-    """Names of the linear modules that are updated; by default those that PEFT knows for the architecture."""
-
-
-class Lora(_LowRank):
-    """Updates of low rank to the base's linear modules (arXiv 2106.09685)."""
-
-    kind: Literal["lora"]
-
-
-class LoraPrefixTuning(_LowRank):
-    """A LoRA and a prefix that are trained together and served together: a pair of PEFT adapters, one folder."""
-
-    kind: Literal["lora+prefix_tuning"]
-    virtual_tokens: Annotated[int, Field(ge=1, le=4096)]
-    """How many keys and values are learned in every layer."""
-    projection: bool = True
-    """Whether they are made by a two-layer MLP while they are learned; folded away afterwards."""
-    encoder_hidden_size: Annotated[int, Field(ge=1)] | None = None
-    """The width of what makes them; by default the base's."""
-
-
-MethodRecipe = Annotated[
-    PromptTuning | PTuning | PrefixTuning | PTuningV2 | Lora | LoraPrefixTuning, Field(discriminator="kind")
-]
 
 
 class Train(Closed):
@@ -220,15 +119,16 @@ class Sweep(Closed):
     """What `softmux sweep` tries: every combination of what is listed; what is not listed is as the recipe says. A
     value that a method does not have (an init of a LoRA) makes no further try of it."""
 
-    learning_rates: list[Annotated[float, Field(gt=0)]] = []
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """By default, where nothing at all is listed: 1e-3 to 3e-1 in six."""
-    virtual_tokens: list[Annotated[int, Field(ge=1, le=4096)]] = []
+    virtual_tokens: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = ()
     """Lengths of the soft prompt."""
-    inits: list[Init] = []
-    """Of prompt tuning."""
-    methods: list[MethodRecipe] = []
+    inits: tuple[Annotated[str, Field(pattern=r"\S")], ...] = ()
+    """Starts: `text`, `sampled`, `labels` and `random` of prompt tuning; anything else is an `init_from`, and
+    `residual:` before it makes it a residual over that."""
+    methods: tuple[MethodRecipe, ...] = ()
     """Whole method sections, in the place of the recipe's: `[[sweep.methods]]`."""
-    seeds: list[int] = []
+    seeds: tuple[int, ...] = ()
     """With several, the mean of their validation losses decides."""
 
 

@@ -20,18 +20,21 @@ from rich.console import Console
 from softmux.errors import InvalidRequest, SoftmuxError
 from softmux.tuning import sources
 from softmux.tuning.base import Base, load_base
+from softmux.tuning.beginning import Beginner, Beginning, Beginnings
 from softmux.tuning.board import Board, shown
 from softmux.tuning.data import BadData, Example
 from softmux.tuning.evaluate import Figures, evaluate, score_labels
 from softmux.tuning.heads import HeadBase, begin_full, begin_prefix, encode_row, labels_of, load_head_base
-from softmux.tuning.many import Finished, Job
+from softmux.tuning.library import Library
+from softmux.tuning.many import Finished
 from softmux.tuning.methods import Learned, begin, put, start_of, take_out
 from softmux.tuning.probe import probe, probe_parameters
-from softmux.tuning.recipe import PTuningV2, Recipe, read_recipe
+from softmux.tuning.recipe import MethodRecipe, PTuningV2, Recipe, read_recipe
 from softmux.tuning.rows import Row, encode
 from softmux.tuning.split import Split, split
 from softmux.tuning.together import Together, precision, train_together
 from softmux.tuning.trainer import Progress, train
+from softmux.tuning.transfer import saved_method
 from softmux.tuning.write import Report, write_folder
 
 
@@ -56,15 +59,18 @@ def tune(
     cache: Path | None = None,
     console: Console | None = None,
     together: Together | None = None,
+    library: Library | None = None,
 ) -> Report:
     """Tunes the recipe's task and writes its folder to `out`, by default the recipe's own folder.
 
-    `device` is `auto`, `cpu` or `cuda`; `base` takes the place of the recipe's base where it is loaded already.
-    Progress goes to `console` (default: stderr). Raises `InvalidRequest` for a bad recipe, `BadData` for bad rows,
-    `FetchFailed` where data or base can't be had. Nothing is written unless everything succeeded.
+    `device` is `auto`, `cpu` or `cuda`; `base` takes the place of the recipe's base where it is loaded already;
+    `library` is where an `init_from` that names a task is looked up. Progress goes to `console` (default: stderr).
+    Raises `InvalidRequest` for a bad recipe, `BadData` for bad rows, `FetchFailed` where data or base can't be had.
+    Nothing is written unless everything succeeded.
     """
     plan = plan_of(recipe_path, out or recipe_path.parent, cache)
-    return _run([plan], device, base, cache, console or Console(stderr=True), together or Together())[0]
+    console, together = console or Console(stderr=True), together or Together()
+    return _run([plan], device, base, cache, console, together, library)[0]
 
 
 def tune_all(
@@ -75,6 +81,7 @@ def tune_all(
     cache: Path | None = None,
     console: Console | None = None,
     together: Together | None = None,
+    library: Library | None = None,
 ) -> list[Report]:
     """`tune` for several recipes: those of one base are trained at once. Each folder goes into `out` under its task's
     name, by default beside its recipe. A task whose loss stops being a number is left out, and said when the others
@@ -85,7 +92,7 @@ def tune_all(
     for task, count in Counter(plan.recipe.task for plan in plans).items():
         if count > 1:
             raise InvalidRequest(f"{count} recipes are of the task {task}: give each its own name.", param="task")
-    return _run(plans, device, None, cache, console or Console(stderr=True), together or Together())
+    return _run(plans, device, None, cache, console or Console(stderr=True), together or Together(), library)
 
 
 def plan_of(path: Path, out: Path, cache: Path | None, recipe: Recipe | None = None) -> Plan:
@@ -108,6 +115,7 @@ def _run(
     cache: Path | None,
     console: Console,
     together: Together,
+    library: Library | None,
 ) -> list[Report]:
     reports: dict[Path, Report] = {}
     failed = []
@@ -122,7 +130,7 @@ def _run(
     for group in groups.values():
         assert not isinstance(base, HeadBase)
         words_base = base or load_base(group[0].recipe, device, cache)
-        for plan, ended in _tune_words(group, words_base, console, together):
+        for plan, ended in _tune_words(group, words_base, console, together, library):
             if isinstance(ended, Report):
                 reports[plan.path] = ended
             else:
@@ -134,28 +142,33 @@ def _run(
 
 @dataclass(frozen=True, slots=True)
 class _Laid:
-    """A plan's rows, laid out."""
+    """A plan's rows, laid out, and what its task begins from."""
 
     plan: Plan
     rows: list[Row]
     validation: list[Row]
+    begun: Beginning
 
 
 def _tune_words(
-    plans: Sequence[Plan], base: Base, console: Console, together: Together
+    plans: Sequence[Plan], base: Base, console: Console, together: Together, library: Library | None
 ) -> Iterator[tuple[Plan, Report | str]]:
     """Tasks that generate, over one base: a report, and its folder written, or why there is none."""
     started = time.monotonic()
     laid: dict[str, _Laid] = {}
     jobs = []
+    beginnings = Beginnings(base, library, console)
     for plan in plans:
         recipe = plan.recipe
         learned = fresh(recipe, base)
         rows = encode_all([*plan.parts.train, *plan.extra], learned, recipe)
-        own = laid[recipe.task] = _Laid(plan, rows, encode_all(plan.parts.validation, learned, recipe))
-        _announce(console, recipe, len(rows), plan.parts, learned.parameters(), base.label)
-        jobs.append(Job(recipe.task, start_of(learned), rows, own.validation, recipe.train, learned.prefix))
+        validation = encode_all(plan.parts.validation, learned, recipe)
+        start = start_of(learned)
         take_out(learned)
+        begun = beginnings.of(beginner(recipe, base, plan.path.parent, validation, learned.prefix), start)
+        laid[recipe.task] = _Laid(plan, rows, validation, begun)
+        _announce(console, recipe, len(rows), plan.parts, begun.start.values().values(), base.label)
+        jobs.append(begun.job(recipe.task, rows, validation, recipe.train, learned.prefix))
     with shown(console, {job.name: job.how.steps for job in jobs}, together.tensorboard) as board:
         finished, checkpoint = train_together(
             base, jobs, precision(base, plans[0].recipe.train), together, board.see, console
@@ -181,9 +194,9 @@ def _measured(laid: _Laid, base: Base, ended: Finished, seconds: float) -> Repor
     """Writes the folder of what was learned, with its figures."""
     plan, recipe = laid.plan, laid.plan.recipe
     measuring = time.monotonic()
-    learned = fresh(recipe, base)
+    learned = fresh(recipe, base, saved_method(recipe.method, laid.begun.origin))
     try:
-        put(learned, ended.values)
+        put(learned, laid.begun.start.folded(ended.values))
         learned.train(False)
         labels = _fixed_answers(plan.examples) if recipe.evaluate.metric == "exact" else []
         tuned = evaluate(base, learned, plan.parts.test, recipe.evaluate, learned.layout, labels)
@@ -202,6 +215,8 @@ def _measured(laid: _Laid, base: Base, ended: Finished, seconds: float) -> Repor
             lengths=(min(row.prompt_tokens for row in laid.rows), max(row.prompt_tokens for row in laid.rows)),
             seconds=seconds + time.monotonic() - measuring,
             device=device_words(base.device),
+            begun=laid.begun.words,
+            tried=laid.begun.scores,
         )
         write_folder(plan.out, plan.path, learned, report)
     finally:
@@ -209,11 +224,19 @@ def _measured(laid: _Laid, base: Base, ended: Finished, seconds: float) -> Repor
     return report
 
 
-def fresh(recipe: Recipe, base: Base) -> Learned:
-    """The numbers a recipe begins with, by its seed."""
-    assert not isinstance(recipe.method, PTuningV2)
+def fresh(recipe: Recipe, base: Base, method: MethodRecipe | None = None) -> Learned:
+    """The numbers that a recipe's method (or `method`) has of its own, by its seed."""
+    method = method or recipe.method
+    assert not isinstance(method, PTuningV2)
     torch.manual_seed(recipe.train.seed)
-    return begin(recipe.method, base, _answers(recipe) or ())
+    return begin(method, base, _answers(recipe) or ())
+
+
+def beginner(recipe: Recipe, base: Base, folder: Path, validation: Sequence[Row], prefix: int) -> Beginner:
+    """A recipe's task, as it is to begin."""
+    return Beginner(
+        recipe.task, recipe.method, recipe.train, folder, lambda method: fresh(recipe, base, method), validation, prefix
+    )
 
 
 def _tune_head(plan: Plan, base: HeadBase, console: Console) -> Report:
@@ -271,7 +294,7 @@ def _tune_head(plan: Plan, base: HeadBase, console: Console) -> Report:
 
 
 def _announce(
-    console: Console, recipe: Recipe, rows: int, parts: Split, learned: Iterable[torch.nn.Parameter], base: str
+    console: Console, recipe: Recipe, rows: int, parts: Split, learned: Iterable[torch.Tensor], base: str
 ) -> None:
     console.print(
         f"{recipe.task}: {rows} rows to train, {len(parts.validation)} to validate, {len(parts.test)} held out; "
@@ -279,7 +302,7 @@ def _announce(
     )
 
 
-def _count(parameters: Iterable[torch.nn.Parameter]) -> int:
+def _count(parameters: Iterable[torch.Tensor]) -> int:
     return sum(parameter.numel() for parameter in parameters)
 
 

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,19 @@ from rich.table import Table
 from softmux.errors import InvalidRequest, SoftmuxError
 from softmux.formats.layout import Layout
 from softmux.tuning.base import Base, load_base
+from softmux.tuning.beginning import Beginnings
 from softmux.tuning.board import shown
-from softmux.tuning.many import Job
+from softmux.tuning.library import Library
+from softmux.tuning.method_recipe import OWN_INITS
 from softmux.tuning.methods import start_of, take_out
 from softmux.tuning.recipe import PTuningV2, Recipe, Sweep, read_recipe, to_toml
 from softmux.tuning.rows import Row
-from softmux.tuning.run import encode_all, fresh, plan_of
+from softmux.tuning.run import beginner, encode_all, fresh, plan_of
 from softmux.tuning.together import Together, precision, train_together
 from softmux.tuning.trainer import Trained
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+RESIDUAL = "residual:"
 RECIPE_FILE, FIGURES_FILE, TABLE_FILE, PLOT_FILE = "recipe.toml", "sweep.json", "sweep.md", "sweep.png"
 
 
@@ -65,7 +68,7 @@ def tries_of(recipe: Recipe) -> list[Try]:
     """Every combination that `recipe.sweep` lists, each once. Raises `InvalidRequest` for what can't be swept."""
     swept = recipe.sweep
     if swept == Sweep():
-        swept = Sweep(learning_rates=list(RATES))
+        swept = Sweep(learning_rates=RATES)
     found: dict[str, Try] = {}
     wholes: Sequence[BaseModel] = swept.methods or [recipe.method]
     lengths: list[int | None] = [*swept.virtual_tokens] or [None]
@@ -74,9 +77,12 @@ def tries_of(recipe: Recipe) -> list[Try]:
     for method, length, init, rate in itertools.product(wholes, lengths, inits, rates):
         if isinstance(method, PTuningV2):
             raise InvalidRequest("A sweep trains tasks that generate; p_tuning_v2 is tuned alone.", param="method")
-        changes = {"virtual_tokens": length, "init": init}
-        fields = {name: value for name, value in changes.items() if value and name in type(method).model_fields}
-        raw = recipe.model_dump(exclude_unset=True) | {"method": method.model_dump(exclude_unset=True) | fields}
+        known, own = type(method).model_fields, method.model_dump(exclude_unset=True)
+        fields: dict[str, Any] = {"virtual_tokens": length} if length and "virtual_tokens" in known else {}
+        if init is not None:
+            own, begins = _begun(own, known, init)
+            fields |= begins
+        raw = recipe.model_dump(exclude_unset=True) | {"method": own | fields}
         raw["train"] = recipe.train.model_dump(exclude_unset=True) | ({"learning_rate": rate} if rate else {})
         raw.pop("sweep", None)
         recipes = tuple(
@@ -85,11 +91,28 @@ def tries_of(recipe: Recipe) -> list[Try]:
         choices = {}
         if swept.methods:
             choices["method"] = _words(method, fields)
-        choices |= {name.replace("_", " "): str(value) for name, value in fields.items()}
+        if "virtual_tokens" in fields:
+            choices["virtual tokens"] = str(length)
+        if init is not None and ("init" in fields or "init_from" in fields):
+            choices["init"] = init
         if rate:
             choices["learning rate"] = f"{rate:g}"
         found.setdefault(recipes[0].model_dump_json(), Try(choices, recipes))
     return list(found.values())
+
+
+def _begun(method: dict[str, Any], known: Mapping[str, Any], init: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The method without another start, and the fields that `init` sets; none where the method has no such start."""
+    residual = init.startswith(RESIDUAL)
+    fields: dict[str, Any]
+    if init in OWN_INITS:
+        fields = {"init": init} if "init" in known else {}
+    else:
+        fields = {"init_from": init.removeprefix(RESIDUAL), "residual": residual} if "init_from" in known else {}
+    if not fields:
+        return method, fields
+    without = ("init_from", "residual") if residual else ("init_from", "residual", "residual_rank")
+    return {name: value for name, value in method.items() if name not in without}, fields
 
 
 def sweep(
@@ -101,9 +124,11 @@ def sweep(
     cache: Path | None = None,
     console: Console | None = None,
     together: Together | None = None,
+    library: Library | None = None,
 ) -> Swept:
     """Trains every try at once, and writes `out` (by default `sweep` beside the recipe): the pick as a recipe, the
-    figures, a table, and a plot where matplotlib is installed. Held-out rows are not looked at: `softmux tune` does."""
+    figures, a table, and a plot where matplotlib is installed. Held-out rows are not looked at: `softmux tune` does.
+    `library` is where tasks are looked up that a try begins from."""
     console, together = console or Console(stderr=True), together or Together()
     recipe = read_recipe(recipe_path)
     tries = tries_of(recipe)
@@ -111,6 +136,7 @@ def sweep(
     plan = plan_of(recipe_path, out, cache, recipe)
     base = base or load_base(recipe, device, cache)
     jobs = []
+    beginnings = Beginnings(base, library, console)
     laid: dict[Layout, tuple[list[Row], list[Row]]] = {}
     for number, one in enumerate(tries):
         for variant in one.recipes:
@@ -122,8 +148,12 @@ def sweep(
                 )
             name = ", ".join(one.choices.values()) or "as it is"
             label = f"{number + 1}: {name}" + (f", seed {variant.train.seed}" if len(one.recipes) > 1 else "")
-            jobs.append(Job(label, start_of(learned), *laid[learned.layout], variant.train, learned.prefix))
+            start = start_of(learned)
             take_out(learned)
+            rows, validation = laid[learned.layout]
+            begun = beginnings.of(beginner(variant, base, recipe_path.parent, validation, learned.prefix), start)
+            job = begun.job(label, rows, validation, variant.train, learned.prefix)
+            jobs.append(replace(job, measures_start=bool(recipe.sweep.inits)))
     console.print(f"{recipe.task}: {len(tries)} ways of tuning it, {len(jobs)} runs side by side over {base.label}")
     started = time.monotonic()
     with shown(console, {job.name: job.how.steps for job in jobs}, together.tensorboard) as board:
@@ -153,6 +183,10 @@ def write(out: Path, swept: Swept) -> None:
         if pick.data.path is not None and pick.data.hub is None:
             path = Path("..") / pick.data.path if not pick.data.path.is_absolute() else pick.data.path
             pick = pick.model_copy(update={"data": pick.data.model_copy(update={"path": path})})
+        origin = getattr(pick.method, "init_from", None)
+        if origin is not None and origin.startswith("."):
+            beside = str(Path("..") / origin)
+            pick = pick.model_copy(update={"method": pick.method.model_copy(update={"init_from": beside})})
         (scratch / RECIPE_FILE).write_text(to_toml(pick), encoding="utf-8")
         (scratch / FIGURES_FILE).write_text(json.dumps(figures(swept), indent=2) + "\n", encoding="utf-8")
         (scratch / TABLE_FILE).write_text("\n".join(markdown(swept)) + "\n", encoding="utf-8")
@@ -173,11 +207,12 @@ def figures(swept: Swept) -> dict[str, Any]:
             {
                 "choices": one.choices,
                 "loss": None if one.loss == float("inf") else one.loss,
+                "steps_to_text": steps_to_text(one, swept),
                 "runs": [
                     None
                     if run is None
                     else {"seed": r.train.seed, "best_loss": run.best_loss, "best_step": run.best_step,
-                          "validations": list(run.validations)}
+                          "validations": list(run.validations), "exact": list(run.exact)}
                     for r, run in zip(one.recipes, one.trained, strict=True)
                 ],
             }
@@ -186,16 +221,37 @@ def figures(swept: Swept) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def steps_to_text(one: Try, swept: Swept) -> list[int | None] | None:
+    """Of each seed: the first validated step at which the try is no worse than the best validation loss that the same
+    try has by `init = "text"`, None where it never is. None where text was not tried beside it."""
+    if "init" not in one.choices:
+        return None
+    beside = one.choices | {"init": "text"}
+    text = next((other for other in swept.tries if other.choices == beside), None)
+    if text is None:
+        return None
+    return [
+        None
+        if mine is None or its is None
+        else next((step for step, loss in mine.validations if loss <= its.best_loss), None)
+        for mine, its in zip(one.trained, text.trained, strict=True)
+    ]
+
+
 def _rows(swept: Swept) -> tuple[list[str], list[list[str]]]:
     names = list(dict.fromkeys(name for one in swept.tries for name in one.choices))
+    compared = [steps_to_text(one, swept) for one in swept.tries]
     rows = []
-    for one in swept.tries:
+    for one, reached in zip(swept.tries, compared, strict=True):
         runs = [run for run in one.trained if run is not None]
         spread = f" ± {(max(r.best_loss for r in runs) - min(r.best_loss for r in runs)) / 2:.4f}" if runs[1:] else ""
         loss = "not a number" if one.loss == float("inf") else f"{one.loss:.4f}{spread}"
         steps = ", ".join(str(run.best_step) for run in runs)
-        rows.append([*(one.choices.get(name, "") for name in names), loss, steps])
-    return [*names, "validation loss", "best step"], rows
+        row = [*(one.choices.get(name, "") for name in names), loss, steps]
+        if any(compared):
+            row.append(", ".join("never" if step is None else str(step) for step in reached or ()))
+        rows.append(row)
+    return [*names, "validation loss", "best step", *(["steps to text's best loss"] if any(compared) else [])], rows
 
 
 def table(swept: Swept) -> Table:

@@ -59,12 +59,14 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """`losses` holds each step's loss, `validations` (step, loss) pairs; what is kept is `best_step`'s."""
+    """`losses` holds each step's loss, `validations` (step, loss) pairs; what is kept is `best_step`'s. `exact`: of
+    what generates, at each of the validations, the share of rows whose answer is the likeliest, token for token."""
 
     losses: tuple[float, ...]
     validations: tuple[tuple[int, float], ...]
     best_step: int
     best_loss: float
+    exact: tuple[float, ...] = ()
 
 
 def train(

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,12 +16,16 @@ from softmux.formats.folder import ALLOWED_FILES, LORA_FILES
 from softmux.formats.softmux_json import SOFTMUX_FILE, SoftmuxJson
 from softmux.formats.tensors import WEIGHTS_FILE
 from softmux.tuning import sources
+from softmux.tuning.bank import ROWS as BANK_ROWS
+from softmux.tuning.bank import Score
 from softmux.tuning.evaluate import Figures
 from softmux.tuning.recipe import Lora, LoraPrefixTuning, MethodRecipe, PrefixTuning, PromptTuning, PTuningV2, Recipe
 from softmux.tuning.trainer import Trained
 
 RECIPE_FILE = "recipe.toml"
 README_FILE = "README.md"
+TRIED = 12
+"""So many starts that were tried are in a README."""
 
 _METRICS = {
     "exact": "the greedy text is the answer, character for character",
@@ -61,7 +65,8 @@ class Saved(Protocol):
 @dataclass(frozen=True, slots=True)
 class Report:
     """What a tuning run found. `lengths` are the fewest and most prompt tokens of a training row; `device` is words.
-    `beside`: the same held-out rows by other means; `labels` are a head's, `base_fingerprint` its encoder's."""
+    `beside`: the same held-out rows by other means; `labels` are a head's, `base_fingerprint` its encoder's. `begun`:
+    what its start has of another adapter, in words; `tried`: the losses of all starts that it was picked from."""
 
     recipe: Recipe
     base_label: str
@@ -74,6 +79,8 @@ class Report:
     device: str
     labels: list[str] = field(default_factory=list)
     base_fingerprint: str | None = None
+    begun: str = ""
+    tried: tuple[Score, ...] = ()
 
 
 def write_folder(out: Path, recipe_path: Path, learned: Saved, report: Report) -> None:
@@ -133,6 +140,8 @@ def _keep_others(out: Path, scratch: Path) -> None:
 def softmux_json(report: Report) -> SoftmuxJson:
     recipe, metric = report.recipe, next(iter(report.tuned.values))
     figure = f"Held-out {metric} {report.tuned.values[metric]:.3f} over {report.tuned.rows} rows."
+    if report.begun:
+        figure += f" Begun from {report.begun}."
     return SoftmuxJson(
         template=recipe.template,
         labels=report.labels or recipe.labels,
@@ -153,6 +162,7 @@ def readme(report: Report, notes: str) -> str:
         "",
         f"- Base model: {report.base_label}, frozen.",
         f"- Method: {method_words(recipe.method)}.",
+        *([f"- Begun from: {report.begun}."] if report.begun else []),
         f"- Data: {sources.about(recipe.data)}",
         f"- Made by: `softmux tune {RECIPE_FILE}` ({trained.best_step} of {len(trained.losses)} steps kept, "
         f"{report.seconds:.0f} s on {report.device}).",
@@ -167,9 +177,29 @@ def readme(report: Report, notes: str) -> str:
         + " ".join(f"*{name}*: {_METRICS[name]}." for name in report.tuned.values)
         + "".join(f" *{name}*: {_BESIDE[name]}." for name in report.beside if name in _BESIDE),
     ]
+    lines += _tried(report.tried)
     if notes:
         lines += ["", "## Notes", "", notes]
     return "\n".join(lines) + "\n"
+
+
+def _tried(scores: Sequence[Score]) -> list[str]:
+    """What `init_from = "auto"` had to choose from."""
+    if not scores:
+        return []
+    rows = [(score.name, f"{score.loss:.4f}", score.digest) for score in scores[:TRIED]]
+    more = [f"{len(scores) - TRIED} more were worse."] if len(scores) > TRIED else []
+    return [
+        "",
+        "## Starts tried",
+        "",
+        f"The mean loss a token on validation rows ({BANK_ROWS} at most), before any step. It began from the first.",
+        "",
+        "| start | loss | digest |",
+        "| --- | --- | --- |",
+        *(_row(name, cells) for name, *cells in rows),
+        *(["", *more] if more else []),
+    ]
 
 
 def _table(report: Report) -> list[str]:
@@ -189,9 +219,10 @@ def _row(name: str, cells: Iterable[str]) -> str:
 def method_words(method: MethodRecipe) -> str:
     """What is learned, as a README says it."""
     if isinstance(method, PromptTuning):
-        return f"prompt tuning, {method.virtual_tokens} learned vectors, begun from " + (_BEGUN[method.begins])
+        begun = "" if method.init_from else f", begun from {_BEGUN[method.begins]}"
+        return f"prompt tuning, {method.virtual_tokens} learned vectors{begun}"
     if isinstance(method, PrefixTuning):
-        how = "through a two-layer MLP that is folded away" if method.projection else "directly"
+        how = "through a two-layer MLP that is folded away" if method.projected else "directly"
         return f"prefix tuning, {method.virtual_tokens} learned keys and values a layer, trained {how}"
     if isinstance(method, PTuningV2):
         folded = ", trained through a two-layer MLP that is folded away" if method.projection else ""

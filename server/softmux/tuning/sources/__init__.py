@@ -29,6 +29,7 @@ class Source:
 
 SOURCES: dict[SourceName, Source] = {
     "movie-sentiment": Source(hutto.ARCHIVE, hutto.movie_sentiment, True, hutto.ABOUT_SENTIMENT),
+    "product-sentiment": Source(hutto.ARCHIVE, hutto.product_sentiment, True, hutto.ABOUT_PRODUCTS),
     "text-source": Source(hutto.ARCHIVE, hutto.text_source, True, hutto.ABOUT_SOURCE),
     "person-or-company": Source(names.ARCHIVE, names.person_or_company, True, names.ABOUT),
     "capital": Source(countries.ARCHIVE, countries.capitals, False, countries.ABOUT),

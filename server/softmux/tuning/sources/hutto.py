@@ -20,6 +20,10 @@ ABOUT_SENTIMENT = (
     "movie review snippets of `vaderSentiment==2.5` (`hutto_ICWSM_2014.tar.gz`, `movieReviewSnippets_GroundTruth.txt`) "
     "whose mean rating is beyond ±0.5."
 )
+ABOUT_PRODUCTS = (
+    "product review snippets of `vaderSentiment==2.5` (`hutto_ICWSM_2014.tar.gz`, "
+    "`amazonReviewSnippets_GroundTruth.txt`) whose mean rating is beyond ±0.5."
+)
 ABOUT_SOURCE = (
     "the tweets, movie review snippets, product review snippets and newspaper editorial snippets of "
     "`vaderSentiment==2.5` (`hutto_ICWSM_2014.tar.gz`), told apart by their file."
@@ -27,20 +31,34 @@ ABOUT_SOURCE = (
 
 _INNER = "vaderSentiment-2.5/additional_resources/hutto_ICWSM_2014.tar.gz"
 _MOVIES = "movieReviewSnippets_GroundTruth.txt"
+_PRODUCTS = "amazonReviewSnippets_GroundTruth.txt"
 _FILES = {
     "tweets_GroundTruth.txt": " tweet",
     _MOVIES: " movie",
-    "amazonReviewSnippets_GroundTruth.txt": " product",
+    _PRODUCTS: " product",
     "nytEditorialSnippets_GroundTruth.txt": " news",
 }
 _NEUTRAL = 0.5
 
 
 def movie_sentiment(archive: Path) -> list[Example]:
-    """Snippets rated beyond ±0.5, answered ` positive` or ` negative`."""
+    """Snippets of movie reviews rated beyond ±0.5, answered ` positive` or ` negative`."""
+    return _sentiment(archive, _MOVIES)
+
+
+def product_sentiment(archive: Path) -> list[Example]:
+    """The same of product reviews. A text that is there twice with two ratings is left out."""
+    examples = _sentiment(archive, _PRODUCTS)
+    answers: dict[str, set[str]] = {}
+    for example in examples:
+        answers.setdefault(example.text, set()).add(example.answer)
+    return [example for example in examples if len(answers[example.text]) == 1]
+
+
+def _sentiment(archive: Path, file: str) -> list[Example]:
     return [
-        Example(text, " positive" if rating > 0 else " negative", _MOVIES, row)
-        for row, rating, text in rated(_read(archive, [_MOVIES])[_MOVIES], _MOVIES)
+        Example(text, " positive" if rating > 0 else " negative", file, row)
+        for row, rating, text in rated(_read(archive, [file])[file], file)
         if abs(rating) > _NEUTRAL
     ]
 

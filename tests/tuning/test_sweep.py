@@ -16,7 +16,8 @@ from softmux.errors import InvalidRequest, SoftmuxError
 from softmux.tuning.base import Base
 from softmux.tuning.recipe import PromptTuning, read_recipe, to_toml
 from softmux.tuning.run import tune
-from softmux.tuning.sweep import RATES, steps_to_text, sweep, tries_of
+from softmux.tuning.sweep import RATES, sweep, tries_of
+from softmux.tuning.swept import steps_to_text
 from softmux.tuning.together import Together
 from support.transfers import make_origin
 
@@ -111,7 +112,7 @@ def test_starts_are_swept_and_steps_are_told_to_what_the_text_came_to(
             assert step == (reached[0] if reached else None)
             assert len(run.exact) == len(run.validations)
     table = (recipe.parent / "sweep" / "sweep.md").read_text()
-    assert "steps to text's best loss" in table
+    assert "| exact | best step | steps to text's best loss |" in table
     written = json.loads((recipe.parent / "sweep" / "sweep.json").read_text())["tries"]
     assert [one["steps_to_text"] for one in written] == [steps_to_text(one, swept) for one in swept.tries]
     pick = read_recipe(recipe.parent / "sweep" / "recipe.toml").method

@@ -84,8 +84,8 @@ def sweep(
     """Train a task in many ways side by side, and pick one by its validation rows."""
     with _needing_packages():
         from softmux.tuning import Together
-        from softmux.tuning.sweep import figures
         from softmux.tuning.sweep import sweep as run
+        from softmux.tuning.swept import figures
     together = Together(at_once, tokens, save_every, cache and cache / "tuning", fresh, checkpointing, tensorboard)
     with library(url, key, redis, data, tenant) as found:
         swept = run(recipe, out, device, cache=cache, together=together, library=found)

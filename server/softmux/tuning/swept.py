@@ -1,0 +1,150 @@
+"""What came of a sweep: the tries as they ended, as a table, as JSON, and as a plot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from softmux.tuning.recipe import Recipe
+from softmux.tuning.trainer import Trained
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """One way of tuning the task. `choices` are what it was given of what was swept, as words; `recipes` one for each
+    seed, and what became of each: None where its loss stopped being a number."""
+
+    choices: dict[str, str]
+    recipes: tuple[Recipe, ...]
+    trained: tuple[Trained | None, ...] = ()
+
+    @property
+    def loss(self) -> float:
+        """The mean of its seeds' best validation losses; infinity where one broke."""
+        found = [float("inf") if one is None else one.best_loss for one in self.trained]
+        return sum(found) / len(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """All tries, the best first. `seconds` is the training of all of them."""
+
+    tries: tuple[Try, ...]
+    seconds: float
+
+    @property
+    def pick(self) -> Try:
+        return self.tries[0]
+
+
+def figures(swept: Swept) -> dict[str, Any]:
+    return {
+        "task": swept.pick.recipes[0].task,
+        "seconds": round(swept.seconds, 1),
+        "tries": [
+            {
+                "choices": one.choices,
+                "loss": None if one.loss == float("inf") else one.loss,
+                "steps_to_text": steps_to_text(one, swept),
+                "runs": [
+                    None
+                    if run is None
+                    else {"seed": r.train.seed, "best_loss": run.best_loss, "best_step": run.best_step,
+                          "validations": list(run.validations), "exact": list(run.exact)}
+                    for r, run in zip(one.recipes, one.trained, strict=True)
+                ],
+            }
+            for one in swept.tries
+        ],
+    }  # fmt: skip
+
+
+def steps_to_text(one: Try, swept: Swept) -> list[int | None] | None:
+    """Of each seed: the first validated step at which the try is no worse than the best validation loss that the same
+    try has by `init = "text"`, None where it never is. None where text was not tried beside it."""
+    if "init" not in one.choices:
+        return None
+    beside = one.choices | {"init": "text"}
+    text = next((other for other in swept.tries if other.choices == beside), None)
+    if text is None:
+        return None
+    return [
+        None
+        if mine is None or its is None
+        else next((step for step, loss in mine.validations if loss <= its.best_loss), None)
+        for mine, its in zip(one.trained, text.trained, strict=True)
+    ]
+
+
+def share_at_best(run: Trained) -> float:
+    """The share of validation rows that are answered exactly at the step that is kept."""
+    return next(
+        (share for (step, _), share in zip(run.validations, run.exact, strict=True) if step == run.best_step), 0.0
+    )
+
+
+def _rows(swept: Swept) -> tuple[list[str], list[list[str]]]:
+    names = list(dict.fromkeys(name for one in swept.tries for name in one.choices))
+    compared = [steps_to_text(one, swept) for one in swept.tries]
+    rows = []
+    for one, reached in zip(swept.tries, compared, strict=True):
+        runs = [run for run in one.trained if run is not None]
+        spread = f" ± {(max(r.best_loss for r in runs) - min(r.best_loss for r in runs)) / 2:.4f}" if runs[1:] else ""
+        loss = "not a number" if one.loss == float("inf") else f"{one.loss:.4f}{spread}"
+        steps = ", ".join(str(run.best_step) for run in runs)
+        exact = sum(share_at_best(run) for run in runs) / len(runs) if runs else 0.0
+        row = [*(one.choices.get(name, "") for name in names), loss, f"{exact:.3f}", steps]
+        if any(compared):
+            row.append(", ".join("never" if step is None else str(step) for step in reached or ()))
+        rows.append(row)
+    return [
+        *names,
+        "validation loss",
+        "exact",
+        "best step",
+        *(["steps to text's best loss"] if any(compared) else []),
+    ], rows
+
+
+def table(swept: Swept) -> Table:
+    titles, rows = _rows(swept)
+    shown_as = Table(box=None, pad_edge=False)
+    for title in titles:
+        shown_as.add_column(title)
+    for row in rows:
+        shown_as.add_row(*map(escape, row))
+    return shown_as
+
+
+def markdown(swept: Swept) -> list[str]:
+    titles, rows = _rows(swept)
+    return [f"| {' | '.join(cells)} |" for cells in (titles, ["---"] * len(titles), *rows)]
+
+
+def plot(swept: Swept, path: Path) -> bool:
+    """The validation curves of all tries, the pick's thick; False where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        return False
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.add_subplot()
+    for one in swept.tries[:24]:
+        for run in one.trained:
+            if run is not None and run.validations:
+                steps, losses = zip(*run.validations, strict=True)
+                axes.plot(steps, losses, linewidth=3 if one is swept.pick else 1, label=", ".join(one.choices.values()))
+    axes.set_xlabel("step")
+    axes.set_ylabel("validation loss")
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+    return True
+
+
+def words(one: Try) -> str:
+    """What the try was given, as a person reads it."""
+    return ", ".join(f"{name} {value}" for name, value in one.choices.items()) or "the recipe as it is"

@@ -220,7 +220,7 @@ def test_a_recipe_begins_from_a_task_of_the_server_or_of_its_registry(
     recipe.write_text(
         f'task = "mine"\nbase = "{base[1]}"\n[data]\nsource = "file"\npath = "rows.csv"\n'
         '[method]\nkind = "prompt_tuning"\nvirtual_tokens = 5\ninit_from = "prompt-tuning@1"\n'
-        "[train]\nsteps = 1\nlearning_rate = 1e-2\n[evaluate]\nmax_tokens = 2\nbare = false\n"
+        "[train]\nsteps = 1\nlearning_rate = 1e-2\n[evaluate]\nmax_tokens = 2\nbare = false\n[sweep]\nseeds = [0]\n"
     )
     digest = server.http.get("/v1/adapters/prompt-tuning").json()["digest"]
     options = ("--device", "cpu", "--cache", str(tmp_path / "cache"))

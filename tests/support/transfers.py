@@ -45,11 +45,11 @@ def make_origin(base: Base, kind: str, folder: Path, seed: int = 0) -> Any:
     return PeftModel.from_pretrained(plain, str(folder)).eval()
 
 
-def begun(base: Base, method: Begun, folder: Path, seed: int = 0) -> Transferred:
+def begun(base: Base, method: Begun, folder: Path, origins: Origins | None = None) -> Transferred:
     """What a task of `method` starts with; its `init_from` is relative to `folder`."""
     assert method.init_from is not None
-    origin = Origins(base, None).named(method.init_from, method, folder)
-    torch.manual_seed(seed)
+    origin = (origins or Origins(base, None)).named(method.init_from, method, folder)
+    torch.manual_seed(0)
     shaped = start_method(method, origin)
     learned = begin(shaped, base)  # type: ignore[arg-type]
     own = start_of(learned)

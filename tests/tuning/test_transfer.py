@@ -45,14 +45,16 @@ def tuned(base: Base, folder: Path, how: Train = HOW, **changed: object) -> list
     return tune([Task(name, ROWS, method, how) for name, method in methods.items()], base)
 
 
-@pytest.mark.parametrize("residual", [False, True], ids=["begun", "residual"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_at_step_0_a_task_is_the_one_that_it_begins_from(kind: str, residual: bool, base: Base, tmp_path: Path) -> None:
+def test_at_step_0_a_task_is_the_one_that_it_begins_from(kind: str, base: Base, tmp_path: Path) -> None:
     theirs = make_origin(base, kind, tmp_path / "origin")
-    made = begun(base, METHODS[kind].model_copy(update={"residual": residual}), tmp_path)
-    assert made.warning is None
-    own = losses(base, made.start, prefix_of(kind))
-    torch.testing.assert_close(own, peft_losses(theirs, rows_of(made.start.outputs)), rtol=1e-4, atol=1e-4)
+    origins = Origins(base, None)
+    for residual in (False, True):
+        method = METHODS[kind].model_copy(update={"residual": residual})
+        made = begun(base, method, tmp_path, origins)
+        assert made.warning is None
+        own = losses(base, made.start, prefix_of(kind))
+        torch.testing.assert_close(own, peft_losses(theirs, rows_of(made.start.outputs)), rtol=1e-4, atol=1e-4)
 
 
 def test_a_residual_folds_into_an_ordinary_adapter_that_computes_the_same(
@@ -61,6 +63,7 @@ def test_a_residual_folds_into_an_ordinary_adapter_that_computes_the_same(
     for kind in KINDS:
         make_origin(base, kind, tmp_path / kind)
     low_rank = {"residual": True, "residual_rank": 2}
+    origins = Origins(base, None)
     found = tuned(base, tmp_path, prompt=low_rank, prefix={"residual": True}, lora={"residual": True}, pair=low_rank)
     spec = describe(str(base_folder))
     for one in found:
@@ -73,11 +76,10 @@ def test_a_residual_folds_into_an_ordinary_adapter_that_computes_the_same(
             config = "adapter_config.json" if one.name == "lora" else "adapter_config.lora.json"
             assert json.loads((tmp_path / "out" / one.name / config).read_text())["r"] == 4 + 4
         again = METHODS[one.name].model_copy(update={"init_from": f"./{one.name}", "residual": False, "rank": 8})
-        folded = losses(base, begun(base, again, tmp_path / "out").start, prefix_of(one.name))
+        folded = losses(base, begun(base, again, tmp_path / "out", origins).start, prefix_of(one.name))
         changes = METHODS[one.name].model_copy(update={"init_from": f"./{one.name}", "residual": True})
-        start = begun(
-            base, changes.model_copy(update=low_rank if one.name in ("prompt", "pair") else {}), tmp_path
-        ).start
+        changes = changes.model_copy(update=low_rank if one.name in ("prompt", "pair") else {})
+        start = begun(base, changes, tmp_path, origins).start
         trainer = Trainer(padded_base(base.model))
         rows = rows_of(start.outputs)
         jobs = [Job(str(i), start, [row], [row], HOW, prefix_of(one.name)) for i, row in enumerate(rows)]
@@ -119,10 +121,10 @@ def test_residuals_over_different_adapters_share_a_batch_and_each_is_as_alone(ba
 
 def test_a_run_over_another_origin_is_another_run(base: Base, tmp_path: Path) -> None:
     method = METHODS["prompt"].model_copy(update={"residual": True})
-    digests = set()
+    digests, origins = set(), Origins(base, None)
     for seed in (0, 1):
         make_origin(base, "prompt", tmp_path / "origin", seed)
-        start = begun(base, method, tmp_path).start
+        start = begun(base, method, tmp_path, origins).start
         job = Job("a", start, rows_of(5), rows_of(5), HOW)
         digests.add(run_digest([job], Trainer(padded_base(base.model))))
     assert len(digests) == 2
@@ -151,20 +153,23 @@ def test_a_residual_that_was_killed_goes_on_with_the_same_numbers(base: Base, tm
 def test_what_is_shorter_is_cut_with_a_word_and_what_is_longer_is_the_tasks_own(base: Base, tmp_path: Path) -> None:
     make_origin(base, "prompt", tmp_path / "origin")
     make_origin(base, "lora", tmp_path / "low")
-    theirs = load_file(tmp_path / "origin" / "adapter_model.safetensors")["prompt_embeddings"]
+    theirs, origins = (
+        load_file(tmp_path / "origin" / "adapter_model.safetensors")["prompt_embeddings"],
+        Origins(base, None),
+    )
     for count, words in ((3, "its first 3 of 5 vectors"), (7, "all its 5 vectors in front of 2 of this task's own")):
         method = PromptTuning(kind="prompt_tuning", virtual_tokens=count, init="sampled", init_from="./origin")
-        made = begun(base, method, tmp_path)
+        made = begun(base, method, tmp_path, origins)
         vectors = made.start.values()["soft.embedding.weight"]
         assert vectors[:5].equal(theirs[:count])
         assert made.words.endswith(words)
         assert (made.warning is None) == (count == 7)
         table = base.model.get_input_embeddings().weight
         assert all((vector == table).all(1).any() for vector in vectors[5:])
-    lora = Origins(base, None).named("./low", METHODS["lora"], tmp_path).lora
+    lora = origins.named("./low", METHODS["lora"], tmp_path).lora
     assert lora is not None
     for rank in (2, 6):
-        made = begun(base, Lora(kind="lora", rank=rank, alpha=5, init_from="./low"), tmp_path)
+        made = begun(base, Lora(kind="lora", rank=rank, alpha=5, init_from="./low"), tmp_path, origins)
         for name, (a, b) in made.start.low_rank.items():
             layer = lora.layers[name]
             whole = layer.scaling * torch.from_numpy(layer.b) @ torch.from_numpy(layer.a)
@@ -176,12 +181,13 @@ def test_what_is_shorter_is_cut_with_a_word_and_what_is_longer_is_the_tasks_own(
 
 def test_vectors_of_p_tuning_and_modules_that_a_lora_has_not_are_begun_with(base: Base, tmp_path: Path) -> None:
     theirs = make_origin(base, "p_tuning_mlp", tmp_path / "origin")
-    made = begun(base, PromptTuning(kind="prompt_tuning", virtual_tokens=3, init_from="./origin"), tmp_path)
+    origins = Origins(base, None)
+    made = begun(base, PromptTuning(kind="prompt_tuning", virtual_tokens=3, init_from="./origin"), tmp_path, origins)
     torch.testing.assert_close(losses(base, made.start, 0), peft_losses(theirs, rows_of(3)), rtol=1e-4, atol=1e-4)
     theirs = make_origin(base, "lora", tmp_path / "low")
     wider = Lora(kind="lora", rank=4, alpha=3, init_from="./low", target_modules=["q_proj", "v_proj", "down_proj"])
     for residual in (False, True):
-        start = begun(base, wider.model_copy(update={"residual": residual}), tmp_path).start
+        start = begun(base, wider.model_copy(update={"residual": residual}), tmp_path, origins).start
         assert any("v_proj" in name for name in start.low_rank)
         torch.testing.assert_close(losses(base, start, 0), peft_losses(theirs, rows_of(0)), rtol=1e-4, atol=1e-4)
 
@@ -189,11 +195,11 @@ def test_vectors_of_p_tuning_and_modules_that_a_lora_has_not_are_begun_with(base
 def test_what_can_not_be_begun_from_is_said_with_what_to_do(base: Base, tmp_path: Path) -> None:
     for kind in ("prompt", "lora"):
         make_origin(base, kind, tmp_path / kind)
-    prompt = PromptTuning(kind="prompt_tuning", virtual_tokens=5)
+    prompt, origins = PromptTuning(kind="prompt_tuning", virtual_tokens=5), Origins(base, None)
 
     def refused(match: str, name: str) -> None:
         with pytest.raises(InvalidRequest, match=match):
-            begun(base, prompt.model_copy(update={"init_from": name}), tmp_path)
+            begun(base, prompt.model_copy(update={"init_from": name}), tmp_path, origins)
 
     refused(r'lora is lora, and this recipe learns prompt_tuning.*set kind = "lora"', "./lora")
     refused(r"init_from = './none' can't be read: .*no folder", "./none")
@@ -210,7 +216,7 @@ def test_what_can_not_be_begun_from_is_said_with_what_to_do(base: Base, tmp_path
     refused("vectors of 576 numbers", "./prompt")
     few = Lora(kind="lora", rank=4, alpha=3, init_from="./lora", target_modules=["v_proj"])
     with pytest.raises(InvalidRequest, match=r"a LoRA of down_proj, q_proj, .* leave target_modules out"):
-        begun(base, few, tmp_path)
+        begun(base, few, tmp_path, origins)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, vmap
 
+from softmux.tuning.frozen import Tables
 from softmux.tuning.low_rank import LowRank
 
 BETAS = (0.9, 0.999)
@@ -219,6 +220,27 @@ class Cohort:
 
     def _each(self, numbers: Sequence[float]) -> torch.Tensor:
         return torch.tensor(numbers, dtype=torch.float32, device=self.device)
+
+
+def tables_of(
+    cohorts: Sequence[Cohort], made: Sequence[torch.Tensor | None]
+) -> tuple[Tables, list[tuple[torch.Tensor, torch.Tensor]]]:
+    """The step's tables, and (what a cohort made, the leaf that stands for it in the tables): packs add up gradients
+    on the leaves, and what makes the vectors is gone back through once."""
+    parts = []
+    vectors: list[torch.Tensor] = []
+    prefixes: list[torch.Tensor] = []
+    for cohort, out in zip(cohorts, made, strict=True):
+        if out is None:
+            continue
+        leaf = out.detach().requires_grad_(torch.is_grad_enabled())
+        parts.append((out, leaf))
+        (prefixes if cohort.is_prefix else vectors).append(leaf.flatten(0, 1))
+    return Tables(
+        torch.cat(vectors) if vectors else None,
+        torch.cat(prefixes) if prefixes else None,
+        {number: cohort.low_rank() for number, cohort in enumerate(cohorts) if cohort.has_low_rank},
+    ), parts
 
 
 def _joined(stacked: Sequence[torch.Tensor], own: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -15,14 +15,13 @@ from dataclasses import dataclass, field
 import torch
 
 from softmux.errors import SoftmuxError
-from softmux.tuning.cohort import Adam, Cohort, Rates, Start
-from softmux.tuning.frozen import FrozenBase, Tables
+from softmux.tuning.cohort import Adam, Cohort, Rates, Start, tables_of
+from softmux.tuning.frozen import FrozenBase
 from softmux.tuning.packing import Packed, Place, Placed, Prepared, pack, packs, prepare
 from softmux.tuning.recipe import Train
+from softmux.tuning.room import tokens_at_once
 from softmux.tuning.rows import Row
 from softmux.tuning.trainer import Progress, Trained, batches, rate
-
-CPU_TOKENS = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +204,7 @@ class Trainer:
         for cohort in self._cohorts:
             cohort.leaves()
         made = [cohort.made() for cohort in self._cohorts]
-        tables, parts = _tables(self._cohorts, made)
+        tables, parts = tables_of(self._cohorts, made)
         placed = self._placed(rows, training=True)
         losses = torch.zeros(len(self.active), device=self.base.device)
         for few in packs(placed, self.tokens):
@@ -282,7 +281,7 @@ class Trainer:
 
     def _without_gradients(self, rows: Sequence[Sequence[Prepared]]) -> tuple[list[float], list[float]]:
         """Of each active task: the sum of its targets' losses, and how many of its rows are answered exactly."""
-        tables, _ = _tables(self._cohorts, [cohort.made() for cohort in self._cohorts])
+        tables, _ = tables_of(self._cohorts, [cohort.made() for cohort in self._cohorts])
         sums = torch.zeros(len(self.active), dtype=torch.float64, device=self.base.device)
         exact = torch.zeros_like(sums)
         for few in packs(self._placed(rows, training=False), self.tokens):
@@ -313,37 +312,3 @@ class Trainer:
 def _rates(active: Active) -> Rates:
     how = active.job.how
     return Rates(how.learning_rate * rate(active.step, how.steps, how.warmup_steps), how.weight_decay, how.clip_norm)
-
-
-def _tables(
-    cohorts: Sequence[Cohort], made: Sequence[torch.Tensor | None]
-) -> tuple[Tables, list[tuple[torch.Tensor, torch.Tensor]]]:
-    """The step's tables, and (what a cohort made, the leaf that stands for it in the tables): packs add up gradients
-    on the leaves, and what makes the vectors is gone back through once."""
-    parts = []
-    vectors: list[torch.Tensor] = []
-    prefixes: list[torch.Tensor] = []
-    for cohort, out in zip(cohorts, made, strict=True):
-        if out is None:
-            continue
-        leaf = out.detach().requires_grad_(torch.is_grad_enabled())
-        parts.append((out, leaf))
-        (prefixes if cohort.is_prefix else vectors).append(leaf.flatten(0, 1))
-    return Tables(
-        torch.cat(vectors) if vectors else None,
-        torch.cat(prefixes) if prefixes else None,
-        {number: cohort.low_rank() for number, cohort in enumerate(cohorts) if cohort.has_low_rank},
-    ), parts
-
-
-def tokens_at_once(base: FrozenBase) -> int:
-    """As many as half of a GPU's free memory holds the activations of; a CPU is filled by few."""
-    if base.device.type != "cuda":
-        return CPU_TOKENS
-    config = base.model.config.get_text_config()
-    wide = 16 * config.hidden_size + 5 * getattr(config, "intermediate_size", 4 * config.hidden_size)
-    kept = config.hidden_size if base.checkpointing else wide
-    free, _ = torch.cuda.mem_get_info(base.device)
-    size = torch.finfo(base.dtype).bits // 8
-    fits = free // 2 // (kept * base.layers * size + 10 * config.vocab_size // 8)
-    return int(min(65536, max(1024, fits)))

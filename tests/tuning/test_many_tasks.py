@@ -10,13 +10,15 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from softmux.errors import InvalidRequest
 from softmux.tuning.base import Base
-from softmux.tuning.frozen import FrozenBase, prove
+from softmux.tuning.evaluate import continued, likeliest
+from softmux.tuning.frozen import FrozenBase, padded_base, prove
 from softmux.tuning.many import Finished, Job, Trainer
+from softmux.tuning.methods import start_of, take_out
 from softmux.tuning.packing import prepare
 from softmux.tuning.rows import Row
 from softmux.tuning.trainer import train
 from support.models import ARCHITECTURES
-from support.tuning_jobs import HOW, METHODS, apart, fresh, gradients, job
+from support.tuning_jobs import HOW, METHODS, apart, fresh, gradients, job, rows_for
 
 KINDS = list(METHODS)
 
@@ -166,3 +168,22 @@ def test_a_base_whose_attention_is_its_own_is_refused(base: Base) -> None:
 
     with pytest.raises(InvalidRequest, match="LlamaForCausalLM gives other values for packed rows"):
         prove(Skips(base.model), base.vocab_size)
+
+
+def test_rows_are_exact_where_greedy_decoding_says_their_answer(base: Base) -> None:
+    """Each answer is the base's own, token for token, but for one token of some."""
+    jobs, meant = [], []
+    for name, wrong in (("prompt", 2), ("prefix", 0), ("prompt-longer", 6)):
+        learned = fresh(name, base, seed=3)
+        rows = rows_for(learned.layout.virtual_tokens, 6, 3, base.vocab_size)
+        said = continued(base, learned, rows, 4, likeliest)
+        answers = [answer if at >= wrong else (*answer[:-1], answer[-1] ^ 1) for at, answer in enumerate(said)]
+        checks = [Row(row.ids, answer) for row, answer in zip(rows, answers, strict=True)]
+        jobs.append(Job(name, start_of(learned), checks, checks, HOW, learned.prefix, measures_start=True))
+        take_out(learned)
+        meant.append((6 - wrong) / 6)
+    trainer = Trainer(padded_base(base.model))
+    with trainer.base.running():
+        active = [trainer.enter(one) for one in jobs]
+        trainer.step()
+    assert [(one.validations[0][0], one.exact[0]) for one in active] == [(0, share) for share in meant]

@@ -1,8 +1,8 @@
 """`init_from = "auto"`: which of a registry's adapters a task begins from.
 
 Every adapter that the task's method can begin from is tried as it is, all of them in mixed batches, on a few of the
-task's validation rows; the one with the least loss is taken. A bank of prompts, as PromptTuner's (arXiv 2603.05087),
-which clusters its prompts and scores a few; here all of them share the forwards that score them.
+task's validation rows; the one with the least loss is taken. A bank of prompts to begin from is PromptTuner's
+(arXiv 2603.05087), which narrows a large one down by clusters; here mixed forwards score all of it.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from softmux.tuning.data import BadData, Example, checked
+from softmux.tuning.data import BadData, Example, checked, several
 from softmux.tuning.fetch import FetchFailed
 from softmux.tuning.sources import addresses, countries, hutto, labelled_xml, names
 from softmux.tuning.sources.recombine import recombine
@@ -190,4 +190,4 @@ def test_an_archive_without_the_data_says_which_file_is_missing(tmp_path: Path) 
 )
 def test_rows_that_cant_be_learned_from_are_named(rows: list[Example], said: str) -> None:
     with pytest.raises(BadData, match=said):
-        checked(rows, classes=True)
+        several(checked(rows, classes=True), "answer")

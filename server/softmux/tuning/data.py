@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from softmux.errors import InvalidRequest
 
 MAX_TEXT_BYTES = 1 << 20
+_BROKEN = re.compile(r"[\ud800-\udfff]")
 
 
 class BadData(InvalidRequest):
@@ -49,6 +51,17 @@ def decode(data: bytes, file: str) -> str:
         raise BadData(f"byte {error.start} is not UTF-8; save the file as UTF-8", file=file, row=row) from error
 
 
+def no_unicode(cell: str) -> str | None:
+    """What is wrong with a cell that holds half of a surrogate pair, or a byte that was read as one; or None."""
+    broken = _BROKEN.search(cell)
+    if broken is None:
+        return None
+    code = ord(broken[0])
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"the byte 0x{code - 0xDC00:02x} in it is not UTF-8; save the file as UTF-8"
+    return f"\\u{code:04x} in it is half of a surrogate pair, which is no character; write it whole"
+
+
 def known(examples: Iterable[Example], labels: Collection[str], column: str) -> Iterator[Example]:
     """The rows, each of whose answers must be one of `labels`, but for spaces around it. Raises `BadData`."""
     words = {label.strip() for label in labels}
@@ -63,16 +76,18 @@ def known(examples: Iterable[Example], labels: Collection[str], column: str) -> 
         yield example
 
 
-def checked(examples: Iterable[Example], *, classes: bool) -> list[Example]:
-    """The rows, equal ones once. Raises `BadData` for an empty or huge cell, a text with two answers, no rows at all,
-    and, where the answers are `classes`, for data of one class."""
+def checked(
+    examples: Iterable[Example], *, classes: bool, file: str = "the data", columns: tuple[str, str] = ("text", "answer")
+) -> list[Example]:
+    """The rows, equal ones once. Raises `BadData` for an empty or huge cell, one that is no Unicode, no rows at all,
+    and, where the answers are `classes`, for a text with two answers. `columns` are the two cells' names."""
     seen: dict[str, Example] = {}
-    last = ""
     for example in examples:
-        last = example.file
-        for column, cell in (("text", example.text), ("answer", example.answer)):
+        for column, cell in zip(columns, (example.text, example.answer), strict=True):
             if not cell.strip():
                 raise BadData("the cell is empty", file=example.file, row=example.row, column=column)
+            if problem := no_unicode(cell):
+                raise BadData(problem, file=example.file, row=example.row, column=column)
             if len(cell.encode()) > MAX_TEXT_BYTES:
                 raise BadData("the cell is larger than 1 MiB", file=example.file, row=example.row, column=column)
         first = seen.setdefault(example.text, example)
@@ -82,11 +97,20 @@ def checked(examples: Iterable[Example], *, classes: bool) -> list[Example]:
                 f"{first.answer!r}; keep one",
                 file=example.file,
                 row=example.row,
-                column="answer",
+                column=columns[1],
             )
     if not seen:
-        raise BadData("there are no rows", file=last or "the data")
-    if classes and len({example.answer for example in seen.values()}) < 2:
-        only = next(iter(seen.values()))
-        raise BadData(f"every row's answer is {only.answer!r}; two are needed at least", file=only.file)
+        raise BadData("there are no rows", file=file)
     return list(seen.values())
+
+
+def several(examples: list[Example], column: str) -> list[Example]:
+    """The rows, which must not all have one answer: nothing could be learned of them. Raises `BadData`."""
+    answers = {example.answer or example.spans for example in examples}
+    if len(answers) < 2:
+        raise BadData(
+            f"every row's answer is {examples[0].answer!r}; two different ones are needed at least",
+            file=examples[0].file,
+            column=column,
+        )
+    return examples

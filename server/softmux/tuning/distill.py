@@ -146,12 +146,14 @@ def _asked(recipe: Distillation, folder: Path, teacher: Teacher, console: Consol
     """The inputs to train, to validate and held out, with the teacher's answers."""
     if recipe.inputs.path is not None:
         column = recipe.inputs.column
+        file = recipe.inputs.path.name
         read = files.read(folder / recipe.inputs.path, column, column)
     else:
+        column, file = "text", "the generated inputs"
         console.print(f"making {recipe.inputs.generate} inputs")
         texts = invented(recipe, teacher.base)
-        read = (Example(text, text, "the generated inputs", i) for i, text in enumerate(texts, start=1))
-    examples = checked(read, classes=False)
+        read = (Example(text, text, file, i) for i, text in enumerate(texts, start=1))
+    examples = checked(read, classes=False, file=file, columns=(column, column))
     how = recipe.teacher
     check_fits(examples, teacher, how.max_tokens)
     parts = split(examples, recipe.train.validation_rows)

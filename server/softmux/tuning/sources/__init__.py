@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from softmux.errors import InvalidRequest
-from softmux.tuning.data import Example, checked, known
+from softmux.tuning.data import Example, checked, known, several
 from softmux.tuning.fetch import Archive, fetch
 from softmux.tuning.recipe import Data, SourceName
 from softmux.tuning.sources import addresses, countries, hutto, names, table
@@ -46,9 +46,11 @@ def load(data: Data, folder: Path, cache: Path | None = None, labels: Collection
     if data.source in ("file", "hub"):
         path = table.hub_file(data.hub, str(data.path)) if data.hub else folder / str(data.path)
         rows = table.read(path, data.prompt, data.answer)
-        return checked(rows if labels is None else known(rows, labels, data.answer), classes=labels is not None)
+        rows = rows if labels is None else known(rows, labels, data.answer)
+        columns = (data.prompt, data.answer)
+        return several(checked(rows, classes=labels is not None, file=path.name, columns=columns), data.answer)
     source = SOURCES[data.source]
-    return checked(source.load(fetch(source.archive, cache)), classes=source.classes)
+    return several(checked(source.load(fetch(source.archive, cache)), classes=source.classes), "answer")
 
 
 def load_extra(data: Data, seed: int, cache: Path | None = None) -> list[Example]:

@@ -6,10 +6,11 @@ import csv
 import io
 import json
 import math
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator
 from pathlib import Path
 
-from softmux.tuning.data import BadData, Example, decode
+from softmux.tuning.data import BadData, Example, no_unicode
 from softmux.tuning.fetch import FetchFailed
 
 MAX_CELL = 1 << 24
@@ -22,7 +23,7 @@ def read(path: Path, prompt: str, answer: str) -> Iterator[Example]:
     if path.suffix.lower() == ".parquet":
         rows = _parquet(path)
     else:
-        text = decode(path.read_bytes(), path.name)
+        text = _text(path.read_bytes(), path.name)
         rows = _jsonl(text, path.name) if path.suffix.lower() in {".jsonl", ".ndjson"} else _csv(text, path.name)
     for row, cells in rows:
         for column in (prompt, answer):
@@ -32,6 +33,8 @@ def read(path: Path, prompt: str, answer: str) -> Iterator[Example]:
                 )
             if not isinstance(cells[column], str):
                 raise BadData(_no_text(cells[column]), file=path.name, row=row, column=column)
+            if problem := no_unicode(str(cells[column])):
+                raise BadData(problem, file=path.name, row=row, column=column)
         yield Example(str(cells[prompt]), str(cells[answer]), path.name, row)
 
 
@@ -46,6 +49,13 @@ def hub_file(data_set: str, path: str) -> Path:
             f"{path} of the data set {data_set} can't be had from the hub ({error}). Check both names, and that the "
             'hub can be reached; or fetch the file yourself and use source = "file".'
         ) from error
+
+
+def _text(data: bytes, file: str) -> str:
+    """UTF-8, a byte order mark allowed. Bytes that are none become surrogates, which are told by row and column."""
+    if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        raise BadData("it is UTF-16; save it as UTF-8", file=file)
+    return data.decode("utf-8-sig", errors="surrogateescape")
 
 
 def _no_text(cell: object) -> str:
@@ -84,7 +94,7 @@ def _csv(text: str, file: str) -> Iterator[tuple[int, dict[str, object]]]:
 
 
 def _jsonl(text: str, file: str) -> Iterator[tuple[int, dict[str, object]]]:
-    for row, line in enumerate(text.splitlines(), start=1):
+    for row, line in enumerate(text.split("\n"), start=1):  # JSON's strings may hold other line ends
         if not line.strip():
             continue
         try:

@@ -23,6 +23,7 @@ from softmux.api.limits import Charge
 from softmux.api.schemas import ClassifyBody
 from softmux.api.services import Resolved, Services
 from softmux.api.tokenizer import LONG_TEXT
+from softmux.api.trained_range import beyond
 from softmux.api.usage import Meter
 from softmux.api.windows import Piece, Window, windows
 from softmux.cost import cost
@@ -62,6 +63,8 @@ class Classification:
     prompt_tokens: int
     charge: Charge
     virtual_tokens: int
+    warnings: tuple[str, ...] = ()
+    """What is odd about the inputs, for the reply."""
     deadline: float | None = None
     left: bool = False
     _cached: int = 0
@@ -86,10 +89,10 @@ class Classification:
 
     @classmethod
     async def start(
-        cls, services: Services, resolved: Resolved, body: ClassifyBody, deadline: float | None = None
+        cls, services: Services, resolved: Resolved, body: ClassifyBody, deadline: float | None = None, *, label: str
     ) -> Classification:
         """Lays the inputs out and submits their rows. Raises what is wrong with the request. `deadline` is monotonic:
-        `results` raises `DeadlineExceeded` then."""
+        `results` raises `DeadlineExceeded` then. `label` is the task's for metrics."""
         weight = services.registry.tenants.get(resolved.tenant).weight
         services.backlog.check(resolved.tenant, 0, deadline, weight)
         manifest = _classifier(resolved)
@@ -134,9 +137,11 @@ class Classification:
         whole = sum(cost(len(request.tokens), 0) for request in requests)
         services.backlog.submitted(resolved.tenant, len(requests), whole, weight)
         marks = {request.id: (request.content, request.version) for request in requests}
+        warnings = beyond(resolved, [_longest(given, manifest) for given in inputs], services.metrics, label)
         return cls(
-            services, resolved, manifest, body, inputs, channel, marks, prompt_tokens, charge, virtual_tokens, deadline
-        )
+            services, resolved, manifest, body, inputs, channel, marks, prompt_tokens, charge, virtual_tokens, warnings,
+            deadline,
+        )  # fmt: skip
 
     async def results(self) -> list[dict[str, Any]]:
         """A result for each input, in order. Raises the first error of a row."""
@@ -247,6 +252,11 @@ def _first(given: _Input, manifest: Manifest) -> list[tuple[tuple[int, ...], int
     """The rows that count as the input: of a verbalizer's, which all begin with it, one."""
     rows = list(zip(given.rows, given.scored, strict=True))
     return rows if manifest.head else rows[:1]
+
+
+def _longest(given: _Input, manifest: Manifest) -> int:
+    """The input's own tokens, of its windows the most that one has."""
+    return max(sum(token >= 0 for token in tokens) - scored for tokens, scored in _first(given, manifest))
 
 
 def _lay_out(

@@ -19,6 +19,7 @@ from softmux.api.limits import Charge
 from softmux.api.services import Resolved, Services
 from softmux.api.standing import Standing
 from softmux.api.tokenizer import Tokenizer
+from softmux.api.trained_range import beyond
 from softmux.api.usage import Meter
 from softmux.api.wish import Given, Wish
 from softmux.cost import cost
@@ -94,6 +95,8 @@ class Generation:
     inputs: list[Input]
     marks: dict[str, tuple[int, int]]
     """Each sequence's content and version, by `softmux.marks`."""
+    warnings: tuple[str, ...] = ()
+    """What is odd about the request, for its reply."""
     deadline: float | None = None
     left: bool = False
     """The client has gone away."""
@@ -186,6 +189,7 @@ class Generation:
             charge=charge,
             inputs=inputs,
             marks=marks,
+            warnings=beyond(resolved, [each.own for each in inputs], services.metrics, label),
             deadline=deadline,
             _by_id=choices,
         )
@@ -277,6 +281,12 @@ class Generation:
         """The weights that make this reply."""
         adapter = self.resolved.adapter
         return None if adapter is None else adapter_json(adapter)
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What a reply, and each of its chunks, says of how it is made: `adapter`, and `warnings` where there are."""
+        said: dict[str, Any] = {"adapter": self.adapter}
+        return {**said, "warnings": self.warnings} if self.warnings else said
 
     @property
     def fingerprint(self) -> str:

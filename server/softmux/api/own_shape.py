@@ -57,5 +57,5 @@ def _head(generation: Generation, kind: str) -> dict[str, Any]:
         "object": kind,
         "created": generation.created,
         "model": generation.services.worker.spec.model_id,
-        "adapter": generation.adapter,
+        **generation.told,
     }

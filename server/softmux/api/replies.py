@@ -74,12 +74,16 @@ class Usage(BaseModel):
     total_tokens: int
 
 
+WARNINGS = "Only where something is odd: an input longer, or shorter, than what the version was trained on."
+
+
 class GenerationReply(BaseModel):
     id: str
     object: Literal["generation"]
     created: int
     model: str
     adapter: Adapter | None
+    warnings: list[str] = Field(default=[], description=WARNINGS)
     choices: list[Choice]
     usage: Usage
 
@@ -112,6 +116,7 @@ class ClassificationReply(BaseModel):
     object: Literal["classification"]
     model: str
     adapter: Adapter
+    warnings: list[str] = Field(default=[], description=WARNINGS)
     results: list[SequenceLabel | TokenLabels]
     usage: ClassificationUsage
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from softmux.api.replies import Adapter, Logprobs
+from softmux.api.replies import WARNINGS, Adapter, Logprobs
 from softmux.types import FinishReason
 
 
@@ -28,6 +28,7 @@ class _Reply(BaseModel):
     model: str = Field(description="As the request named it.")
     system_fingerprint: str = Field(description="The digest of the adapter's version, or the base's fingerprint.")
     adapter: Adapter | None
+    warnings: list[str] = Field(default=[], description=WARNINGS)
     usage: OpenAIUsage
 
 

@@ -59,6 +59,8 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     choices: tuple[Choice, ...]
     usage: Usage
     adapter: Adapter | None = None
+    warnings: tuple[str, ...] = ()
+    """What is odd about the request, as an input longer than what the version was trained on."""
 
     @property
     def text(self) -> str:
@@ -75,6 +77,7 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     choices: tuple[Choice, ...]
     usage: Usage | None = None
     adapter: Adapter | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -107,6 +110,7 @@ class Classification(msgspec.Struct, frozen=True, kw_only=True):
     adapter: Adapter
     results: tuple[Result, ...]
     usage: Usage
+    warnings: tuple[str, ...] = ()
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):

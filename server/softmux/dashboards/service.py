@@ -176,6 +176,12 @@ _LOAD = (
         "short",
     ),
     Panel(
+        "Beyond what a task was trained on",
+        "Requests with an input longer, or shorter, than the version's training had. Many: train it on such inputs.",
+        (Query(rate("requests_beyond_trained_lengths_total", "task", "side"), "{{task}}: {{side}}"),),
+        "cps",
+    ),
+    Panel(
         "How long the queue takes",
         "What waits, by what the engine has done a second while more was asked than could run; 0 where that was never.",
         (Query(share(now("queue_cost"), now("queue_cost_per_second")), "wait"),),

@@ -112,6 +112,10 @@ class Metrics:
         self._own["request_prompt_tokens"].observe(prompt)
         self._own["request_generation_tokens"].observe(generated)
 
+    def beyond_trained(self, task: str, side: str) -> None:
+        """A request had an input `longer` or `shorter` than what its version was trained on."""
+        self._own["requests_beyond_trained_lengths_total"].labels(task, side).inc()
+
     def finished(self, reason: str) -> None:
         self._own["request_success_total"].labels(reason).inc()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from softmux.telemetry.labels import OTHER
 from softmux.types import DEFAULT_TENANT, Method
 
 PREFIX = "softmux_"
@@ -89,6 +90,14 @@ METRICS: tuple[Metric, ...] = (
         known=_each(BARE),
     ),
     Metric("generation_tokens_total", "counter", "api", "Tokens generated.", ("task",), known=_each(BARE)),
+    Metric(
+        "requests_beyond_trained_lengths_total",
+        "counter",
+        "api",
+        "Requests with an input longer, or shorter, than those its version was trained on, where that is said.",
+        ("task", "side"),
+        known=((OTHER, "longer"), (OTHER, "shorter")),
+    ),
     Metric("e2e_request_latency_seconds", "histogram", "api", "From a request's receipt to its end.", (), REQUEST),
     Metric(
         "time_to_first_token_seconds", "histogram", "api", "From a request's receipt to its first token.", (), REQUEST

@@ -38,7 +38,7 @@ class _Asked:
             "created": generation.created,
             "model": self.model,
             "system_fingerprint": generation.fingerprint,
-            "adapter": generation.adapter,
+            **generation.told,
         }
 
     def ended(self, index: int, told: dict[str, Any], piece: Piece) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import structlog
@@ -51,7 +51,7 @@ async def classify(request: Request, task: Annotated[str | None, Query(max_lengt
         adapter = resolved.adapter
         label = services.metrics.task_label(tenant, adapter.task if adapter else None)
         deadline = deadline_of(request, body.timeout, began)
-        running = await Classification.start(services, resolved, body, deadline)
+        running = await Classification.start(services, resolved, body, deadline, label=label)
         with watching(request, running.leave):
             results = await running.results()
         if running.left:
@@ -66,12 +66,13 @@ async def classify(request: Request, task: Annotated[str | None, Query(max_lengt
             services.metrics.tokens(label, running.prompt_tokens, 0)
         services.metrics.request(label, outcome, time.monotonic() - began)
     assert adapter is not None, "`start` refuses the bare model"
-    reply = {
+    reply: dict[str, Any] = {
         "object": "classification",
         "model": services.worker.spec.model_id,
         "adapter": {
             "task": adapter.task, "version": adapter.version, "digest": adapter.digest, "method": adapter.method,
         },
+        **({"warnings": running.warnings} if running.warnings else {}),
         "results": results,
         "usage": {"prompt_tokens": running.prompt_tokens, "total_tokens": running.prompt_tokens},
     }  # fmt: skip

@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import softmux.tuning
+from softmux.evaluation import verdict
 from softmux.tuning.distillation import Distillation
 from softmux.tuning.fields import BEGIN, END, SECTIONS, written
 from softmux.tuning.recipe import PromptTuning, Sweep
@@ -18,6 +19,12 @@ def test_the_tables_are_up_to_date() -> None:
     page = PAGE.read_text(encoding="utf-8")
     assert page.count(BEGIN) == page.count(END) == 1
     assert page == written(page), "run `python -m softmux.tuning.fields docs/tuning.md`"
+
+
+def test_the_verdicts_rules_are_up_to_date() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert page.count(verdict.BEGIN) == page.count(verdict.END) == 1
+    assert page == verdict.written(page), "run `python -m softmux.evaluation.verdict docs/tuning.md`"
 
 
 def test_every_field_says_what_it_does() -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from softmux.errors import InvalidRequest
+from softmux.evaluation.run import evaluate
 from softmux.formats.folder import load_folder, parse_adapter
 from softmux.formats.parts import HeadPart, PrefixPart
 from softmux.inspection.base import describe
@@ -94,6 +95,12 @@ def test_a_sequence_task_becomes_a_folder_that_the_server_reads(
     assert "| figure | tuned | linear probe | full fine-tuning |" in readme
     figures = [f"{figures.values['accuracy']:.3f}" for figures in (report.tuned, *report.beside.values())]
     assert f"| accuracy | {' | '.join(figures)} |" in readme
+    found = evaluate(tmp_path / "toy", device="cpu", console=Console(file=io.StringIO()))
+    assert found.overall.value == pytest.approx(report.tuned.values["accuracy"])
+    assert found.overall.interval == "wilson"
+    assert found.beyond[-1].note == "several rows of one answer, end to end"
+    assert {one.rule: one.outcome for one in found.verdict.findings}["bare model"] == "not tried"
+    assert all(distance.gain is None for distance in found.distances)
 
 
 def tagged(count: int) -> list[Example]:
@@ -117,6 +124,13 @@ def test_a_token_task_becomes_a_folder_that_the_server_reads(
     assert adapter.manifest.labels == PARTS
     assert adapter.manifest.head == "token"
     assert report.tuned.values["token F1"] > 0.9
+    found = evaluate(tmp_path / "toy", device="cpu", console=Console(file=io.StringIO()))
+    assert found.overall.value == pytest.approx(report.tuned.values["token F1"])
+    assert found.overall.interval == "bootstrap"
+    assert {way.name for way in found.changes} == {"typos", "truncated", "code-mixed"}
+    other = write(tmp_path / "other", encoder_folder)
+    with pytest.raises(InvalidRequest, match="has a token head, and the recipe measures accuracy"):
+        evaluate(tmp_path / "toy", other, device="cpu", console=Console(file=io.StringIO()))
 
 
 def test_every_token_of_a_word_is_labelled_and_its_first_speaks_for_it(head_base: HeadBase) -> None:

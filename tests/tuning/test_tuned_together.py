@@ -78,7 +78,7 @@ def test_two_recipes_of_one_name_and_a_broken_task_are_said(
 
 
 def test_the_command_takes_many(recipes: list[Path], tmp_path: Path) -> None:
-    arguments = ["tune", *map(str, recipes), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    arguments = ["tune", *map(str, recipes), "--out", str(tmp_path / "out"), "--device", "cpu", "--no-report"]
     done = CliRunner().invoke(app, [*arguments, "--cache", str(tmp_path / "cache"), "--at-once", "2"])
     assert done.exit_code == 0, done.output
     assert sorted(folder.name for folder in (tmp_path / "out").iterdir()) == list(WANTED)
@@ -86,7 +86,18 @@ def test_the_command_takes_many(recipes: list[Path], tmp_path: Path) -> None:
 
 def killed_at(recipes: list[Path], out: Path, kept: Path, after: int) -> bool:
     """Runs `softmux tune` and kills it (SIGKILL) once it was saved `after` times; whether it was still running."""
-    command = [sys.executable, "-m", "softmux.cli", "tune", *map(str, recipes), "--out", str(out), "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "softmux.cli",
+        "tune",
+        *map(str, recipes),
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+        "--no-report",
+    ]
     child = subprocess.Popen(
         [*command, "--cache", str(kept), "--save-every", "3"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

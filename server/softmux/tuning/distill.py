@@ -20,13 +20,13 @@ from softmux.tuning.agreement import Agreement, Cost, agreement, prefill
 from softmux.tuning.base import Base, load_base
 from softmux.tuning.board import shown
 from softmux.tuning.data import Example, checked
+from softmux.tuning.device_words import device_words
 from softmux.tuning.distillation import Distillation, read_distillation
 from softmux.tuning.distilled import Distilled, readme, saved, softmux_json, table
 from softmux.tuning.evaluate import Speaker
 from softmux.tuning.many import Job
 from softmux.tuning.methods import Learned, begin, put, start_of, take_out
 from softmux.tuning.rows import Row
-from softmux.tuning.run import device_words
 from softmux.tuning.sources import table as files
 from softmux.tuning.split import split
 from softmux.tuning.teacher import Teacher, check_fits, invented, teacher_of

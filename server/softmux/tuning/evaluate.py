@@ -3,14 +3,14 @@ labels of a head."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
+from softmux.evaluation.scores import METRIC_NAMES, fields, score_text
 from softmux.formats.layout import Layout
 from softmux.tuning.base import Base
 from softmux.tuning.data import Example
@@ -80,20 +80,12 @@ def score_labels(head: str, found: Sequence[Sequence[int]], meant: Sequence[Sequ
 def score(metric: Metric, texts: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
     """Generated texts against the answers expected."""
     pairs = list(zip(texts, answers, strict=True))
-    exact = {"exact": _share(text == answer for text, answer in pairs)}
-    starts = {"starts with": _share(text.startswith(answer) for text, answer in pairs)}
-    if metric == "exact":
-        return exact
-    if metric == "starts_with":
-        return starts | exact
-    said = [_fields(text) for text in texts]
-    meant = [_fields(answer) or {} for answer in answers]
-    right = sum(len((a or {}).items() & b.items()) for a, b in zip(said, meant, strict=True))
-    total = sum(len(a or {}) + len(b) for a, b in zip(said, meant, strict=True))
-    return {
-        "field F1": 2 * right / total if total else 0.0,
-        "valid JSON": _share(a is not None for a in said),
-    } | exact
+    scores = [score_text(metric, text, answer) for text, answer in pairs]
+    total = sum(one.out_of for one in scores)
+    values = {METRIC_NAMES[metric]: sum(one.of for one in scores) / total if total else 0.0}
+    if metric == "json_fields":
+        values["valid JSON"] = _share(fields(text) is not None for text in texts)
+    return values | {"exact": _share(text == answer for text, answer in pairs)}
 
 
 def likeliest(logits: torch.Tensor) -> torch.Tensor:
@@ -169,15 +161,6 @@ def inputs_of(base: Base, learned: Speaker | None, rows: Sequence[Row]) -> dict[
         return learned.inputs(learned.collate(rows))
     batch = collate(rows, prefix=0, device=base.device)
     return {"input_ids": batch.tokens, "attention_mask": batch.mask, "position_ids": batch.positions}
-
-
-def _fields(text: str) -> dict[str, str] | None:
-    """The object a text says, its values as text; None where it is no JSON object."""
-    try:
-        said = json.loads(text)
-    except json.JSONDecodeError:
-        return None
-    return {str(name): str(value) for name, value in said.items()} if isinstance(said, Mapping) else None
 
 
 def _share(hits: Iterable[bool]) -> float:

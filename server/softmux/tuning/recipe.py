@@ -43,7 +43,7 @@ SourceName = Literal[
     "file",
     "hub",
 ]
-Metric = Literal["exact", "starts_with", "json_fields", "accuracy", "token_f1"]
+Metric = Literal["exact", "starts_with", "json_fields", "rouge_l", "accuracy", "token_f1"]
 R = TypeVar("R", bound=BaseModel)
 _OF_HEADS: dict[str, Metric] = {"sequence": "accuracy", "token": "token_f1"}
 
@@ -134,8 +134,8 @@ class Sweep(Closed):
 
 class Evaluate(Closed):
     """Greedy generation on the test rows. `exact`: the text is the answer; `starts_with`: it begins with the answer;
-    `json_fields`: valid JSON, and F1 over its (name, value) pairs. Of a task with a head, its labels: `accuracy` of
-    sequences, `token_f1` of tokens."""
+    `json_fields`: valid JSON, and F1 over its (name, value) pairs; `rouge_l`: the longest common subsequence of words.
+    Of a task with a head, its labels: `accuracy` of sequences, `token_f1` of tokens."""
 
     metric: Metric = "exact"
     """What is counted on the held-out rows."""
@@ -147,6 +147,14 @@ class Evaluate(Closed):
     """For a task with a head: whether to measure a linear probe of the same frozen encoder, too."""
     full: Train | None = None
     """For a task with a head: how to train the whole encoder, to measure that, too."""
+    report_rows: Annotated[int, Field(ge=1)] = 100
+    """Of the report: so many held-out rows are asked in each other way than plainly."""
+    shots: Annotated[int, Field(ge=0, le=64)] = 4
+    """Of the report: training rows shown to the bare model, one for each of a few fixed answers at least; 0: none."""
+    elsewhere: Data | None = None
+    """Of the report: rows of the same task from another domain, as a section like `[data]`."""
+    seed: int = 0
+    """Of the report: of how inputs are changed."""
 
 
 class Recipe(Closed):

@@ -6,7 +6,6 @@ read the recipes → load the rows → split → lay out → train, all tasks of
 
 from __future__ import annotations
 
-import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +22,7 @@ from softmux.tuning.base import Base, load_base
 from softmux.tuning.beginning import Beginner, Beginning, Beginnings
 from softmux.tuning.board import Board, shown
 from softmux.tuning.data import BadData, Example
+from softmux.tuning.device_words import device_words
 from softmux.tuning.evaluate import Figures, evaluate, score_labels
 from softmux.tuning.heads import HeadBase, begin_full, begin_prefix, encode_row, labels_of, load_head_base
 from softmux.tuning.library import Library
@@ -329,10 +329,3 @@ def _bar(console: Console, name: str, steps: int) -> Iterator[Callable[[Progress
     board: Board
     with shown(console, {name: steps}) as board:
         yield lambda progress: board.see(name, progress)
-
-
-def device_words(device: torch.device) -> str:
-    """The device, as a README names it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from softmux.evaluation.report import JSON_FILE, PAGE_FILE
+from softmux.evaluation.scores import METRICS
 from softmux.formats.config import CONFIG_FILE
 from softmux.formats.folder import ALLOWED_FILES, LORA_FILES
 from softmux.formats.softmux_json import SOFTMUX_FILE, SoftmuxJson
@@ -27,19 +29,6 @@ README_FILE = "README.md"
 TRIED = 12
 """So many starts that were tried are in a README."""
 
-_METRICS = {
-    "exact": "the greedy text is the answer, character for character",
-    "starts with": "the greedy text begins with the answer",
-    "label accuracy": "the likeliest of the task's answers is the right one",
-    "field F1": "F1 over the (label, value) pairs of all rows together, a pair being right where both are equal; "
-    "invalid JSON has no pairs",
-    "valid JSON": "the greedy text is a JSON object",
-    "accuracy": "the likeliest label is the right one",
-    "token F1": "micro-averaged over all words of the held-out rows, by each word's first token; as a word has one "
-    "label and gets one, this is the share of words labelled rightly",
-    "macro F1": "the mean of the F1 of each label that occurs in the held-out rows, however rare",
-    "whole rows": "every word of the row is labelled rightly",
-}
 _BEGUN = {"text": "a text", "sampled": "random tokens", "labels": "the labels' words", "random": "noise"}
 _BESIDE = {
     "linear probe": "logistic regression on the frozen encoder's last hidden states (their mean over a sequence, or "
@@ -94,7 +83,7 @@ def put_folder(
     """Writes the folder `out`, whole or not at all: one that is there already is replaced once the new one is ready.
 
     A README's part under "Notes" is the author's, and is kept (`readme_of` is given it), as are files that are no
-    adapter's, such as the rows it is made of.
+    adapter's, such as the rows it is made of. The evaluation of what was there goes.
     """
     out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +117,7 @@ def _keep_others(out: Path, scratch: Path) -> None:
             shutil.copy2(source, target)
 
     for path in out.iterdir():
-        if path.name not in (*ALLOWED_FILES, RECIPE_FILE, README_FILE):
+        if path.name not in (*ALLOWED_FILES, RECIPE_FILE, README_FILE, PAGE_FILE, JSON_FILE):
             if path.is_symlink():
                 (scratch / path.name).symlink_to(path.readlink())
             elif path.is_dir():
@@ -174,7 +163,7 @@ def readme(report: Report, notes: str) -> str:
         f"{train_rows} rows to train, {validation_rows} to pick the best step, {test_rows} held out: those where "
         "`int(sha256(text).hexdigest(), 16) % 10 == 0`, never trained or selected on. "
         + ("" if isinstance(recipe.method, PTuningV2) else "Greedy generation in float32. ")
-        + " ".join(f"*{name}*: {_METRICS[name]}." for name in report.tuned.values)
+        + " ".join(f"*{name}*: {METRICS[name]}." for name in report.tuned.values)
         + "".join(f" *{name}*: {_BESIDE[name]}." for name in report.beside if name in _BESIDE),
     ]
     lines += _tried(report.tried)

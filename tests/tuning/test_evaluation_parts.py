@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from softmux.errors import InvalidRequest
 from softmux.evaluation.changes import CHANGES, behind, in_front, joined
 from softmux.evaluation.figures import Drop, Figure, drop, figure, wilson
 from softmux.evaluation.filler import SENTENCES, filler
@@ -234,6 +235,16 @@ def test_longer_inputs_of_answers_that_are_not_a_few_are_made_with_other_text() 
     assert made.filled
     assert made.trials["beyond 18"].examples[0].text.startswith(SENTENCES[0])
     assert "bare, labels" not in made.trials
+
+
+def test_rows_that_the_context_can_not_hold_are_left_out_and_counted() -> None:
+    long = Example(" ".join(["w"] * 71), " no")
+    task = a_task([*rows(30), long], rows(30), context=80)
+    assert task.left_out == 1
+    assert long not in task.parts.test
+    assert "elsewhere" not in plan(task, [long]).trials
+    with pytest.raises(InvalidRequest, match="longer than m's context"):
+        a_task([long], rows(30), context=80)
 
 
 def test_filler_is_whole_sentences_that_fit() -> None:

@@ -139,3 +139,17 @@ def test_the_commands_write_the_report(classes: Path, tmp_path: Path) -> None:
     (out / "recipe.toml").unlink()
     with pytest.raises(InvalidRequest, match=r"There is no recipe at .*out/recipe\.toml"):
         evaluate(out, device="cpu", console=QUIET)
+
+
+def test_what_can_be_tuned_but_not_served_is_kept_and_said(
+    write_recipe: Write, base_folder: Path, tmp_path: Path
+) -> None:
+    method = 'kind = "lora"\nrank = 130\nalpha = 1\ntarget_modules = ["q_proj"]'
+    recipe = write_recipe(method, steps=1, extra=f'base = "{base_folder}"\n')
+    out = tmp_path / "out"
+    done = CliRunner().invoke(app, ["tune", str(recipe), "--out", str(out), "--device", "cpu", "--save-every", "0"])
+    assert done.exit_code == 0, done.output
+    assert "tuned, but not evaluated: " in done.output
+    assert "130" in done.output
+    assert (out / "adapter_model.safetensors").is_file()
+    assert not (out / "evaluation.json").exists()

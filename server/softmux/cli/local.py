@@ -13,6 +13,7 @@ from softmux.cli.export import fetched
 from softmux.cli.output import as_json, fail
 from softmux.cli.remote import DEFAULT_URL, Remote
 from softmux.cli.tuning_library import Data, Key, Redis, Tenant, Url, library
+from softmux.errors import SoftmuxError
 
 if TYPE_CHECKING:
     from softmux.evaluation.report import Evaluation
@@ -67,7 +68,10 @@ def tune(
         folders = [
             _folder(recipe, out, one, several=len(recipes) > 1) for recipe, one in zip(recipes, reports, strict=True)
         ]
-        verdicts = [found.verdict.ship for found in _evaluated(recipes, folders, device, cache)]
+        try:
+            verdicts = [found.verdict.ship for found in _evaluated(recipes, folders, device, cache)]
+        except SoftmuxError as error:  # what was trained is there, whatever can be said of it
+            typer.secho(f"tuned, but not evaluated: {error.message}", err=True, fg="yellow")
     if json_:
         told = [_told(one) for one in reports]
         as_json([{**one, "verdict": ship} if ship else one for one, ship in zip(told, verdicts, strict=True)])

@@ -134,6 +134,7 @@ def _evaluated(read: Sequence[_Read], device: str, cache: Path | None, console: 
     from softmux.tuning.base import label_of, source_of
 
     disable_progress_bar()
+    _give_back_memory()
     began = time.monotonic()
     recipe = read[0].recipe
     settings = Settings.model_validate(
@@ -147,6 +148,8 @@ def _evaluated(read: Sequence[_Read], device: str, cache: Path | None, console: 
             task = Task.of(number, one.recipe, adapter.manifest, spec, tokenizer, one.parts)
             planned.append((task, plan(task, one.elsewhere)))
         asks, places = _laid_end_to_end(planned)
+        names = ", ".join(task.recipe.task for task, _ in planned)
+        console.print(f"evaluating {names}: {len(asks):,} inputs", highlight=False, soft_wrap=True)
         with _bar(console, len(asks)) as told:
             said = examiner.answers(asks, planned[0][0].text, told)
         table = examiner.engine.model.embedding.weight
@@ -156,6 +159,17 @@ def _evaluated(read: Sequence[_Read], device: str, cache: Path | None, console: 
             _told(task, made, {name: said[at] for name, at in place.items()}, adapter, where, table, one.held_out)
             for one, (task, made), place, adapter in zip(read, planned, places, examiner.adapters, strict=True)
         ]
+
+
+def _give_back_memory() -> None:
+    """What a training has left behind: the engine takes what the card has free."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _laid_end_to_end(planned: Sequence[tuple[Task, Plan]]) -> tuple[list[Ask], list[dict[str, slice]]]:
@@ -197,6 +211,8 @@ def _told(
     notes = list(adapter.warnings)
     if measured.copies:
         notes.append("Its answers repeat words of the input: what is changed there is shown, but not judged.")
+    if task.left_out:
+        notes.append(f"{task.left_out} held-out rows are longer than the base's context, and are left out.")
     if manifest.trained_lengths is None:
         notes.append("Its softmux.json does not say trained_lengths: they are those of the recipe's training rows.")
     return Evaluation(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from softmux.errors import InvalidRequest
@@ -45,6 +45,10 @@ class Task:
     tokenizer: Any
     parts: Split
     labels: tuple[str, ...]
+    tail: int = 0
+    """Tokens that may come after an input: generated, or an answer whose likelihood is read."""
+    left_out: int = 0
+    """Held-out rows that are longer than the base's context."""
     _lengths: dict[str, int] = field(default_factory=dict)
 
     @classmethod
@@ -70,7 +74,14 @@ class Task:
                 )
         else:
             labels = tuple(found) if recipe.evaluate.metric == "exact" and len(found) <= _MOST_LABELS else ()
-        return cls(number, recipe, manifest, spec, tokenizer, parts, labels)
+        task = cls(number, recipe, manifest, spec, tokenizer, parts, labels)
+        if head is None:
+            longest = max(len(task._answer(answer)) for answer in labels or {x.answer for x in parts.test})
+            task = replace(task, tail=max(recipe.evaluate.max_tokens, longest))
+        fits = tuple(x for x in parts.test if task.fits(x))
+        if not fits:
+            raise InvalidRequest(f"Every held-out row is longer than {spec.model_id}'s context.", param="data")
+        return replace(task, parts=replace(parts, test=fits), left_out=len(parts.test) - len(fits))
 
     @property
     def encoder(self) -> TransformersEncoder:
@@ -103,8 +114,11 @@ class Task:
         return self._lengths[example.text]
 
     def room(self, before: int = 0) -> int:
-        """Tokens that an input may have beside the learned ones and what is generated."""
-        return self.spec.context_length - self.manifest.virtual_tokens - self.recipe.evaluate.max_tokens - before
+        """Tokens that an input may have beside the learned ones and what comes after it."""
+        return self.spec.context_length - self.manifest.virtual_tokens - self.tail - before
+
+    def fits(self, example: Example) -> bool:
+        return self.length(example) <= self.room()
 
     def bare(self, text: str, before: str = "") -> tuple[int, ...]:
         """What the bare model is asked."""

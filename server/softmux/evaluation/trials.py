@@ -64,12 +64,12 @@ def plan(task: Task, elsewhere: Sequence[Example]) -> Plan:
     changed: dict[str, tuple[Example, ...]] = {}
     for change in CHANGES:
         pairs = [(x, change.make(x, how.seed)) for x in sample]
-        kept = [(x, y) for x, y in pairs if y.text != x.text and y.text.strip() and (y.spans or not x.spans)]
+        kept = [(x, y) for x, y in pairs if _can_be_asked(task, x, y)]
         if kept:
             changed[change.name] = tuple(x for x, _ in kept)
             add(Trial(change.name, "tuned", "metric", [y for _, y in kept]))
-    if elsewhere:
-        add(Trial("elsewhere", "tuned", "metric", sorted(elsewhere, key=by_hash)[: how.report_rows]))
+    if others := [x for x in sorted(elsewhere, key=by_hash) if task.fits(x)]:
+        add(Trial("elsewhere", "tuned", "metric", others[: how.report_rows]))
     beyond = []
     for times in BEYOND:
         least = int(task.trained[1] * times)
@@ -79,6 +79,12 @@ def plan(task: Task, elsewhere: Sequence[Example]) -> Plan:
     around = _around(task, few, add)
     filled = not task.classes and task.manifest.head is None
     return Plan(trials, sample, few, shots, changed, tuple(beyond), tuple(distances), around, filled)
+
+
+def _can_be_asked(task: Task, before: Example, after: Example) -> bool:
+    """Whether a change has changed the row, and left something of it (of its labels, too) that the context holds."""
+    left = after.text.strip() and (after.spans or not before.spans)
+    return bool(left) and after.text != before.text and task.fits(after)
 
 
 def _far(task: Task, few: Sequence[Example], add: Callable[[Trial], str]) -> list[tuple[int, str]]:

@@ -130,6 +130,13 @@ def test_upload_generate_compare_roll_back_delete(
             assert key not in page.content()
         _the_python_sample_runs(page, keyed, key)
 
+        told = {"softmux.json": b'{"trained_lengths": [1, 2]}'}
+        publisher.put("/v1/adapters/short", files=upload_parts(adapters["prompt-tuning"], **told)).raise_for_status()
+        console.open("play?task=short")
+        page.get_by_label("Prompt").fill("more than two tokens")
+        page.get_by_role("button", name="Run").click()
+        expect(page.locator(".lane .callout")).to_contain_text("longer than what this version was trained on")
+
         console.open("tasks/mine")
         page.get_by_role("button", name="Roll back to v1").click()
         page.get_by_role("button", name="Roll back", exact=True).click()

@@ -7,7 +7,7 @@ import { digest, method, percent, rate, seconds } from "./format.js";
 import { session } from "./session.js";
 import * as tasks from "./tasks.js";
 import { bar, tokenView } from "./tokens.js";
-import { empty, errorCallout } from "./ui.js";
+import { callout, empty, errorCallout } from "./ui.js";
 
 const BASE = "";
 const CHOICES = 30;
@@ -126,6 +126,7 @@ export function lane({ named, signal, onchange, onremove }) {
     }
     out.classList.remove("running");
     if (!out.textContent) out.append(h("span", { class: "faint" }, "(no text)"));
+    warn(last.warnings);
     const taken = (performance.now() - firstAt) / 1000;
     const { usage, adapter } = last;
     tell([["first token", seconds((firstAt - began) / 1000)], ["tokens", usage.completion_tokens], usage.completion_tokens > 1 && ["per second", rate((usage.completion_tokens - 1) / taken)],
@@ -138,7 +139,13 @@ export function lane({ named, signal, onchange, onremove }) {
     const reply = await api.call("POST", "v1/classify", { query: { task: called }, json, signal: stop.signal });
     const [result] = reply.results;
     put(body, result.tokens ? labelled(json.input, result.tokens) : scores(result));
+    warn(reply.warnings);
     tell([["answered in", seconds((performance.now() - began) / 1000)], ["tokens", reply.usage.prompt_tokens], reply.adapter && [`v${reply.adapter.version}`, digest(reply.adapter.digest)]]);
+  }
+
+  /** What is odd about the request, as an input longer than what the version was trained on. */
+  function warn(warnings = []) {
+    if (warnings.length) body.append(callout("warn", "Not what it was trained on", warnings.map((words) => h("p", null, words))));
   }
 
   function tell(rows) {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -23,20 +22,6 @@ from softmux.tuning.write import Report
 
 Write = Callable[..., Path]
 QUIET = Console(file=io.StringIO())
-
-
-class Elements(HTMLParser):
-    """The elements of a page, and whatever names a place."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-        self.places: list[str] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.names.add(tag)
-        self.places += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "action")]
 
 
 def tuned(recipe: Path, out: Path) -> Report:
@@ -100,12 +85,6 @@ def test_two_tasks_of_one_engine_are_measured_as_peft_measures_them(classes: Pat
     page = (tmp_path / "one" / "evaluation.html").read_text()
     assert page.count("<b>") == 0, "the rows' texts are escaped"
     assert "&lt;b&gt;" in page
-    elements = Elements(page)
-    assert "svg" in elements.names
-    assert not elements.names & {"script", "link", "img", "iframe", "object"}
-    assert elements.places == []
-    assert "url(" not in page
-    assert "@import" not in page
     again = evaluate(tmp_path / "one", classes, tmp_path / "again", "cpu", console=QUIET)
     first, alone = (json.loads(json.dumps(as_json(one))) for one in (found[0], again))
     gains = [[distance.pop("gain") for distance in told["distances"]] for told in (first, alone)]

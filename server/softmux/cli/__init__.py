@@ -11,6 +11,7 @@ from softmux import __version__
 from softmux.cli import (
     access,
     doctor,
+    evaluation,
     export,
     hub,
     inspection,
@@ -77,7 +78,7 @@ app.command("fold")(inspection.fold)
 app.command("tune")(local.tune)
 app.command("sweep")(local.sweep)
 app.command("distill")(local.distill)
-app.command("evaluate")(local.evaluate)
+app.command("evaluate")(evaluation.evaluate)
 app.command("bench", context_settings=_PASSED_ON)(local.bench)
 app.add_typer(tenants.tenants, name="tenant")
 app.add_typer(access.keys, name="key")

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from softmux.cli.export import fetched
+from softmux.cli.evaluation import after_tuning
 from softmux.cli.output import as_json, fail
-from softmux.cli.remote import DEFAULT_URL, Remote
+from softmux.cli.remote import DEFAULT_URL
 from softmux.cli.tuning_library import Data, Key, Redis, Tenant, Url, library
-from softmux.errors import SoftmuxError
 
 if TYPE_CHECKING:
-    from softmux.evaluation.report import Evaluation
     from softmux.tuning.write import Report
 
 _OUT = "Where the folder goes, by default the recipe's own; of several, each under its task's name."
@@ -63,63 +61,9 @@ def tune(
             reports = [run(recipes[0], out, device, cache=cache, together=together, library=found)]
         else:
             reports = tune_all(recipes, out, device, cache=cache, together=together, library=found)
-    verdicts: list[str | None] = [None] * len(reports)
-    if report:
-        folders = [
-            _folder(recipe, out, one, several=len(recipes) > 1) for recipe, one in zip(recipes, reports, strict=True)
-        ]
-        try:
-            verdicts = [found.verdict.ship for found in _evaluated(recipes, folders, device, cache)]
-        except SoftmuxError as error:  # what was trained is there, whatever can be said of it
-            typer.secho(f"tuned, but not evaluated: {error.message}", err=True, fg="yellow")
+    verdicts = after_tuning(recipes, [one.recipe.task for one in reports], out, device, cache) if report else {}
     if json_:
-        told = [_told(one) for one in reports]
-        as_json([{**one, "verdict": ship} if ship else one for one, ship in zip(told, verdicts, strict=True)])
-
-
-def _folder(recipe: Path, out: Path | None, report: Report, *, several: bool) -> Path:
-    """Where a tuned task lies."""
-    if out is None:
-        return recipe.parent
-    return out / report.recipe.task if several else out
-
-
-def _evaluated(recipes: Sequence[Path], folders: Sequence[Path], device: str, cache: Path | None) -> list[Evaluation]:
-    from softmux.evaluation.run import Subject, evaluate_all
-    from softmux.formats.folder import load_folder
-
-    pairs = zip(recipes, folders, strict=True)
-    subjects = [Subject(load_folder(folder), recipe, folder) for recipe, folder in pairs]
-    return evaluate_all(subjects, device, cache=cache)
-
-
-def evaluate(
-    task: Annotated[str, typer.Argument(metavar="ADAPTER", help="A folder, or a served task (task@version).")],
-    recipe: Annotated[Path | None, typer.Option(help="The task's recipe; by default the folder's recipe.toml.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where it is written: the folder, or TASK-evaluation.")] = None,
-    rows: Annotated[int | None, typer.Option(min=1, help="Held-out rows at most, for a quick look.")] = None,
-    device: Device = "auto",
-    cache: Cache = None,
-    url: Url = DEFAULT_URL,
-    key: Key = None,
-    json_: Json = False,
-) -> None:
-    """Try an adapter on held-out rows in many ways, and write a report with a verdict: evaluation.html and .json."""
-    from softmux.evaluation.report import as_json as told
-    from softmux.evaluation.run import Subject, evaluate_all
-    from softmux.formats.folder import load_folder
-
-    folder = Path(task)
-    if folder.is_dir():
-        subject = Subject(load_folder(folder), recipe or folder / "recipe.toml", out or folder)
-    else:
-        if recipe is None:
-            fail(f"{task} is no folder here, and a served task brings no recipe: give --recipe", "recipe")
-        files = fetched(Remote(url, key), task)[1]
-        subject = Subject(files, recipe, out or Path(f"{task.replace('/', '-')}-evaluation"))
-    found = evaluate_all([subject], device, cache=cache, rows=rows)
-    if json_:
-        as_json(told(found[0]))
+        as_json([_told(one, verdicts.get(one.recipe.task)) for one in reports])
 
 
 def sweep(
@@ -175,13 +119,14 @@ def distill(
         as_json(figures(distilled))
 
 
-def _told(report: Report) -> dict[str, Any]:
+def _told(report: Report, verdict: str | None) -> dict[str, Any]:
     figures = {"tuned": report.tuned, **report.beside}
     return {
         "task": report.recipe.task,
         "base": report.base_label,
         "seconds": round(report.seconds, 1),
         "figures": {name: {"rows": held.rows, **held.values} for name, held in figures.items()},
+        **({"verdict": verdict} if verdict else {}),
     }
 
 

@@ -69,7 +69,8 @@ class Measured:
         return Way(name, figure(scores), drop(self.scores["plain"], scores, paired=False))
 
     def beyond(self) -> list[Way]:
-        made = "irrelevant text before the input" if self.plan.filled else "several rows of one answer, end to end"
+        joined = "several rows" if self.task.manifest.head == "token" else "several rows of one answer"
+        made = "irrelevant text before the input" if self.plan.filled else f"{joined}, end to end"
         rows, most = self.task.parts.test, self.task.trained[1]
         found = []
         for least, longest, numbers in buckets(self.task, rows):

@@ -62,6 +62,8 @@ class WrongTaskKind(BadRequest):
 
 
 class ContextTooLong(BadRequest):
+    """Of a generation, its message begins as OpenAI's does: that is how LiteLLM tells it from other bad requests."""
+
     code = "context_too_long"
 
 

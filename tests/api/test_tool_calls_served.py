@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from support.served import Served, make_model
-from support.tokenizers_made import CHAT
+from support.tokenizers_made import CHAT_WITH_TOOLS
 
 WEATHER = {
     "type": "function",
@@ -34,8 +34,7 @@ TURNS: list[Any] = [{"role": "user", "content": "Will it rain?"}]
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
     folder = tmp_path_factory.mktemp("tools")
     make_model(folder / "model")
-    template = CHAT.replace("['system', 'user', 'assistant']", "['system', 'user', 'assistant', 'tool']")
-    (folder / "model" / "chat_template.jinja").write_text("{% if tools %}{{ tools | tojson }}\n{% endif %}" + template)
+    (folder / "model" / "chat_template.jinja").write_text(CHAT_WITH_TOOLS)
     with Served(folder / "model", folder / "data") as server:
         yield openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
 

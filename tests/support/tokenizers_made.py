@@ -18,6 +18,9 @@ CHAT = (
     "{{ raise_exception('unknown role ' + message.role) }}{% endif %}[{{ message.role }}] {{ message.content }}\n"
     "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 )
+CHAT_WITH_TOOLS = "{% if tools %}{{ tools | tojson }}\n{% endif %}" + CHAT.replace(
+    "['system', 'user', 'assistant']", "['system', 'user', 'assistant', 'tool']"
+)
 
 
 def byte_level(vocabulary: int = 400) -> Tokenizer:

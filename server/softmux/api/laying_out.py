@@ -84,7 +84,8 @@ def _check(services: Services, wish: Wish, prompts: Sequence[Prompt]) -> None:
     for prompt in prompts:
         if isinstance(prompt, list) and len(prompt) > spec.context_length:
             raise ContextTooLong(
-                f"The prompt has {len(prompt)} tokens, this server takes {spec.context_length}; shorten it.",
+                f"This model's maximum context length is {spec.context_length} tokens here; the prompt has "
+                f"{len(prompt)}: shorten it.",
                 param="prompt",
             )
 

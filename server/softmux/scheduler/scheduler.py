@@ -92,9 +92,9 @@ class Scheduler:
         needed = sequence.prompt_length + (sequence.sampling.max_tokens if reading is None else 0)
         if needed > self._context_length:
             raise ContextTooLong(
+                f"This model's maximum context length is {self._context_length} tokens here; "
                 f"{sequence.prompt_length} input tokens (virtual tokens included) and max_tokens "
-                f"{sequence.sampling.max_tokens} need {needed} positions, this server has {self._context_length}; "
-                "shorten the prompt or lower max_tokens",
+                f"{sequence.sampling.max_tokens} need {needed}: shorten the prompt or lower max_tokens",
                 param="prompt",
             )
         full = len(self.waiting) >= self._max_waiting

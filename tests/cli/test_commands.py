@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -170,6 +171,14 @@ def test_a_registry_is_backed_up_checked_and_restored(tmp_path: Path) -> None:
     assert run("registry", "backup", str(tmp_path), *one).exit_code == 0
     assert len(list(tmp_path.glob("softmux-*.tar"))) == 1
     assert "no folder" in run("registry", "backup", str(tmp_path / "no" / "kept.tar"), *one).output
+    for _ in range(2):  # made, and there already
+        assert run("registry", "backup", f"{tmp_path}/every/night/", *one).exit_code == 0
+    kept = list((tmp_path / "every" / "night").iterdir())
+    assert kept
+    assert all(re.fullmatch(r"softmux-\d{8}T\d{6}Z.tar", file.name) for file in kept)
+    in_the_way = run("registry", "backup", f"{tmp_path}/kept.tar/", *one)
+    assert in_the_way.exit_code == 1
+    assert "File exists; name another" in in_the_way.output
 
     restored = run("registry", "restore", str(tmp_path / "kept.tar"), *two)
     assert restored.exit_code == 0, restored.output

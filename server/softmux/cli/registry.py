@@ -78,7 +78,12 @@ def verify(
 
 @registry.command("backup")
 def backup(
-    target: Annotated[Path, typer.Argument(help="A file, or a folder in which the backup gets a name of its own.")],
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="A file; or a folder, in which the backup gets a name of its own: NAME/ is made where missing."
+        ),
+    ],
     redis: Redis = None,
     data: Data = DEFAULT_DATA,
     blobs: Blobs = None,
@@ -87,12 +92,24 @@ def backup(
     """Write the whole registry to a file, beside whatever runs."""
     from softmux.registry.backup import backup as write
 
-    if target.is_dir():
-        target = target / time.strftime("softmux-%Y%m%dT%H%M%SZ.tar", time.gmtime())
-    if not target.absolute().parent.is_dir():
-        fail(f"there is no folder {target.absolute().parent}")
-    about = _run(redis, data, blobs, lambda connection, store: write(connection, store, target))
-    _tell(f"{target}:", about, json_, file=str(target))
+    path = _file_of(target)
+    about = _run(redis, data, blobs, lambda connection, store: write(connection, store, path))
+    _tell(f"{path}:", about, json_, file=str(path))
+
+
+def _file_of(target: str) -> Path:
+    """What a backup to `target` is written to. A slash at its end, which a `Path` would lose, makes it a folder."""
+    path = Path(target)
+    if target.endswith("/"):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            fail(f"no folder {path} can be made: {error.strerror}; name another, or a file without a slash at its end")
+    if path.is_dir():
+        return path / time.strftime("softmux-%Y%m%dT%H%M%SZ.tar", time.gmtime())
+    if not path.absolute().parent.is_dir():
+        fail(f"there is no folder {path.absolute().parent}: make it first, or end TARGET with a slash to have one made")
+    return path
 
 
 @registry.command("restore")

@@ -8,7 +8,8 @@ from pathlib import Path
 import httpx
 
 import softmux
-from softmux.api.routers.console import POLICY, assets
+from softmux.api.assets import POLICY
+from softmux.api.routers.console import assets
 from support.tenants import Shared
 
 FOLDER = Path(softmux.__file__).parent / "console"
@@ -20,7 +21,8 @@ def test_every_file_is_open_typed_and_closed_to_all_else(shared: Shared) -> None
         page = anyone.get("/")
         assert page.content == (FOLDER / "index.html").read_bytes()
         answers = {"": page} | {name: anyone.get(f"/console/{name}") for name in assets()}
-    assert {name for name in answers if name} == {str(p.relative_to(FOLDER)) for p in FOLDER.rglob("*") if p.is_file()}
+    own = {str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*") if path.is_file()}
+    assert {name for name in answers if name} == own | {"swagger/swagger-ui-bundle.js", "swagger/swagger-ui.css"}
     for name, answer in answers.items():
         assert answer.status_code == 200, name
         assert answer.headers["content-security-policy"] == POLICY
@@ -29,6 +31,14 @@ def test_every_file_is_open_typed_and_closed_to_all_else(shared: Shared) -> None
         assert answer.headers["cache-control"] == "no-cache"
     assert answers["js/app.js"].headers["content-type"] == "text/javascript; charset=utf-8"
     assert answers["fonts/geist.woff2"].headers["content-type"] == "font/woff2"
+
+
+def test_the_page_of_the_routes_is_of_the_same_files(shared: Shared) -> None:
+    page = shared.admin.get("/docs")
+    assert (page.status_code, page.headers["content-security-policy"]) == (200, POLICY)
+    wanted = re.findall(r"(?:href|src)=\"([^\"]+)\"", page.text)
+    assert len(wanted) == 6
+    assert {path: shared.admin.get(f"/{path}").status_code for path in wanted} == dict.fromkeys(wanted, 200)
 
 
 def test_what_is_known_is_not_sent_again(shared: Shared) -> None:

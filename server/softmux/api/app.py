@@ -41,6 +41,7 @@ def create_app(services: Services, in_flight: InFlight | None = None, tracer: Tr
         version=__version__,
         summary="One frozen language model serving thousands of soft prompts in one forward pass",
         redirect_slashes=False,
+        docs_url=None,  # FastAPI's own pages load their scripts from elsewhere
         redoc_url=None,
     )
     app.state.services = services

@@ -21,12 +21,12 @@ def test_the_routes_are_shown_and_tried_and_nobody_else_is_asked(keyed: Served, 
         docs.context.set_extra_http_headers({"authorization": f"Bearer {ADMIN_KEY}"})
         docs.page.goto(f"{keyed.url}/docs")
         expect(docs.page.locator(".opblock")).to_have_count(sum(map(len, paths.values())))
-        route = docs.page.locator(".opblock", has=docs.page.locator('[data-path="/v1/model"]'))
+        route = docs.page.locator(".opblock", has=docs.page.locator('[data-path="/v1/generate"]'))
         route.locator(".opblock-summary-control").click()
         route.get_by_role("button", name="Try it out").click()
         route.get_by_role("button", name="Execute").click()
         answer = route.locator(".live-responses-table")
         expect(answer.locator("tbody .response-col_status")).to_contain_text("200")
-        expect(answer).to_contain_text("base_fingerprint")
-    assert f"{keyed.url}/v1/model" in asked
+        expect(answer).to_contain_text("finish_reason")
+    assert f"{keyed.url}/v1/generate" in asked
     assert [url for url in asked if not url.startswith((f"{keyed.url}/", "data:"))] == []

@@ -20,8 +20,9 @@ _LEAST_RATE = 4096.0
 """Bytes a second that a body must come by on the whole, beyond its first seconds: places to read uploads are few."""
 
 
-def described(model: type[BaseModel]) -> dict[str, Any]:
-    """A route's `openapi_extra` for a JSON body that is read by `read_json`.
+def described(model: type[BaseModel], /, **example: Any) -> dict[str, Any]:
+    """A route's `openapi_extra` for a JSON body that is read by `read_json`. An `example`, which must be one, is what
+    pages begin with where a body is tried; all fields at once would be none.
 
     What pydantic defines aside goes where it is named: its references would be looked for at the document's top.
     """
@@ -37,7 +38,10 @@ def described(model: type[BaseModel]) -> dict[str, Any]:
         told = {**named, **value}.items()
         return {key: inlined(item) for key, item in told if key != "$ref" and not _tells_members_apart(key, item)}
 
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": inlined(schema)}}}}
+    content = {"schema": inlined(schema)}
+    if example:
+        content["example"] = model.model_validate(example) and example
+    return {"requestBody": {"required": True, "content": {"application/json": content}}}
 
 
 def _tells_members_apart(key: str, value: Any) -> bool:

@@ -149,7 +149,7 @@ async def versions(request: Request, task: str) -> dict[str, Any]:
 
 @router.post(
     "/{task}/activate",
-    openapi_extra=described(ActivateBody),
+    openapi_extra=described(ActivateBody, version=1),
     responses=answers(VersionReply),
     summary="Make a version the active one",
 )
@@ -193,7 +193,7 @@ async def shares(request: Request, task: str) -> dict[str, Any]:
 
 @router.put(
     "/{task}/shares",
-    openapi_extra=described(ShareBody),
+    openapi_extra=described(ShareBody, tenants=["acme"]),
     responses=answers(ShareReply),
     summary="Share a task with other tenants, to be read",
 )

@@ -84,7 +84,7 @@ async def tenants(request: Request) -> dict[str, Any]:
 
 @router.post(
     "/tenants",
-    openapi_extra=described(TenantBody),
+    openapi_extra=described(TenantBody, name="acme"),
     status_code=201,
     responses=answers(TenantReply, 201, also=200),
     summary="Create a tenant; one that is there stays as it is",
@@ -109,7 +109,7 @@ async def tenant(request: Request, name: str) -> dict[str, Any]:
 
 @router.patch(
     "/tenants/{name}",
-    openapi_extra=described(TenantChange),
+    openapi_extra=described(TenantChange, weight=2.0),
     responses=answers(TenantReply),
     summary="Change a tenant's weight, or limits",
 )
@@ -145,7 +145,7 @@ async def keys(request: Request, tenant: Annotated[str | None, Query(max_length=
 
 @router.post(
     "/keys",
-    openapi_extra=described(KeyBody),
+    openapi_extra=described(KeyBody, tenant="acme", role="user"),
     status_code=201,
     responses=answers(KeyMade, 201),
     summary="Create a key; it is shown this once",

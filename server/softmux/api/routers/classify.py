@@ -29,7 +29,7 @@ router = APIRouter(tags=["classify"])
 
 @router.post(
     "/v1/classify",
-    openapi_extra=described(ClassifyBody),
+    openapi_extra=described(ClassifyBody, input="a gripping, beautiful film"),
     responses=answers(ClassificationReply),
     summary="Label texts, or their tokens, by a task",
 )

@@ -21,7 +21,7 @@ PATH = "/v1/generate"
 
 @router.post(
     PATH,
-    openapi_extra=described(GenerateBody),
+    openapi_extra=described(GenerateBody, prompt="a gripping, beautiful film", max_tokens=16),
     responses=events(GenerationReply),
     summary="Generate text, for a task or with the bare model",
 )

@@ -29,7 +29,7 @@ MOST_MODELS = 10_000
 
 @router.post(
     "/completions",
-    openapi_extra=described(CompletionBody),
+    openapi_extra=described(CompletionBody, model="sentiment", prompt="a gripping, beautiful film", max_tokens=16),
     responses=events(CompletionReply),
     summary="OpenAI's completions: `model` is a task, or the base model",
 )
@@ -51,7 +51,9 @@ async def completions(request: Request) -> Response:
 
 @router.post(
     "/chat/completions",
-    openapi_extra=described(ChatBody),
+    openapi_extra=described(
+        ChatBody, model="sentiment", messages=[{"role": "user", "content": "Who are you?"}], max_tokens=16
+    ),
     responses=events(ChatCompletionReply),
     summary="OpenAI's chat completions: `model` is a task, or the base model",
 )

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from support.echo_server import EchoServed
 from support.served import Served, upload_parts
 
 ROWS = 2
@@ -105,3 +106,22 @@ def test_a_replica_that_is_killed_loses_no_request_that_had_not_begun(served: Se
         asker.join()
     assert {asker.error for asker in again} == {None}
     assert all(one.tokens == other.tokens for one, other in zip(askers, again, strict=True) if not one.error)
+
+
+def test_a_replica_that_is_refused_when_it_comes_back_stays_down_and_the_other_serves(tmp_path: Path) -> None:
+    with EchoServed(tmp_path / "data", replicas=2) as server:
+        wait_for(lambda: server.http.get("/health/ready").json().get("up") == 2, 60)
+        for folder in (server.data, server.data / "replica-1"):  # whichever dies
+            folder.mkdir(exist_ok=True)
+            (folder / "refuse").touch()
+        os.kill(server.worker_pids()[0], signal.SIGKILL)
+        wait_for(lambda: "stays down" in server.log.read_text(), 60)
+        told = server.http.get("/health/ready")
+        assert (told.status_code, told.json()) == (200, {"status": "ready", "replicas": 2, "up": 1})
+        said = samples(server)
+        assert (said["softmux_worker_up"], said["softmux_workers"]) == (1, 2)
+        assert server.http.post("/v1/generate", json={"prompt": [5, 6], "max_tokens": 3}).status_code == 200
+        os.kill(server.worker_pids()[0], signal.SIGKILL)
+        assert server.process is not None
+        assert server.process.wait(60) == 1  # none is left to serve, and none may yet
+    assert "this model cannot be served: it echoes" in server.log.read_text().splitlines()[-1]

@@ -2,9 +2,9 @@
 
 It answers a prompt with the prompt's own real tokens over and over, one token a message unless `burst` says more, each
 `delay` seconds. `python echo_worker.py`, its config on standard input, runs it as the supervisor runs a worker; a few
-special models (the setting `model`) make it misbehave: `refuse` exits with REFUSED, `crash` at once, `deaf` never
-answers. The token 255 fells it, 254 makes it hang; a prompt with 253 gets `HELD_AFTER` tokens, and then none until it
-is aborted; 13 is refused.
+special models (the setting `model`) make it misbehave: `refuse` exits with REFUSED, as any does while its data's folder
+has a file of that name, `crash` at once, `deaf` never answers. The token 255 fells it, 254 makes it hang; a prompt with
+253 gets `HELD_AFTER` tokens, and then none until it is aborted; 13 is refused.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ class EchoWorker:
 def main() -> int:
     config = msgspec.json.decode(sys.stdin.buffer.readline(), type=WorkerConfig)
     behaviour = config.settings["model"]
-    if behaviour == "refuse":
+    if behaviour == "refuse" or (Path(config.data) / "refuse").exists():
         print("loading", file=sys.stderr)
         print("this model cannot be served: it echoes", file=sys.stderr)
         return REFUSED

@@ -24,7 +24,12 @@ COMMAND = (sys.executable, echo_worker.__file__)
 
 
 def supervisor(
-    client: WorkerClient, folder: Path, model: str = "echo", *, tell: Callable[[bool], None] = lambda up: None
+    client: WorkerClient,
+    folder: Path,
+    model: str = "echo",
+    *,
+    tell: Callable[[bool], None] = lambda up: None,
+    bearable: Callable[[], bool] = lambda: False,
 ) -> Supervisor:
     config = WorkerConfig(
         endpoint=f"ipc://{folder}/w.sock",
@@ -33,7 +38,7 @@ def supervisor(
         data=str(folder),
         settings={"model": model},
     )
-    return Supervisor(client, config, command=COMMAND, tell=tell)
+    return Supervisor(client, config, command=COMMAND, tell=tell, bearable=bearable)
 
 
 def supervised(folder: Path, story: Callable[[WorkerClient, Supervisor], Awaitable[None]]) -> None:
@@ -64,6 +69,13 @@ async def served_again(client: WorkerClient, seconds: float = 20) -> None:
     limit = time.monotonic() + seconds
     while not client.ready:
         assert time.monotonic() < limit, "the worker did not come back"
+        await asyncio.sleep(0.02)
+
+
+async def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, "it did not happen in time"
         await asyncio.sleep(0.02)
 
 
@@ -147,6 +159,45 @@ def test_a_worker_that_refuses_is_not_started_again(tmp_path: Path, capsys: pyte
 
     asyncio.run(run())
     assert "cannot be served" in capsys.readouterr().err  # its stderr goes through
+
+
+@pytest.mark.parametrize("bearable", [False, True])
+def test_one_that_is_refused_when_it_is_started_again_stays_down_where_the_server_can_do_without_it(
+    bearable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(supervisor_module, "_REFUSED_PAUSE", 0.01)
+    asked: list[bool] = []
+
+    def answer() -> bool:
+        asked.append(bearable)
+        if len(asked) == 3:
+            (tmp_path / "refuse").unlink()
+        return bearable
+
+    async def run() -> None:
+        client = WorkerClient()
+        watched = supervisor(client, tmp_path, bearable=answer)
+        running = asyncio.create_task(watched.run())
+        await asyncio.wait_for(watched.ready(), 60)
+        (tmp_path / "refuse").touch()
+        assert watched.pid is not None
+        os.kill(watched.pid, signal.SIGKILL)
+        if bearable:
+            await wait_until(lambda: len(asked) == 3)
+            await served_again(client, 60)
+            assert await answered(client, generate("after")) == 3
+            await watched.stop()
+            await running
+        else:
+            with pytest.raises(SelfTestFailed, match="cannot be served"):
+                await asyncio.wait_for(running, 60)
+        client.close()
+
+    asyncio.run(run())
+    told = [record.getMessage() for record in caplog.records if "stays down: this model cannot" in record.getMessage()]
+    assert len(told) == (3 if bearable else 0)
+    assert len(set(told)) == len(told)  # each pause is longer
+    assert all("`softmux doctor`" in line for line in told)
 
 
 def test_a_worker_that_is_never_ready_is_given_up(tmp_path: Path) -> None:

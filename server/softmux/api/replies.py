@@ -121,6 +121,12 @@ class ClassificationReply(BaseModel):
     usage: ClassificationUsage
 
 
+class ReadyReply(BaseModel):
+    status: Literal["ready"]
+    replicas: int = Field(description="Engines that there should be.")
+    up: int = Field(description="Those that this process reaches. Fewer serve as well, but less.")
+
+
 class ModelReply(BaseModel):
     id: str
     object: Literal["model"]

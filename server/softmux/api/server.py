@@ -36,6 +36,7 @@ from softmux.types import DEFAULT_TENANT
 from softmux.worker.client import WorkerClient
 from softmux.worker.config import WorkerConfig
 from softmux.worker.quarantine import Quarantine
+from softmux.worker.refusals import Refusals
 from softmux.worker.replicas import Replicas
 from softmux.worker.supervisor import WORKER_COMMAND, Supervisor
 
@@ -127,13 +128,15 @@ class Server:
         )
         isolation = Isolation(Quarantine(settings.quarantine_seconds, settings.not_finite_repeats), processes.tell)
         processes.heed = isolation.hear
-        workers = [-1] * settings.replicas
+        workers, refusals = [-1] * settings.replicas, Refusals(settings.replicas)
         supervisors: list[Supervisor] = []
 
         def tell(number: int, up: bool) -> None:
             workers[number] = supervisors[number].restarts if up else -1
             restarts = sum(supervisor.restarts for supervisor in supervisors)
-            if not up:
+            if up:
+                refusals.over(number)
+            else:
                 worker.lost(number)
             told = {"workers": tuple(workers), "restarts": restarts, "gone": worker.gone}
             processes.tell(lambda state: msgspec.structs.replace(state, **told))
@@ -155,6 +158,8 @@ class Server:
                     env=replica_environment(settings, number),
                     tell=partial(tell, number),
                     died=isolation.died,
+                    bearable=partial(refusals.bearable, number),
+                    name="the worker" if settings.replicas == 1 else f"replica {number}",
                     recorder=FlightRecorder(settings.max_rows, recorder),
                     hang_seconds=settings.hang_seconds,
                     load_seconds=settings.load_seconds,

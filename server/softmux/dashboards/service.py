@@ -242,11 +242,14 @@ _FAULTS = (
         alert="SoftmuxRegistryShrank",
     ),
     Panel(
-        "Engine up",
-        "1 while a server's engine answers.",
-        (Query(now("worker_up", "instance", how="min"), "{{instance}}"),),
+        "Replicas up",
+        "By server, those that answer, and how many there should be.",
+        (
+            Query(now("worker_up", "instance", how="min"), "{{instance}}: up"),
+            Query(now("workers", "instance", how="max"), "{{instance}}: should be"),
+        ),
         "none",
-        alert="SoftmuxWorkerDown",
+        alert="SoftmuxReplicaDown",
     ),
 )
 

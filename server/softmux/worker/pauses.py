@@ -13,13 +13,14 @@ class Pauses:
     What had been ready when it died has no long pause, however often: clients wait for it, and what they ask of it can
     be refused. The long ones are for what can't so much as start."""
 
-    def __init__(self, first: float) -> None:
+    def __init__(self, first: float, longest: float = _LONGEST) -> None:
         self._first = self._next = first
+        self._longest = longest
 
     def after(self, lived: float, *, served: bool) -> float:
         """The pause after something that has lived so many seconds, and had been ready (`served`) or never was."""
         pause = self._first if lived > _STEADY else self._next
         if served:
             pause = min(_LONGEST_SERVED, pause)
-        self._next = min(_LONGEST, 2 * pause)
+        self._next = min(self._longest, 2 * pause)
         return pause

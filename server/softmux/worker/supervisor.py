@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 WORKER_COMMAND = (sys.executable, "-m", "softmux.worker")
 
 _FIRST_PAUSE = 0.25
+_REFUSED_PAUSE, _LONGEST_REFUSED = 2.0, 600.0
+"""Loading a model only to see it refused again costs the others: a machine that is mended may wait ten minutes."""
 _TERMINATE_SECONDS = 10.0
 _LOAD_ATTEMPTS = 3
 """A worker that has never been ready is not started more often than this."""
@@ -57,6 +59,9 @@ class Supervisor:
     process's). `tell` is called with True each time a worker is there, its model loaded, and with False when it has
     died; `died` before that, where nobody wanted it.
 
+    Where a worker is refused that has served before, and `bearable` says that the server can do without it, it stays
+    down and is tried again by and by. `name` is what the log calls it.
+
     With a `recorder`, whose file the config names, a worker is taken for hung, and killed, that has not moved for
     `hang_seconds`, or, while it loads its model or compiles, for `load_seconds`.
     """
@@ -70,6 +75,8 @@ class Supervisor:
         env: Mapping[str, str] | None = None,
         tell: Callable[[bool], None] = lambda up: None,
         died: Callable[[Death], None] = lambda death: None,
+        bearable: Callable[[], bool] = lambda: False,
+        name: str = "the worker",
         recorder: FlightRecorder | None = None,
         hang_seconds: float = 8.0,
         load_seconds: float = 1800.0,
@@ -79,6 +86,8 @@ class Supervisor:
         self._command, self._env = tuple(command), env
         self._tell = tell
         self._died = died
+        self._bearable = bearable
+        self._name = name
         self._recorder = recorder
         self._hang_seconds, self._load_seconds = hang_seconds, load_seconds
         self._alive = False
@@ -110,17 +119,30 @@ class Supervisor:
 
     async def run(self) -> None:
         """Keeps a worker running until `stop`. Raises `SelfTestFailed` where starting another would not help: it
-        refused the model, never became ready, or came back with another model than the one being served."""
-        pauses = Pauses(_FIRST_PAUSE)
+        refused the model, never became ready, or came back with another model than the one being served; and the
+        server can't do without it."""
+        pauses, refused = Pauses(_FIRST_PAUSE), Pauses(_REFUSED_PAUSE, _LONGEST_REFUSED)
         while not self._stopping.is_set():
             started = time.monotonic()
             self._starts += 1
             code = await self._one_life()
             if self._stopping.is_set():
                 return
-            self._give_up(code)
-            pause = pauses.after(time.monotonic() - started, served=self._served)
-            log.error("the worker ended with code %s; it is started again in %.2g s", code, pause)
+            if self._served:
+                refused = Pauses(_REFUSED_PAUSE, _LONGEST_REFUSED)
+            if (reason := self._refused(code)) is None:
+                pause = pauses.after(time.monotonic() - started, served=self._served)
+                log.error("%s ended with code %s; it is started again in %.2g s", self._name, code, pause)
+            elif self._spec is None or not self._bearable():
+                raise SelfTestFailed(reason)
+            else:
+                pause = refused.after(0.0, served=False)  # however long it took to load
+                log.error(
+                    "%s is refused, and stays down: %s. The others serve; it is tried again in %.3g s. See what has "
+                    "changed since it served: the model's files, its device, the packages; `softmux doctor` looks at "
+                    "them. Where the change is meant, start the server anew",
+                    *(self._name, reason.rstrip("."), pause),
+                )
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause)
 
@@ -153,7 +175,7 @@ class Supervisor:
             env=self._env,
         )
         self._process = process
-        self._alive, self._served = True, False
+        self._alive, self._served, self._fatal = True, False, None
         if self._stopping.is_set():  # `stop` came while it was being started, and could not see it
             process.kill()
         assert process.stdin is not None
@@ -230,13 +252,13 @@ class Supervisor:
                 if text.strip():
                     self._lines.append(text.rstrip())
 
-    def _give_up(self, code: int) -> None:
+    def _refused(self, code: int) -> str | None:
+        """Why starting another would not help, as things are; None where it may."""
         if self._fatal is not None:
-            raise SelfTestFailed(self._fatal)
+            return self._fatal
         if code == REFUSED:
-            raise SelfTestFailed(self._lines[-1] if self._lines else "the worker refused the model")
+            return self._lines[-1] if self._lines else "the worker refused the model"
         if self._spec is None and self._starts >= _LOAD_ATTEMPTS:
             said = "\n".join(self._lines)
-            raise SelfTestFailed(
-                f"the worker ended {self._starts} times before it was ready, last with code {code}. It said:\n{said}"
-            )
+            return f"the worker ended {self._starts} times before it was ready, last with code {code}. It said:\n{said}"
+        return None

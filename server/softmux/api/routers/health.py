@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
+from softmux.api.replies import ReadyReply
 from softmux.api.services import services_of
 from softmux.errors import EngineDown
 
@@ -19,7 +20,7 @@ async def live() -> dict[str, str]:
 
 
 @router.get("/ready", summary="The engine answers")
-async def ready(request: Request) -> dict[str, str]:
+async def ready(request: Request) -> ReadyReply:
     services = services_of(request)
     if services.draining:
         raise EngineDown("The server is shutting down.")
@@ -27,4 +28,4 @@ async def ready(request: Request) -> dict[str, str]:
         raise EngineDown("The engine is not up yet, or is being started again.")
     if services.worker.silent_seconds > _SILENT_SECONDS:
         raise EngineDown(f"The engine has been silent for {services.worker.silent_seconds:.0f} s.")
-    return {"status": "ready"}
+    return ReadyReply(status="ready", replicas=services.worker.count, up=services.worker.up)

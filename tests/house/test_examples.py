@@ -16,11 +16,8 @@ from support.served import Served, upload_parts
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "deploy" / "README.md", *(ROOT / "docs").rglob("*.md")])
-OF_A_REGISTRY = {
-    "operations.md", "tutorials/production.md",
-    "how-to/backup.md", "how-to/limits.md", "how-to/share-a-task.md",
-}  # fmt: skip
-"""Pages below docs/ whose commands work on a registry, make keys, or need an administrator's: a server of their own."""
+WITH_KEYS = {"tutorials/production.md", "how-to/limits.md", "how-to/share-a-task.md"}
+"""Pages below docs/ whose commands make keys, or need an administrator's: a server of their own."""
 ADMIN_KEY = "an-admin-key-for-the-pages"
 AT_MOST = {
     "it starts a server": 9, "it takes minutes": 11, "it needs a cluster": 6, "it needs GPUs": 4, "it needs Docker": 2,
@@ -34,7 +31,7 @@ def _name(page: Path) -> str:
     return str(page.relative_to(docs if docs in page.parents else ROOT))
 
 
-PLAIN = [page for page in PAGES if _name(page) not in OF_A_REGISTRY and any(e.runs for e in examples(page))]
+PLAIN = [page for page in PAGES if _name(page) not in WITH_KEYS and any(e.runs for e in examples(page))]
 
 
 def _publish(server: Served, adapters: dict[str, Path]) -> list[str]:
@@ -59,13 +56,13 @@ def published(server: Served, adapters: dict[str, Path]) -> Iterator[Served]:
 @pytest.fixture(scope="module")
 def administered(
     base: tuple[Any, Path], adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Served, Path]]:
-    """A server that needs keys, with the tenant `acme`, and the folder of its registry."""
+) -> Iterator[Served]:
+    """A server that needs keys, with the tenant `acme`."""
     data = tmp_path_factory.mktemp("administered") / "data"
     with Served(base[1], data, env={"SOFTMUX_ADMIN_KEY": ADMIN_KEY}, key=ADMIN_KEY) as running:
         _publish(running, adapters)
         running.http.post("/v1/tenants", json={"name": "acme"}).raise_for_status()
-        yield running, data
+        yield running
 
 
 @pytest.fixture
@@ -78,15 +75,19 @@ def folder(tmp_path: Path, adapters: dict[str, Path]) -> Path:
 
 @pytest.mark.parametrize("page", PLAIN, ids=_name)
 def test_the_examples_of_a_page_run(page: Path, published: Served, folder: Path) -> None:
-    assert run(page, folder, published.url) == sum(example.runs for example in examples(page)) > 0
+    assert (
+        run(page, folder, published.url, SOFTMUX_DATA=str(published.data))
+        == sum(example.runs for example in examples(page))
+        > 0
+    )
     published.http.delete("/v1/adapters/my-task")
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("name", sorted(OF_A_REGISTRY))
-def test_the_examples_of_a_page_on_a_registry_run(name: str, administered: tuple[Served, Path], folder: Path) -> None:
-    page, (server, data) = ROOT / "docs" / name, administered
-    count = run(page, folder, server.url, SOFTMUX_KEY=ADMIN_KEY, SOFTMUX_DATA=str(data))
+@pytest.mark.parametrize("name", sorted(WITH_KEYS))
+def test_the_examples_of_a_page_with_keys_run(name: str, administered: Served, folder: Path) -> None:
+    page = ROOT / "docs" / name
+    count = run(page, folder, administered.url, SOFTMUX_KEY=ADMIN_KEY, SOFTMUX_DATA=str(administered.data))
     assert count == sum(example.runs for example in examples(page)) > 0
 
 

@@ -25,7 +25,6 @@ class EchoServed(Served):
     """`settings` by their names. The model's folder is made under `data`'s parent."""
 
     def __init__(self, data: Path, *, key: str | None = None, env: Mapping[str, str] | None = None, **settings: Any):
-        self.data = data
         model = data.parent / "echo"
         if not model.exists():
             model.mkdir(parents=True)

@@ -405,3 +405,25 @@ def test_the_charts_show_what_was_asked(
                 " plot.ariaLabel.startsWith(name) && new RegExp(words).test(plot.ariaLabel))",
                 arg=[name, words],
             )
+        lines = page.locator("svg.plot").evaluate_all(
+            "plots => plots.map(plot => [...plot.querySelectorAll('text[text-anchor=end]')].map(it => it.textContent))"
+        )
+        assert len(lines) == 6
+        assert all(len(set(words)) == len(words) > 2 for words in lines), lines  # no two lines say the same
+
+
+def test_the_lines_of_a_chart_are_round_and_tell_apart(keyed: Served, browser: Browser) -> None:
+    with Console(browser, keyed.url) as console:
+        console.page.goto(keyed.url)
+        given = [[0, 1], [1, 1], [4, 1], [5, 1], [45, 1], [0.05, 0.1], [0.5, 0.1], [0.75, 0.1], [0, 0], [0.00043, 0]]
+        found = console.page.evaluate(
+            "async given => { const { scale } = await import('/console/js/charts.js');"
+            " return given.map(one => scale(...one)).map(({ top, step }) => [top, step]); }",
+            given,
+        )
+    for (value, least), (top, step) in zip(given, found, strict=True):
+        assert top >= value
+        assert step >= least
+        assert 2 <= round(top / step, 9) <= 5
+        assert round(top / step, 9) % 1 == 0
+    assert [tuple(one) for one in found[:5]] == [(4, 1), (4, 1), (4, 1), (5, 1), (50, 10)]

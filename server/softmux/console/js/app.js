@@ -70,14 +70,15 @@ function drawFrame() {
 async function watchReady(state) {
   let shown = null;
   while (state.isConnected) {
-    let ready = false;
+    let [mark, words] = ["bad", "Not ready"];
     try {
-      ready = (await api.get("health/ready")).status === "ready";
+      const { up, replicas } = await api.get("health/ready");
+      [mark, words] = up < replicas ? ["warn", `Serving by ${up} of ${replicas}`] : ["good", "Serving"];
     } catch {
-      // said below
+      // as it stands
     }
-    if (ready !== shown) put(state, h("i", { class: `dot ${ready ? "good" : "bad"}` }), ready ? "Serving" : "Not ready");
-    shown = ready;
+    if (words !== shown) put(state, h("i", { class: `dot ${mark}` }), words);
+    shown = words;
     await new Promise((resolve) => setTimeout(resolve, READY_MS));
   }
 }

@@ -20,18 +20,20 @@ function widthOf(plot) {
   return width;
 }
 
-/** A round number not below `value`, and the step of three or four lines up to it. */
-export function scale(value, whole = false) {
-  if (!(value > 0)) return whole ? { top: 4, step: 1 } : { top: 1, step: 0.5 };
-  if (whole && value <= 4) return { top: 4, step: 1 };
+/** A round number not below `value`, and the step of up to five lines to it: no less than `least`, below which what is
+ * written at the lines would be the same. */
+export function scale(value, least = 0) {
+  if (least && !(value > 4 * least)) return { top: 4 * least, step: least };
+  if (!(value > 0)) return { top: 1, step: 0.5 };
   const power = 10 ** Math.floor(Math.log10(value));
-  const step = [0.2, 0.25, 0.5, 1, 2, 2.5, 5].map((factor) => factor * power).find((one) => Math.ceil(value / one - 1e-9) <= 4);
+  const step = [0.2, 0.5, 1, 2].map((factor) => factor * power).find((one) => one >= least && Math.ceil(value / one - 1e-9) <= 5);
   return { top: step * Math.ceil(value / step - 1e-9), step };
 }
 
 /** A chart of `title` and `note`. `draw(series, times)` shows it: each series is `{name, values, words}`, with null where
- * nothing was seen; `format` writes a value. `stacked` fills each on top of the one before. */
-export function lineChart({ title, note, format, stacked = false, most = null }) {
+ * nothing was seen; `format` writes a value, `least` is the least difference that it shows. `stacked` fills each on top of the one
+ * before. */
+export function lineChart({ title, note, format, stacked = false, most = null, least = 0 }) {
   const plot = s("svg", { class: "plot", role: "img", onpointermove, onpointerleave: () => legend(last) });
   const keys = h("ul", { class: "keys" });
   const node = h("figure", { class: "card chart" }, h("figcaption", { class: "title" }, h("h2", null, title), h("p", null, note)), plot, keys);
@@ -64,7 +66,7 @@ export function lineChart({ title, note, format, stacked = false, most = null })
     last = times.length ? times.length - 1 : null;
     const tops = stacked ? stack(series, times.length) : series.map(({ values }) => values);
     const highest = Math.max(0, ...tops.flat().filter((value) => value !== null));
-    const { top, step } = most ? { top: most, step: most / 4 } : scale(highest);
+    const { top, step } = most ? { top: most, step: most / 4 } : scale(highest, least);
     const y = (value) => TOP + (H - TOP - BOTTOM) * (1 - value / top);
     const lines = [];
     for (let value = 0; value <= top * 1.001; value += step) {
@@ -123,7 +125,7 @@ export function barChart({ title, note, format, whole }) {
     const W = widthOf(plot);
     const tops = stack(series, days.length);
     const highest = Math.max(0, ...(tops.at(-1) ?? []));
-    const { top, step } = scale(highest, whole);
+    const { top, step } = scale(highest, whole ? 1 : 0);
     const y = (value) => TOP + (H - TOP - BOTTOM) * (1 - value / top);
     const width = (W - LEFT) / Math.max(1, days.length);
     const lines = [];

@@ -23,11 +23,11 @@ const time = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digi
 export async function livePage(root, { signal }) {
   if (!session.who.metrics) return ownUsage(root, signal);
   const charts = {
-    tokens: lineChart({ title: "Throughput", note: "Tokens a second, computed by the engine", format: rate }),
-    rows: lineChart({ title: "Requests", note: "Sequences in the batch, and waiting for room", format: compact }),
+    tokens: lineChart({ title: "Throughput", note: "Tokens a second, computed by the engine", format: rate, least: 0.1 }),
+    rows: lineChart({ title: "Requests", note: "Sequences in the batch, and waiting for room", format: compact, least: 1 }),
     first: lineChart({ title: "Time to first token", note: "From a request's receipt, over the last ten seconds", format: seconds }),
     between: lineChart({ title: "Between tokens", note: "As they reach the client's side, over the last ten seconds", format: seconds }),
-    mix: lineChart({ title: "Batch mix", note: "Rows of a step by the method of their task", format: rate, stacked: true }),
+    mix: lineChart({ title: "Batch mix", note: "Rows of a step by the method of their task", format: rate, least: 0.1, stacked: true }),
     cache: lineChart({ title: "Caches", note: "Input tokens whose keys and values were there already, and room in use", format: (value) => percent(value), most: 1 }),
   };
   const tiles = h("dl", { class: "tiles" });

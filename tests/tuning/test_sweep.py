@@ -58,11 +58,16 @@ def test_the_pick_is_the_best_by_validation_and_tunes_to_the_same_loss(
     write_recipe: Write, base: Base, tmp_path: Path
 ) -> None:
     recipe, said = swept_recipe(write_recipe, steps=8), Console(file=io.StringIO(), width=200)
+    other = '[evaluate.elsewhere]\nsource = "file"\npath = "rows.csv"\n'
+    recipe.write_text(recipe.read_text().replace("[sweep]", f"{other}[sweep]", 1))
     swept = sweep(recipe, base=base, console=said, together=Together(kept=tmp_path / "kept"))
     assert [one.loss for one in swept.tries] == sorted(one.loss for one in swept.tries)
     assert swept.pick.recipes[0].train.learning_rate == 0.05
     out = recipe.parent / "sweep"
     assert sorted(file.name for file in out.iterdir()) == ["recipe.toml", "sweep.json", "sweep.md", "sweep.png"]
+    elsewhere = read_recipe(out / "recipe.toml").evaluate.elsewhere
+    assert elsewhere is not None
+    assert elsewhere.path == Path("../rows.csv"), "seen from there"
     figures = json.loads((out / "sweep.json").read_text())
     assert figures["tries"][0]["loss"] == swept.pick.loss
     assert len((out / "sweep.md").read_text().splitlines()) == 12

@@ -68,6 +68,12 @@ class Data(Closed):
     extra_rows: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """Made-up rows to train on beside the real ones, for a source that can make them: `address`, `address-tags`."""
 
+    def from_below(self) -> Data:
+        """The same rows, as a recipe names them that lies in a folder of its recipe's."""
+        if self.path is None or self.hub is not None or self.path.is_absolute():
+            return self
+        return self.model_copy(update={"path": Path("..") / self.path})
+
     @model_validator(mode="after")
     def _path_for_a_file(self) -> Data:
         if (self.source in ("file", "hub")) != (self.path is not None):

@@ -150,13 +150,14 @@ def write(out: Path, swept: Swept) -> None:
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         pick = swept.pick.recipes[0]
-        if pick.data.path is not None and pick.data.hub is None:
-            path = Path("..") / pick.data.path if not pick.data.path.is_absolute() else pick.data.path
-            pick = pick.model_copy(update={"data": pick.data.model_copy(update={"path": path})})
+        pick = pick.model_copy(update={"data": pick.data.from_below()})
+        if (other := pick.evaluate.elsewhere) is not None:
+            beside = pick.evaluate.model_copy(update={"elsewhere": other.from_below()})
+            pick = pick.model_copy(update={"evaluate": beside})
         origin = getattr(pick.method, "init_from", None)
         if origin is not None and origin.startswith("."):
-            beside = str(Path("..") / origin)
-            pick = pick.model_copy(update={"method": pick.method.model_copy(update={"init_from": beside})})
+            there = str(Path("..") / origin)
+            pick = pick.model_copy(update={"method": pick.method.model_copy(update={"init_from": there})})
         (scratch / RECIPE_FILE).write_text(to_toml(pick), encoding="utf-8")
         (scratch / FIGURES_FILE).write_text(json.dumps(figures(swept), indent=2) + "\n", encoding="utf-8")
         (scratch / TABLE_FILE).write_text("\n".join(markdown(swept)) + "\n", encoding="utf-8")

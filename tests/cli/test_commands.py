@@ -233,7 +233,7 @@ def test_a_recipe_begins_from_a_task_of_the_server_or_of_its_registry(
     )
     digest = server.http.get("/v1/adapters/prompt-tuning").json()["digest"]
     options = ("--device", "cpu", "--cache", str(tmp_path / "cache"))
-    done = on(server, "tune", str(recipe), *options, "--out", str(tmp_path / "out"))
+    done = on(server, "tune", str(recipe), *options, "--no-report", "--out", str(tmp_path / "out"))
     assert done.exit_code == 0, done.output
     notes = json.loads((tmp_path / "out" / "softmux.json").read_text())["notes"]
     assert f"Begun from prompt-tuning@1 ({digest}): all its 5 vectors." in notes
@@ -243,7 +243,8 @@ def test_a_recipe_begins_from_a_task_of_the_server_or_of_its_registry(
     assert swept.exit_code == 0, swept.output
     assert "begin from" in swept.output
     assert "prompt-tuning@1" in swept.output
-    local = run("tune", str(recipe), *options, "--out", str(tmp_path / "again"), "--data", str(server.data))
+    again = ("--no-report", "--out", str(tmp_path / "again"), "--data", str(server.data))
+    local = run("tune", str(recipe), *options, *again)
     assert local.exit_code == 0, local.output
     assert f"| {digest} |" in (tmp_path / "again" / "README.md").read_text()
 

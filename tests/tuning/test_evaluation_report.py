@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -14,25 +15,18 @@ from typer.testing import CliRunner
 from softmux.cli import app
 from softmux.errors import InvalidRequest
 from softmux.evaluation.report import as_json
-from softmux.evaluation.run import Subject, evaluate, evaluate_all
-from softmux.formats.folder import load_folder
-from softmux.tuning.run import tune
-from softmux.tuning.together import Together
-from softmux.tuning.write import Report
+from softmux.evaluation.run import evaluate
+from softmux.tuning.data import BadData
 
 Write = Callable[..., Path]
 QUIET = Console(file=io.StringIO())
-
-
-def tuned(recipe: Path, out: Path) -> Report:
-    return tune(recipe, out, "cpu", console=QUIET, together=Together(save_every=0))
 
 
 @pytest.fixture
 def classes(write_recipe: Write, base_folder: Path) -> Path:
     """A recipe of a task with a template and two answers; one text is HTML."""
     rows = ["prompt,answer"]
-    for number in range(160):
+    for number in range(140):
         word = ("dull", "gripping")[number % 2]
         rows.append(f"{'far too long ' * (number % 3)}film {number} was {word} <b>,{(' no', ' yes')[number % 2]}")
     recipe = write_recipe(
@@ -46,80 +40,60 @@ def classes(write_recipe: Write, base_folder: Path) -> Path:
     return recipe
 
 
-def test_two_tasks_of_one_engine_are_measured_as_peft_measures_them(classes: Path, tmp_path: Path) -> None:
-    second = tmp_path / "second.toml"
-    text = classes.read_text().replace('task = "toy"', 'task = "second"').replace("rows.csv", "task/rows.csv")
+def test_two_tasks_are_tuned_and_measured_in_one_engine_as_peft_measures_them(classes: Path, tmp_path: Path) -> None:
+    second = classes.parent / "second.toml"
+    text = classes.read_text().replace('task = "toy"', 'task = "second"')
     begin, end = text.index("[method]"), text.index("[train]")
-    text = text[:begin] + '[method]\nkind = "prefix_tuning"\nvirtual_tokens = 3\nprojection = false\n' + text[end:]
-    second.write_text(text.replace("other.csv", "task/other.csv"))
-    outs = {classes: tmp_path / "one", second: tmp_path / "two"}
-    reports = {recipe: tuned(recipe, out) for recipe, out in outs.items()}
-    subjects = [Subject(load_folder(out), recipe, out) for recipe, out in outs.items()]
-    found = evaluate_all(subjects, "cpu", console=QUIET)
-    for one, (recipe, report) in zip(found, reports.items(), strict=True):
-        assert one.overall.value == pytest.approx(report.tuned.values["exact"])
-        assert one.overall.rows == one.measured == one.rows[2] == report.rows[2]
-        assert one.trained_lengths == report.lengths
-        assert [way.name for way in one.compared] == ["this task", "the bare model", "2 examples in the prompt"]
-        labels = [report.tuned, *report.beside.values()]
-        assert [way.figure.value for way in one.compared_labels[:2]] == pytest.approx(
-            [figures.values["label accuracy"] for figures in labels]
-        )
-        assert {way.name for way in one.changes} == {"typos", "truncated", "code-mixed"}
-        assert [way.name for way in one.domain][-1] == "another domain"
-        assert one.domain[-1].figure.rows == 26
-        assert (
-            sum(way.figure.rows for way in one.lengths)
-            + sum(way.figure.rows for way in one.beyond if way.note == "held-out rows as they are")
-            == report.rows[2]
-        )
-        assert one.distances[0].tokens == 0
-        assert one.distances[-1].tokens > 20
-        assert all(distance.gain is not None for distance in one.distances)
-        told = json.loads((outs[recipe] / "evaluation.json").read_text())
-        assert told["overall"]["value"] == one.overall.value
-        assert told["verdict"]["ship"] == one.verdict.ship
-        assert not [file for file in outs[recipe].iterdir() if file.name.startswith(".")]
-    assert len(found[0].nearest) == found[0].virtual_tokens, "each vector has its nearest tokens"
-    assert found[1].nearest == (), "keys and values have none"
-    page = (tmp_path / "one" / "evaluation.html").read_text()
-    assert page.count("<b>") == 0, "the rows' texts are escaped"
-    assert "&lt;b&gt;" in page
-    again = evaluate(tmp_path / "one", classes, tmp_path / "again", "cpu", console=QUIET)
-    first, alone = (json.loads(json.dumps(as_json(one))) for one in (found[0], again))
+    second.write_text(
+        text[:begin] + '[method]\nkind = "prefix_tuning"\nvirtual_tokens = 3\nprojection = false\n' + text[end:]
+    )
+    options = ("--out", str(tmp_path / "out"), "--device", "cpu", "--json", "--save-every", "0")
+    done = CliRunner().invoke(app, ["tune", str(classes), str(second), *options])
+    assert done.exit_code == 0, done.output
+    for figures in json.loads(done.stdout):
+        out = tmp_path / "out" / figures["task"]
+        told = json.loads((out / "evaluation.json").read_text())
+        by_peft, bare = figures["figures"].values()
+        assert told["overall"]["value"] == pytest.approx(by_peft["exact"])
+        assert told["overall"]["rows"] == told["measured"] == told["rows"][2] == by_peft["rows"]
+        by_label = [way["figure"]["value"] for way in told["compared_labels"][:2]]
+        assert by_label == pytest.approx([by_peft["label accuracy"], bare["label accuracy"]])
+        assert told["verdict"]["ship"] == figures["verdict"] == "cannot tell"
+        assert told["trained_lengths"] == json.loads((out / "softmux.json").read_text())["trained_lengths"]
+        assert names(told["compared"]) == ["this task", "the bare model", "2 examples in the prompt"]
+        assert names(told["changes"]) == ["typos", "truncated", "code-mixed"]
+        assert names(told["domain"])[-1] == "another domain"
+        assert told["domain"][-1]["figure"]["rows"] == 26
+        as_they_are = [way for way in told["beyond"] if way["note"] == "held-out rows as they are"]
+        assert sum(way["figure"]["rows"] for way in (*told["lengths"], *as_they_are)) == by_peft["rows"]
+        assert told["distances"][0]["tokens"] == 0
+        assert told["distances"][-1]["tokens"] > 20
+        assert all(distance["gain"] is not None for distance in told["distances"])
+        assert len(told["nearest"]) == (3 if figures["task"] == "toy" else 0), "keys and values have none"
+        page = (out / "evaluation.html").read_text()
+        assert "&lt;b&gt;" in page
+        assert "<b>" not in page, "the rows' texts are escaped"
+        assert "held-out rows are measured, fewer than 100" in page
+        assert not [file for file in out.iterdir() if file.name.startswith(".")]
+    toy = tmp_path / "out" / "toy"
+    first = json.loads((toy / "evaluation.json").read_text())
+    alone = json.loads(json.dumps(as_json(evaluate(toy, classes, tmp_path / "again", "cpu", console=QUIET))))
     gains = [[distance.pop("gain") for distance in told["distances"]] for told in (first, alone)]
     assert gains[0] == pytest.approx(gains[1], abs=1e-5)
     for name in ("overall", "compared_labels", "changes", "distances", "mistakes"):
         assert first[name] == alone[name], "the same alone as beside another task"
+    with pytest.raises(BadData, match=r"out/toy/rows\.csv: there is no such file"):
+        evaluate(toy, device="cpu", console=QUIET)  # the recipe's rows are where it was
+    (toy / "recipe.toml").unlink()
+    with pytest.raises(InvalidRequest, match=r"There is no recipe at .*out/toy/recipe\.toml"):
+        evaluate(toy, device="cpu", console=QUIET)
 
 
-def test_the_commands_write_the_report(classes: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    done = CliRunner().invoke(
-        app, ["tune", str(classes), "--out", str(out), "--device", "cpu", "--json", "--save-every", "0"]
-    )
-    assert done.exit_code == 0, done.output
-    first = json.loads((out / "evaluation.json").read_text())
-    told = json.loads(done.stdout)
-    assert told[0]["verdict"] == first["verdict"]["ship"]
-    for file in ("rows.csv", "other.csv"):
-        (out / file).write_bytes((classes.parent / file).read_bytes())
-    looked = CliRunner().invoke(app, ["evaluate", str(out), "--rows", "12", "--device", "cpu", "--json"])
-    assert looked.exit_code == 0, looked.output
-    assert json.loads(looked.stdout)["measured"] == 12
-    assert json.loads(looked.stdout)["verdict"]["ship"] == "cannot tell"
-    assert "12 held-out rows are measured, fewer than 100" in (out / "evaluation.html").read_text()
-    named = CliRunner().invoke(app, ["evaluate", "no-folder"])
-    assert named.exit_code == 1
-    assert "no-folder is no folder here, and a served task brings no recipe: give --recipe" in named.output
-    classes.write_text(classes.read_text().replace("steps = 12", "steps = 1"))
-    tuned(classes, out)
-    assert not (out / "evaluation.json").exists(), "it was of other vectors"
-    (out / "recipe.toml").unlink()
-    with pytest.raises(InvalidRequest, match=r"There is no recipe at .*out/recipe\.toml"):
-        evaluate(out, device="cpu", console=QUIET)
+def names(ways: list[dict[str, Any]]) -> list[str]:
+    return [way["name"] for way in ways]
 
 
+@pytest.mark.nightly
 def test_what_can_be_tuned_but_not_served_is_kept_and_said(
     write_recipe: Write, base_folder: Path, tmp_path: Path
 ) -> None:

@@ -103,11 +103,13 @@ def test_a_folder_tuned_in_its_place_keeps_what_lies_in_it(write_recipe: Write, 
     (recipe.parent / "more").mkdir()
     (recipe.parent / "more" / "notes.txt").write_text("mine")
     (recipe.parent / "adapter_model.lora.safetensors").write_text("of a pair that it was")
+    (recipe.parent / "evaluation.html").write_text("of what it was")
     for _ in range(2):
         run_tune(recipe, recipe.parent)
     assert (recipe.parent / "rows.csv").read_bytes() == rows
     assert (recipe.parent / "more" / "notes.txt").read_text() == "mine"
     assert not (recipe.parent / "adapter_model.lora.safetensors").exists()
+    assert not (recipe.parent / "evaluation.html").exists()
 
 
 def test_bad_data_writes_nothing(write_recipe: Write, run_tune: Run, tmp_path: Path) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import jinja2
 from markupsafe import Markup
 
-from softmux.evaluation.changes import CHANGES
 from softmux.evaluation.figures import DRAWS
 from softmux.evaluation.plots import far, whiskers
 from softmux.evaluation.report import Evaluation, Way
@@ -18,12 +18,7 @@ _TEMPLATE = Path(__file__).with_name("page.html")
 
 def page(found: Evaluation) -> str:
     """The whole document. Everything of the data is escaped."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"percent": percent, "points": points, "visible": _visible, "code": _code}
-    environment.globals |= {"rules": RULES, "draws": DRAWS, "changes": CHANGES}
-    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+    return _template().render(
         one=found,
         compared=_plot(found.compared, f"{found.metric}, the same rows by other means", first=True),
         by_label=_plot(found.compared_labels, "The likeliest answer is right, the same rows", first=True),
@@ -31,6 +26,16 @@ def page(found: Evaluation) -> str:
         changed=_plot(found.changes, "Changed inputs", line=found.overall.value),
         distances=Markup(far(found.distances, "By the irrelevant text before the input")),  # noqa: S704
     )
+
+
+@lru_cache(1)
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": percent, "points": points, "visible": _visible, "code": _code}
+    environment.globals |= {"rules": RULES, "draws": DRAWS}
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
 
 
 def _plot(ways: tuple[Way, ...], title: str, *, line: float | None = None, first: bool = False) -> Markup:

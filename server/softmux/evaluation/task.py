@@ -49,7 +49,8 @@ class Task:
     """Tokens that may come after an input: generated, or an answer whose likelihood is read."""
     left_out: int = 0
     """Held-out rows that are longer than the base's context."""
-    _lengths: dict[str, int] = field(default_factory=dict)
+    _laid: dict[tuple[Who, str], tuple[int, ...]] = field(default_factory=dict)
+    """A text is asked in several ways: laid out once for each that it is asked of."""
 
     @classmethod
     def of(cls, number: int, recipe: Recipe, manifest: Manifest, spec: ModelSpec, tokenizer: Any, parts: Split) -> Task:
@@ -105,13 +106,17 @@ class Task:
         return min(lengths), max(lengths)
 
     def ids(self, text: str) -> tuple[int, ...]:
-        return lay_out(self.layout, self.encoder, vocab_size=self.spec.vocab_size, prompt=text)
+        return self._once("tuned", self.layout, text)
+
+    def _once(self, who: Who, layout: Layout, prompt: str) -> tuple[int, ...]:
+        if (who, prompt) not in self._laid:
+            ids = lay_out(layout, self.encoder, vocab_size=self.spec.vocab_size, prompt=prompt)
+            self._laid[who, prompt] = ids
+        return self._laid[who, prompt]
 
     def length(self, example: Example) -> int:
         """Of the input without learned tokens, as `usage` counts it."""
-        if example.text not in self._lengths:
-            self._lengths[example.text] = sum(token >= 0 for token in self.ids(example.text))
-        return self._lengths[example.text]
+        return sum(token >= 0 for token in self.ids(example.text))
 
     def room(self, before: int = 0) -> int:
         """Tokens that an input may have beside the learned ones and what comes after it."""
@@ -122,8 +127,7 @@ class Task:
 
     def bare(self, text: str, before: str = "") -> tuple[int, ...]:
         """What the bare model is asked."""
-        prompt = before + self.words(text)
-        return lay_out(Layout(), self.encoder, vocab_size=self.spec.vocab_size, prompt=prompt)
+        return self._once("bare", Layout(), before + self.words(text))
 
     def words(self, text: str) -> str:
         """The words that stand beside the learned tokens."""

@@ -137,7 +137,7 @@ def plot(swept: Swept, path: Path) -> bool:
         for run in one.trained:
             if run is not None and run.validations:
                 steps, losses = zip(*run.validations, strict=True)
-                axes.plot(steps, losses, linewidth=3 if one is swept.pick else 1, label=", ".join(one.choices.values()))
+                axes.plot(steps, losses, linewidth=3 if one is swept.pick else 1, label=words(one))
     axes.set_xlabel("step")
     axes.set_ylabel("validation loss")
     axes.legend(fontsize="small")

@@ -52,6 +52,7 @@ _OWN_OPTIONS = {
     "structured": "softmux.bench.structured",
     "cluster": "softmux.bench.cluster",
     "tuning": "softmux.bench.tuning",
+    "migrate": "softmux.bench.migrate",
 }
 
 

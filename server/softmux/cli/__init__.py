@@ -16,6 +16,7 @@ from softmux.cli import (
     hub,
     inspection,
     local,
+    migrate,
     registry,
     remote,
     run,
@@ -79,6 +80,7 @@ app.command("tune")(local.tune)
 app.command("sweep")(local.sweep)
 app.command("distill")(local.distill)
 app.command("evaluate")(evaluation.evaluate)
+app.command("migrate")(migrate.migrate)
 app.command("bench", context_settings=_PASSED_ON)(local.bench)
 app.add_typer(tenants.tenants, name="tenant")
 app.add_typer(access.keys, name="key")

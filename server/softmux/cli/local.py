@@ -51,7 +51,7 @@ def tune(
     tenant: Tenant = None,
 ) -> None:
     """Tune adapters from recipes, and write their folders with the held-out figures and an evaluation."""
-    with _needing_packages():
+    with needing_packages():
         from softmux.tuning import Together
         from softmux.tuning.run import tune as run
         from softmux.tuning.run import tune_all
@@ -85,7 +85,7 @@ def sweep(
     tenant: Tenant = None,
 ) -> None:
     """Train a task in many ways side by side, and pick one by its validation rows."""
-    with _needing_packages():
+    with needing_packages():
         from softmux.tuning import Together
         from softmux.tuning.sweep import sweep as run
         from softmux.tuning.swept import figures
@@ -109,7 +109,7 @@ def distill(
     json_: Json = False,
 ) -> None:
     """Distil a long prompt, a text's or an adapter's, into a short soft prompt that answers as it does."""
-    with _needing_packages():
+    with needing_packages():
         from softmux.tuning import Together
         from softmux.tuning.distill import distill as run
         from softmux.tuning.distilled import figures
@@ -131,7 +131,8 @@ def _told(report: Report, verdict: str | None) -> dict[str, Any]:
 
 
 @contextmanager
-def _needing_packages() -> Iterator[None]:
+def needing_packages() -> Iterator[None]:
+    """Says in words which packages are missing for tuning."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -14,7 +14,6 @@ from softmux.evaluation.scores import METRIC_NAMES, fields, score_text
 from softmux.formats.layout import Layout
 from softmux.tuning.base import Base
 from softmux.tuning.data import Example
-from softmux.tuning.methods import Learned
 from softmux.tuning.recipe import Evaluate, Metric
 from softmux.tuning.rows import Batch, Row, bare_text, collate, encode
 
@@ -43,7 +42,7 @@ class Figures:
 
 
 def evaluate(
-    base: Base, learned: Learned | None, test: Sequence[Example], how: Evaluate, layout: Layout, labels: Sequence[str]
+    base: Base, learned: Speaker | None, test: Sequence[Example], how: Evaluate, layout: Layout, labels: Sequence[str]
 ) -> Figures:
     """The figures of `learned`; for None, of the bare model on the same words: `layout`'s text without learned tokens.
 
@@ -140,7 +139,7 @@ def _continued(
 
 
 @torch.no_grad()
-def _likeliest(base: Base, learned: Learned | None, rows: Sequence[Row], labels: Sequence[str]) -> list[int]:
+def _likeliest(base: Base, learned: Speaker | None, rows: Sequence[Row], labels: Sequence[str]) -> list[int]:
     """For each row the index of the label with the highest likelihood after its input."""
     answers = [tuple(base.encoder.encode(label, add_special_tokens=False)) for label in labels]
     scores = torch.empty(len(rows), len(labels))

@@ -38,11 +38,20 @@ class Tables:
 class FrozenBase:
     """A causal language model whose weights never get a gradient: only what flows into it does.
 
-    `running()` lends it this object's attention and gives it back as it was.
+    `running()` lends it this object's attention and gives it back as it was. `teacher` makes logits of the states that
+    rows are taught by; None: this model does, whose own states they then are.
     """
 
-    def __init__(self, model: Any, *, attention: RowAttention | None = None, checkpointing: bool = False) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        attention: RowAttention | None = None,
+        checkpointing: bool = False,
+        teacher: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
         self.model = model.requires_grad_(False).eval()
+        self.teacher = teacher
         config = model.config.get_text_config()
         weight = model.get_input_embeddings().weight
         self.device: torch.device = weight.device
@@ -59,13 +68,13 @@ class FrozenBase:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        before = self.model.config._attn_implementation
+        was = self.model.config._attn_implementation
         self.model.set_attn_implementation(self._name)
         restore = self._fused_norms() + (self._checkpointed() if self.checkpointing else [])
         try:
             yield
         finally:
-            self.model.set_attn_implementation(before)
+            self.model.set_attn_implementation(was)
             for layer in restore:
                 del layer.forward
 
@@ -89,20 +98,31 @@ class FrozenBase:
         if taught is None:
             own = self._logits(packed, tables, noise).float()
             return cross_entropy(own, packed.targets, reduction="none"), own
-
-        def beside(_: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            hidden, *others = given
-            return torch.cat([hidden, taught[None].to(hidden.dtype)], dim=1), *others
-
         assert packed.taught_at is not None
-        with _before(self.model.get_output_embeddings(), beside):  # whatever is done to logits is done to both
-            logits = self._logits(packed, tables, noise).float()
-        own, theirs = logits[: len(packed.targets)], logits[len(packed.targets) :].detach().log_softmax(-1)
+        own, theirs = self._beside(packed, tables, noise, taught)
+        theirs = theirs.detach().log_softmax(-1)
         words = own.log_softmax(-1)
         divergence = kl_div(words.index_select(0, packed.taught_at), theirs, reduction="none", log_target=True).sum(-1)
         if len(packed.taught_at) == len(packed.targets):
             return divergence, own
         return cross_entropy(own, packed.targets, reduction="none").index_copy(0, packed.taught_at, divergence), own
+
+    def _beside(
+        self, packed: Packed, tables: Tables, noise: torch.Tensor | None, taught: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits of the targets, and those of the teacher's states `taught`, in float32."""
+        if self.teacher is not None:
+            with torch.no_grad():
+                theirs = self.teacher(taught)
+            return self._logits(packed, tables, noise).float(), theirs.float()
+
+        def beside(_: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            hidden, *others = given
+            return torch.cat([hidden, taught[None].to(hidden.dtype)], dim=1), *others
+
+        with before(self.model.get_output_embeddings(), beside):  # whatever is done to logits is done to both
+            logits = self._logits(packed, tables, noise).float()
+        return logits[: len(packed.targets)], logits[len(packed.targets) :]
 
     @torch.no_grad()
     def hidden(self, packed: Packed, tables: Tables) -> torch.Tensor:
@@ -113,7 +133,7 @@ class FrozenBase:
         def look(_: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
             seen.append(given[0][0].float())
 
-        with _before(self.model.get_output_embeddings(), look):
+        with before(self.model.get_output_embeddings(), look):
             self._logits(packed, tables, None)
         return seen[0]
 
@@ -210,7 +230,8 @@ class FrozenBase:
 
 
 @contextmanager
-def _before(module: Any, hook: Callable[..., Any]) -> Iterator[None]:
+def before(module: Any, hook: Callable[..., Any]) -> Iterator[None]:
+    """Within it `hook(module, given)` runs before each forward of `module`; what it returns is given instead."""
     handle = module.register_forward_pre_hook(hook)
     try:
         yield

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,11 +47,18 @@ def precision(base: Base, how: Train) -> torch.dtype:
 
 
 def train_together(
-    base: Base, jobs: Sequence[Job], dtype: torch.dtype, together: Together, watch: Watch, console: Console
+    base: Base,
+    jobs: Sequence[Job],
+    dtype: torch.dtype,
+    together: Together,
+    watch: Watch,
+    console: Console,
+    teacher: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> tuple[list[Finished], Checkpoint]:
-    """What became of each job, in the jobs' order, and the checkpoint of the run: remove it when all is written."""
+    """What became of each job, in the jobs' order, and the checkpoint of the run: remove it when all is written.
+    `teacher`: as `FrozenBase` has it, of a teacher on another base."""
     model = base.model if dtype == torch.float32 else copy.deepcopy(base.model).to(dtype)
-    frozen = FrozenBase(model, checkpointing=together.checkpointing)
+    frozen = FrozenBase(model, checkpointing=together.checkpointing, teacher=teacher)
     prove(frozen, base.vocab_size)
     trainer = together.trainer(frozen)
     checkpoint = together.checkpoint(trainer, jobs)

@@ -18,14 +18,7 @@ MAX_CELL = 1 << 24
 
 def read(path: Path, prompt: str, answer: str) -> Iterator[Example]:
     """The rows of `path`, counted from 1 without the header. Raises `BadData` naming file, row and column."""
-    if not path.is_file():
-        raise BadData("there is no such file", file=str(path))
-    if path.suffix.lower() == ".parquet":
-        rows = _parquet(path)
-    else:
-        text = _text(path.read_bytes(), path.name)
-        rows = _jsonl(text, path.name) if path.suffix.lower() in {".jsonl", ".ndjson"} else _csv(text, path.name)
-    for row, cells in rows:
+    for row, cells in cells_of(path):
         for column in (prompt, answer):
             if column not in cells:
                 raise BadData(
@@ -36,6 +29,17 @@ def read(path: Path, prompt: str, answer: str) -> Iterator[Example]:
             if problem := no_unicode(str(cells[column])):
                 raise BadData(problem, file=path.name, row=row, column=column)
         yield Example(str(cells[prompt]), str(cells[answer]), path.name, row)
+
+
+def cells_of(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
+    """Each row's number, and its cells by column. Raises `BadData`."""
+    if not path.is_file():
+        raise BadData("there is no such file", file=str(path))
+    if path.suffix.lower() == ".parquet":
+        yield from _parquet(path)
+        return
+    text = _text(path.read_bytes(), path.name)
+    yield from _jsonl(text, path.name) if path.suffix.lower() in {".jsonl", ".ndjson"} else _csv(text, path.name)
 
 
 def hub_file(data_set: str, path: str) -> Path:

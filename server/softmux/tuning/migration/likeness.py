@@ -1,0 +1,56 @@
+"""How near a migrated prompt comes to the old one, on inputs that it was not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import kl_div
+
+from softmux.tuning.evaluate import inputs_of
+from softmux.tuning.migration.lessons import Taught
+from softmux.tuning.migration.output_head import Head
+from softmux.tuning.migration.voice import BATCH, Voice
+from softmux.tuning.rows import IGNORE, Row, collate
+
+
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """Over `rows` held-out inputs. `same_answer`: the share whose greedy text is the old one, as far as that goes where
+    it had not ended. Where both bases speak the same tokens, `divergence`: KL(old || new) of the next token, the mean
+    over the old answers' tokens, and `same_token`: the share of them where both have the same likeliest token."""
+
+    rows: int
+    same_answer: float
+    divergence: float | None
+    same_token: float | None
+
+
+@torch.no_grad()
+def likeness(voice: Voice, test: Sequence[Taught], head: Head, max_tokens: int) -> Likeness:
+    base = voice.base
+    rows = [one.row(voice.layout, base) for one in test]
+    answers = voice.answers([row.ids for row in rows], max_tokens)
+    same = sum(_same(base.text(ids), one) for ids, one in zip(answers, test, strict=True))
+    if any(row.taught is None for row in rows):
+        return Likeness(len(test), same / len(test), None, None)
+    total = alike = tokens = 0.0
+    order = sorted(range(len(rows)), key=lambda i: rows[i].length)
+    with voice.speaking():
+        for start in range(0, len(order), BATCH):
+            chosen = [rows[i] for i in order[start : start + BATCH]]
+            width = max(len(row.answer) for row in chosen)
+            logits = base.model(**inputs_of(base, voice, chosen), logits_to_keep=width + 1).logits[:, :-1]
+            kept = collate([Row((0,), row.answer) for row in chosen], prefix=0, device=base.device).targets != IGNORE
+            own = logits[kept].float().log_softmax(-1)
+            states = torch.cat([torch.from_numpy(row.taught) for row in chosen if row.taught is not None])
+            theirs = head(states.to(base.device)).float().log_softmax(-1)
+            total += float(kl_div(own, theirs, reduction="sum", log_target=True))
+            alike += float((own.argmax(-1) == theirs.argmax(-1)).sum())
+            tokens += len(own)
+    return Likeness(len(test), same / len(test), total / tokens, alike / tokens)
+
+
+def _same(text: str, old: Taught) -> bool:
+    return text == old.said if old.ended else text.startswith(old.said)

@@ -1,0 +1,35 @@
+"""What a base makes of its last hidden states: the logits that a teacher's states stand for, kept while the teacher
+itself is gone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from softmux.tuning.frozen import before
+
+Head = Callable[[torch.Tensor], torch.Tensor]
+"""Logits `[n, vocabulary]` of states `[n, hidden]`."""
+
+
+@torch.no_grad()
+def head_of(model: Any) -> Head:
+    """The model's output projection, where that is all that it does to its last states; tried on a few tokens. Else
+    the model itself with these states in the place of its own: whatever is done to logits is done to them."""
+    plain = model.get_output_embeddings()
+    seen: list[torch.Tensor] = []
+    probe = torch.arange(1, 9, device=plain.weight.device)[None]
+    with before(plain, lambda _module, given: seen.append(given[0])):
+        logits = model(input_ids=probe, use_cache=False).logits
+    if torch.allclose(plain(seen[0]), logits, rtol=1e-4, atol=1e-4):
+        return lambda states: plain(states.to(plain.weight.dtype))
+
+    def whole(states: torch.Tensor) -> torch.Tensor:
+        put = states[None].to(plain.weight.dtype)
+        with before(plain, lambda _module, given: (put, *given[1:])):
+            found: torch.Tensor = model(input_ids=probe[:, :1], use_cache=False).logits[0]
+        return found
+
+    return whole

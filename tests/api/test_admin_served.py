@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 
 from support.served import upload_parts
 from support.tenants import ADMIN_KEY, Shared, generate
+from support.waiting import wait_for
 
 NO_LIMITS = dict.fromkeys(("requests_per_minute", "tokens_per_minute", "tokens_in_flight", "stored_bytes", "adapters"))
 
@@ -21,13 +21,6 @@ def new_clients(shared: Shared, key: str) -> list[httpx.Client]:
     """Connections enough to reach both processes."""
     headers = {"authorization": f"Bearer {key}"}
     return [httpx.Client(base_url=shared.server.url, headers=headers, timeout=60) for _ in range(8)]
-
-
-def wait_for(condition: Callable[[], bool], seconds: float) -> None:
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, f"not within {seconds} s"
-        time.sleep(0.05)
 
 
 def test_a_tenant_is_made_changed_and_deleted(shared: Shared, adapters: dict[str, Path]) -> None:

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +24,7 @@ from softmux.settings import Settings
 from softmux.worker.config import WorkerConfig
 from softmux.worker.supervisor import WORKER_COMMAND
 from support.served import Served, make_adapters, upload_parts
-
-
-def wait_for(condition: Callable[[], bool], seconds: float) -> float:
-    """How long it took until `condition` held."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < seconds, "it did not happen in time"
-        time.sleep(0.05)
-    return time.monotonic() - began
+from support.waiting import wait_for
 
 
 def post(server: Served, task: str | None = None, key: str | None = None, **body: Any) -> httpx.Response:

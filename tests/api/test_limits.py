@@ -11,12 +11,13 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 import redis
 
-from registry.registry_fixtures import pid_if_up, server_pid, wait_for
+from registry.registry_fixtures import pid_if_up, server_pid
 from softmux.api.limits import FREE, Charge, Limiter, duration
 from softmux.errors import QuotaExceeded, RateLimited
 from softmux.registry.budgets import Budgets
 from softmux.registry.registry import Registry
 from softmux.telemetry.exposition import Metrics
+from support.waiting import wait_for
 
 
 @asynccontextmanager

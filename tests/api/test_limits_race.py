@@ -17,7 +17,6 @@ import msgspec
 import pytest
 import redis
 
-from registry.registry_fixtures import wait_for
 from softmux.api.limits import Limiter
 from softmux.errors import RateLimited
 from softmux.registry.budgets import Budgets
@@ -26,6 +25,7 @@ from softmux.registry.tenants import Limits
 from softmux.telemetry.exposition import Metrics
 from support import limit_hammer
 from support.limit_hammer import Orders
+from support.waiting import wait_for
 
 WINDOW = 2.0
 ALIVE = 4.0

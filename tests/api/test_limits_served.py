@@ -10,10 +10,10 @@ import httpx
 import openai
 import pytest
 
-from registry.registry_fixtures import wait_for
 from softmux.registry.registry import Registry
 from softmux.registry.tenants import Limits
 from support.echo_server import EchoServed
+from support.waiting import wait_for
 
 KEY = "an-admin-key-from-outside"
 PROMPT = [5, 6, 7]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -15,15 +13,9 @@ from softmux.api import processes as processes_module
 from softmux.api.control import ApiConfig, State
 from softmux.api.processes import ApiProcesses
 from support import slow_api_process
+from support.waiting import eventually
 
 CONFIG = ApiConfig(settings={}, endpoints=(), registry_url="", blob_url=None, tokenizer="")
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    limit = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < limit, "it did not happen in time"
-        await asyncio.sleep(0.01)
 
 
 def last(folder: Path, number: int) -> State:
@@ -44,16 +36,16 @@ def test_the_worker_is_everywhere_once_every_process_has_reached_it(
             await asyncio.wait_for(processes.ready(), 30)
             processes.tell(lambda state: msgspec.structs.replace(state, workers=(0,), started=True))
             (tmp_path / "0").touch()
-            await until(lambda: last(tmp_path, 1).workers == (0,))
+            await eventually(lambda: last(tmp_path, 1).workers == (0,))
             await asyncio.sleep(0.1)
             assert not last(tmp_path, 0).everywhere
             (tmp_path / "1").touch()
-            await until(lambda: last(tmp_path, 0).everywhere and last(tmp_path, 1).everywhere)
+            await eventually(lambda: last(tmp_path, 0).everywhere and last(tmp_path, 1).everywhere)
             processes.tell(lambda state: msgspec.structs.replace(state, workers=(-1,)))
-            await until(lambda: last(tmp_path, 0).workers == (-1,))
+            await eventually(lambda: last(tmp_path, 0).workers == (-1,))
             assert not last(tmp_path, 0).everywhere
             processes.tell(lambda state: msgspec.structs.replace(state, workers=(1,), restarts=1))
-            await until(lambda: last(tmp_path, 0).workers == (1,))
+            await eventually(lambda: last(tmp_path, 0).workers == (1,))
             assert not last(tmp_path, 0).everywhere  # they have reached the one before
         finally:
             await processes.end()
@@ -76,12 +68,12 @@ def test_a_process_that_starts_may_be_silent_for_longer_than_one_that_serves(
         processes = ApiProcesses(CONFIG, 1, command=(sys.executable, slow_api_process.__file__))
         running = asyncio.create_task(processes.run())
         try:
-            await until((tmp_path / "0.states").exists)
+            await eventually((tmp_path / "0.states").exists)
             await asyncio.sleep(1)
             assert not (tmp_path / "1.states").exists(), "it was killed, and another started"
             (tmp_path / "starting").unlink()
             await asyncio.wait_for(processes.ready(), 30)
-            await until((tmp_path / "1.states").exists)  # it serves, and answers nothing: now it hangs
+            await eventually((tmp_path / "1.states").exists)  # it serves, and answers nothing: now it hangs
         finally:
             await processes.end()
             await running

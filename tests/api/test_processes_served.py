@@ -8,7 +8,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,7 @@ import httpx
 import pytest
 
 from support.served import Served, upload_parts
-
-
-def wait_for(condition: Callable[[], bool], seconds: float) -> None:
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, "it did not happen in time"
-        time.sleep(0.05)
+from support.waiting import wait_for
 
 
 def api_pids(server: Served) -> list[int]:
@@ -76,11 +70,6 @@ class Caller:
         return self.events[-1] == "[DONE]" and json.loads(self.events[-2])["usage"]["completion_tokens"] == tokens
 
 
-def samples(server: Served) -> dict[str, float]:
-    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
-    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
-
-
 @pytest.fixture(scope="module")
 def pair(
     base: tuple[Any, Path], adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
@@ -128,7 +117,7 @@ def test_a_process_may_hold_as_many_connections_as_the_system_lets_it(pair: Serv
 
 def test_metrics_are_those_of_all_processes_whichever_is_asked(pair: Served, callers: tuple[Caller, Caller]) -> None:
     series = 'softmux_generation_tokens_total{task="prompt-tuning"}'
-    before = samples(pair).get(series, 0.0)
+    before = pair.samples().get(series, 0.0)
     for caller, tokens in zip(callers, (3, 4), strict=True):
         assert caller.generate("prompt-tuning", prompt="a", max_tokens=tokens, ignore_eos=True).status_code == 200
     seen = [caller.http.get("/metrics").text for caller in callers]
@@ -146,9 +135,9 @@ def test_a_killed_process_takes_its_own_requests_along_and_comes_back(
     doomed = one.process()
     one.generate(prompt="a", max_tokens=1)
     time.sleep(1.5)  # the server takes down each second what has been counted
-    before = samples(pair)['softmux_requests_total{outcome="ok",task="(base)"}']
+    before = pair.samples()['softmux_requests_total{outcome="ok",task="(base)"}']
     readers = [caller.stream(480) for caller in callers]
-    wait_for(lambda: samples(pair)["softmux_num_requests_running"] == 2, 30)
+    wait_for(lambda: pair.samples()["softmux_num_requests_running"] == 2, 30)
     os.kill(doomed, signal.SIGKILL)
     for reader in readers:
         reader.join()
@@ -156,9 +145,9 @@ def test_a_killed_process_takes_its_own_requests_along_and_comes_back(
     assert other.whole(480)
     wait_for(lambda: len(api_pids(pair)) == 2, 30)
     assert doomed not in api_pids(pair)
-    wait_for(lambda: samples(pair)["softmux_num_requests_running"] == 0, 5)
+    wait_for(lambda: pair.samples()["softmux_num_requests_running"] == 0, 5)
     wait_for(lambda: len({Caller(pair).process() for _ in range(2)}) == 2, 30)
-    assert samples(pair)['softmux_requests_total{outcome="ok",task="(base)"}'] == before + 1
+    assert pair.samples()['softmux_requests_total{outcome="ok",task="(base)"}'] == before + 1
     assert pair.http.get("/health/ready").status_code == 200
 
 
@@ -202,7 +191,7 @@ def test_a_signal_to_the_server_drains_all_of_them(base: tuple[Any, Path], tmp_p
         processes = [caller.process() for caller in callers]
         assert sorted(processes) == api_pids(server)
         readers = [caller.stream(480) for caller in callers]
-        wait_for(lambda: samples(server)["softmux_num_requests_running"] == 2, 30)
+        wait_for(lambda: server.samples()["softmux_num_requests_running"] == 2, 30)
         assert server.process is not None
         server.process.send_signal(signal.SIGTERM)
         wait_for(lambda: httpx.get(f"{server.url}/health/ready").status_code == 503, 5)

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,11 @@ import pytest
 
 from support.echo_server import EchoServed
 from support.served import Served, upload_parts
+from support.waiting import wait_for
 
 ROWS = 2
 PROMPTS = [f"{letter} tale" for letter in "abcdefghijkl"]
 """None is another: a request that is like one whose worker died with it is a suspect, too."""
-
-
-def wait_for(condition: Callable[[], bool], seconds: float) -> None:
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, "it did not happen in time"
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +30,6 @@ def served(
     data = tmp_path_factory.mktemp("replicas") / "data"
     with Served(base[1], data, "--replicas", "2", "--api-processes", "2", "--max-rows", str(ROWS)) as server:
         yield server
-
-
-def samples(server: Served) -> dict[str, float]:
-    lines = server.http.get("/metrics").text.splitlines()
-    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
 
 
 class Asker(threading.Thread):
@@ -70,7 +59,7 @@ class Asker(threading.Thread):
 
 def test_an_upload_answers_alike_at_every_replica(served: Served, adapters: dict[str, Path]) -> None:
     assert len(served.worker_pids()) == 2
-    before = samples(served)
+    before = served.samples()
     assert (before["softmux_worker_up"], before["softmux_workers"]) == (2, 2)
     for name, folder in adapters.items():
         assert served.http.put(f"/v1/adapters/{name}", files=upload_parts(folder)).status_code == 201
@@ -82,7 +71,7 @@ def test_an_upload_answers_alike_at_every_replica(served: Served, adapters: dict
         replies = {tuple(asker.tokens) for asker in askers[number :: len(adapters) + 1]}
         assert [len(tokens) for tokens in replies] == [24]  # one reply, whichever engine made it
     counter = "softmux_engine_generated_tokens_total"
-    wait_for(lambda: samples(served)[counter] - before[counter] >= 24 * len(askers), 10)  # told twice a second
+    wait_for(lambda: served.samples()[counter] - before[counter] >= 24 * len(askers), 10)  # told twice a second
 
 
 def test_a_replica_that_is_killed_loses_no_request_that_had_not_begun(served: Served) -> None:
@@ -97,10 +86,10 @@ def test_a_replica_that_is_killed_loses_no_request_that_had_not_begun(served: Se
     failed = [asker for asker in askers if asker.error]
     assert {asker.error for asker in failed} == {"engine_down"}
     assert len(failed) <= ROWS
-    wait_for(lambda: samples(served)["softmux_worker_up"] == 2, 60)
+    wait_for(lambda: served.samples()["softmux_worker_up"] == 2, 60)
     assert other in served.worker_pids()
     assert doomed not in served.worker_pids()
-    assert samples(served)["softmux_worker_restarts_total"] == 1
+    assert served.samples()["softmux_worker_restarts_total"] == 1
     again = [Asker(served, None, 200, prompt) for prompt in PROMPTS]
     for asker in again:
         asker.join()
@@ -118,7 +107,7 @@ def test_a_replica_that_is_refused_when_it_comes_back_stays_down_and_the_other_s
         wait_for(lambda: "stays down" in server.log.read_text(), 60)
         told = server.http.get("/health/ready")
         assert (told.status_code, told.json()) == (200, {"status": "ready", "replicas": 2, "up": 1})
-        said = samples(server)
+        said = server.samples()
         assert (said["softmux_worker_up"], said["softmux_workers"]) == (1, 2)
         assert server.http.post("/v1/generate", json={"prompt": [5, 6], "max_tokens": 3}).status_code == 200
         os.kill(server.worker_pids()[0], signal.SIGKILL)

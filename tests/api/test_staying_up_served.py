@@ -6,8 +6,7 @@ import json
 import os
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +17,13 @@ import torch
 from support.echo_server import EchoServed
 from support.learned import prompt_files
 from support.served import Served
+from support.waiting import wait_for
 
 HANG_SECONDS = 2
 
 
-def wait_for(condition: Callable[[], bool], seconds: float) -> None:
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, "it did not happen in time"
-        time.sleep(0.05)
-
-
 def ready(server: Served) -> bool:
     return server.http.get("/health/ready").status_code == 200
-
-
-def samples(server: Served) -> dict[str, float]:
-    lines = server.http.get("/metrics").text.splitlines()
-    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
 
 
 def changed(before: dict[str, float], after: dict[str, float], name: str) -> float:
@@ -96,25 +84,25 @@ def test_a_stopped_worker_is_told_and_replaced(base: tuple[Any, Path], tmp_path:
         wait_for(lambda: ready(server), 60)
         assert server.worker_pid() != worker
         assert generate(server, prompt="a stop", max_tokens=2).status_code == 200
-        assert samples(server)['softmux_worker_deaths_total{cause="hang"}'] == 1
+        assert server.samples()['softmux_worker_deaths_total{cause="hang"}'] == 1
 
 
 def fell(server: Served, poison: dict[str, Any], others: list[dict[str, Any]], task: str | None = None) -> list[Any]:
     """Runs `others`, and the poison among them; what became of it and of them, once the engine is back."""
-    restarts = samples(server)["softmux_worker_restarts_total"]
+    restarts = server.samples()["softmux_worker_restarts_total"]
     streams = [Stream(server, **body) for body in others]
     wait_for(lambda: all(stream.events for stream in streams), 30)
     assert [stream.status for stream in streams] == [200] * len(others)
     answer = generate(server, task, **poison)
     codes = [answer.json()["error"]["code"], *(stream.code for stream in streams)]
-    wait_for(lambda: samples(server)["softmux_worker_restarts_total"] > restarts, 60)
+    wait_for(lambda: server.samples()["softmux_worker_restarts_total"] > restarts, 60)
     wait_for(lambda: ready(server), 60)
     return codes
 
 
 @pytest.mark.parametrize("fatal", [255, 254])
 def test_what_was_in_two_deaths_is_quarantined_and_its_neighbours_are_not(sturdy: Served, fatal: int) -> None:
-    before = samples(sturdy)
+    before = sturdy.samples()
     poison = {"prompt": [fatal, 7], "max_tokens": 5}
     neighbours = [{"prompt": [fatal - 200, i], "max_tokens": 480} for i in range(3)]
     fresh = {"prompt": [fatal - 200, 9], "max_tokens": 480}
@@ -123,7 +111,7 @@ def test_what_was_in_two_deaths_is_quarantined_and_its_neighbours_are_not(sturdy
     for _ in range(4):  # whichever API process is asked
         refused = generate(sturdy, **poison)
         assert (refused.status_code, refused.json()["error"]["code"]) == (422, "quarantined")
-    after = samples(sturdy)
+    after = sturdy.samples()
     cause = {255: "crash", 254: "hang"}[fatal]
     assert changed(before, after, f'softmux_worker_deaths_total{{cause="{cause}"}}') == 2
     assert changed(before, after, 'softmux_quarantined{what="requests"}') == 1
@@ -131,7 +119,7 @@ def test_what_was_in_two_deaths_is_quarantined_and_its_neighbours_are_not(sturdy
     assert changed(before, after, 'softmux_requests_refused_total{reason="quarantined_request"}') == 5
     streams = [Stream(sturdy, **body) for body in (*neighbours, fresh)]
     assert [stream.code for stream in streams] == [None] * 4
-    wait_for(lambda: changed(before, samples(sturdy), 'softmux_quarantined{what="suspects"}') <= 0, 10)
+    wait_for(lambda: changed(before, sturdy.samples(), 'softmux_quarantined{what="suspects"}') <= 0, 10)
     assert generate(sturdy, prompt=[7, 8], max_tokens=5).status_code == 200
 
 
@@ -166,4 +154,4 @@ def test_a_deadline_ends_a_request_by_field_or_header_before_or_within_its_answe
     for wrong in (0, -1, 1e9, "1"):
         refused = generate(sturdy, **long, timeout=wrong)
         assert (refused.status_code, refused.json()["error"]["param"]) == (422, "timeout")
-    wait_for(lambda: samples(sturdy)["softmux_num_requests_running"] == 0, 10)
+    wait_for(lambda: sturdy.samples()["softmux_num_requests_running"] == 0, 10)

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_staying_up_served import Stream, generate, ready, samples, wait_for
+from test_staying_up_served import Stream, generate, ready
 
 from support.loras import make_lora
 from support.models import greedy_reference, load_peft
 from support.served import Served, upload_parts
+from support.waiting import wait_for
 
 IDS = [11, 40, 7, 203, 66]
 
@@ -53,7 +54,7 @@ def alive(pid: int) -> bool:
 def kill_one_under_load(server: Served, victim: int, number: int = 0) -> float:
     """Seconds from a rank's death until all clients were told; the server serves again when this returns."""
     before = [server.worker_pid(), *rank_pids(server)]
-    deaths = samples(server).get('softmux_worker_deaths_total{cause="crash"}', 0)
+    deaths = server.samples().get('softmux_worker_deaths_total{cause="crash"}', 0)
     streams = [Stream(server, prompt=[i + 5, number + 5], max_tokens=500, ignore_eos=True) for i in range(8)]
     wait_for(lambda: any(stream.events for stream in streams), 60)
     os.kill(victim, signal.SIGKILL)
@@ -64,7 +65,7 @@ def kill_one_under_load(server: Served, victim: int, number: int = 0) -> float:
     told = time.monotonic() - killed
     wait_for(lambda: not any(map(alive, before)), 20)
     wait_for(lambda: ready(server), 240)
-    assert samples(server)['softmux_worker_deaths_total{cause="crash"}'] == deaths + 1
+    assert server.samples()['softmux_worker_deaths_total{cause="crash"}'] == deaths + 1
     return told
 
 

@@ -16,12 +16,12 @@ import httpx
 import pytest
 
 from api.test_processes_served import api_pids
-from registry.registry_fixtures import wait_for
 from softmux.registry.registry import Registry
 from softmux.registry.usage import Used, today
 from support.echo_server import EchoServed
 from support.echo_worker import HELD_AFTER, TOKEN
 from support.served import Served
+from support.waiting import wait_for
 
 KEY = "an-admin-key-from-outside"
 COUNTS = ("requests", "prompt_tokens", "completion_tokens", "cached_tokens", "virtual_tokens")

@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
-from registry.registry_fixtures import wait_for
 from softmux.registry.registry import Registry
 from support.redis_server import RedisServer
 from support.served import Served, make_adapters, make_model, upload_parts
+from support.waiting import wait_for
 
 _ADMIN = "sk-an-admin-key-for-the-test"
 

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from registry.registry_fixtures import BASE, LARGE, adapter, eventually, is_running, pid_if_up, server_pid, wait_for
+from registry.registry_fixtures import BASE, LARGE, adapter, is_running, pid_if_up, server_pid
 from softmux.errors import RegistryDown, SoftmuxError
 from softmux.registry.reader import BlobReader
 from softmux.registry.registry import Registry
+from support.waiting import eventually, wait_for
 
 _JOINER = """
 import asyncio, sys

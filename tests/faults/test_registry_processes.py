@@ -17,13 +17,14 @@ from pathlib import Path
 import pytest
 import redis
 
-from registry.registry_fixtures import adapter, eventually
+from registry.registry_fixtures import adapter
 from softmux.errors import RegistryDown
 from softmux.registry.backup import PATIENCE
 from softmux.registry.blobs import BlobStore
 from softmux.registry.connection import Connection
 from softmux.registry.registry import Registry
 from softmux.registry.verify import verify
+from support.waiting import eventually
 
 _TESTS = Path(__file__).parents[1]
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import redis
 
-from registry.registry_fixtures import eventually
 from softmux.errors import InvalidRequest, NotFound, RegistryDown
 from softmux.registry.connection import Connection
 from softmux.registry.keys import Identity, KeyRing
 from softmux.registry.registry import Registry
+from support.waiting import eventually
 
 
 def test_a_key_tells_who_holds_it_until_it_is_revoked(registry: Registry, runner: asyncio.Runner) -> None:

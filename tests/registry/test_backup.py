@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from registry.registry_fixtures import BASE, LARGE, OTHER_BASE, adapter, eventually
+from registry.registry_fixtures import BASE, LARGE, OTHER_BASE, adapter
 from softmux.errors import BlobDamaged, InvalidRequest, SoftmuxError
 from softmux.registry import backup as backups
 from softmux.registry.backup import NotEmpty
@@ -23,6 +23,7 @@ from softmux.registry.registry import Registry
 from softmux.registry.usage import UsageKey, Used
 from softmux.registry.verify import verify
 from support.redis_server import RedisServer
+from support.waiting import eventually
 
 DAY = date(2026, 11, 24)
 USED = UsageKey(DAY.isoformat(), "acme", "large")

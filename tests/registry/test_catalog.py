@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import redis
 
-from registry.registry_fixtures import BASE, OTHER_BASE, adapter, eventually, server_pid
+from registry.registry_fixtures import BASE, OTHER_BASE, adapter, server_pid
 from softmux.errors import BaseMismatch, SoftmuxError, TaskNotFound, VersionNotFound
 from softmux.registry.keyspace import CHANGES, SEQ
 from softmux.registry.records import Share
 from softmux.registry.registry import Registry
+from support.waiting import eventually
 
 
 @pytest.fixture

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import redis
 
-from registry.registry_fixtures import is_running, server_pid, wait_for
+from registry.registry_fixtures import is_running, server_pid
 from softmux.errors import RegistryDown
 from softmux.registry import embedded
 from softmux.registry.embedded import EmbeddedRedis
+from support.waiting import wait_for
 
 _HOLD = """
 import sys, time

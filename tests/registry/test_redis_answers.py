@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import redis
 
-from registry.registry_fixtures import BASE, LARGE, adapter, eventually
+from registry.registry_fixtures import BASE, LARGE, adapter
 from softmux.errors import RegistryDown, SoftmuxError
 from softmux.registry.keyspace import ID
 from softmux.registry.registry import Registry
 from support.redis_server import RedisServer
+from support.waiting import eventually
 
 _AT_ONCE = {"repl-diskless-sync-delay": "0"}
 

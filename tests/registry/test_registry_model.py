@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from registry.registry_fixtures import BASE, OTHER_BASE, adapter, pid_if_up, server_pid, wait_for
+from registry.registry_fixtures import BASE, OTHER_BASE, adapter, pid_if_up, server_pid
 from softmux.errors import NotFound, SoftmuxError, TaskNotFound, VersionNotFound
 from softmux.registry.blobs import BlobStore, default_blob_url
 from softmux.registry.files import is_inline
@@ -25,6 +25,7 @@ from softmux.registry.keys import ROLES, Role
 from softmux.registry.records import Share
 from softmux.registry.registry import Registry
 from softmux.types import Manifest
+from support.waiting import wait_for
 
 TENANTS = st.sampled_from(["default", "acme"])
 TASKS = st.sampled_from(["a", "a.b", "b"])

@@ -8,11 +8,12 @@ import msgspec
 import pytest
 import redis
 
-from registry.registry_fixtures import BASE, LARGE, adapter, eventually
+from registry.registry_fixtures import BASE, LARGE, adapter
 from softmux.errors import Conflict, InvalidRequest, NotFound, TaskNotFound
 from softmux.registry.records import Share
 from softmux.registry.registry import Registry
 from softmux.registry.tenants import Limits, TenantRecord
+from support.waiting import eventually
 
 
 @pytest.fixture

@@ -122,6 +122,12 @@ class Served:
         )
         return [int(pid) for pid in found.stdout.split()]
 
+    def samples(self) -> dict[str, float]:
+        """What `/metrics` says now, by a connection of its own: it may be of any process."""
+        text = httpx.get(f"{self.url}/metrics", headers=self.http.headers, timeout=60).text
+        parts = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, _, value in parts}
+
     def end(self, seconds: float = 60) -> int:
         """SIGTERM; the exit code."""
         assert self.process is not None

@@ -18,6 +18,7 @@ from softmux.worker.messages import Admit, Generate, Histogram, Stats
 from softmux.worker.quarantine import Verdicts
 from softmux.worker.replicas import Replicas
 from support.echo_worker import SPEC, EchoWorker
+from support.waiting import eventually
 
 Story = Callable[[Replicas, list[EchoWorker]], Awaitable[None]]
 
@@ -70,11 +71,6 @@ def asked(worker: EchoWorker) -> set[str]:
     return {one.id for _, one, _ in worker.running}
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110 - what runs in another thread tells nobody
-        await asyncio.sleep(0.005)
-
-
 def test_requests_of_a_task_go_where_it_is_warm_and_tasks_spread(pair: tuple[list[str], list[EchoWorker]]) -> None:
     async def story(replicas: Replicas, workers: list[EchoWorker]) -> None:
         assert (replicas.spec, replicas.up, replicas.count) == (SPEC, 2, 2)
@@ -83,14 +79,14 @@ def test_requests_of_a_task_go_where_it_is_warm_and_tasks_spread(pair: tuple[lis
             for task in range(12)
             for turn in range(3)
         ]
-        await until(lambda: sum(len(asked(worker)) for worker in workers) == 36)
+        await eventually(lambda: sum(len(asked(worker)) for worker in workers) == 36)
         homes = [{name.split("-")[0] for name in asked(worker)} for worker in workers]
         assert all(homes)
         assert not homes[0] & homes[1]
         assert replicas.sequences == 36
         for channel in channels:
             channel.close()
-        await until(lambda: not any(asked(worker) for worker in workers))  # each was told, wherever it ran
+        await eventually(lambda: not any(asked(worker) for worker in workers))  # each was told, wherever it ran
         assert replicas.sequences == 0
 
     connected(pair, story, free=64)
@@ -99,7 +95,7 @@ def test_requests_of_a_task_go_where_it_is_warm_and_tasks_spread(pair: tuple[lis
 def test_a_task_that_is_asked_too_much_runs_at_both(pair: tuple[list[str], list[EchoWorker]]) -> None:
     async def story(replicas: Replicas, workers: list[EchoWorker]) -> None:
         channel = replicas.submit([request(f"r{turn}", "hot", max_tokens=10_000) for turn in range(24)])
-        await until(lambda: sum(len(asked(worker)) for worker in workers) == 24)
+        await eventually(lambda: sum(len(asked(worker)) for worker in workers) == 24)
         assert min(len(asked(worker)) for worker in workers) >= 8
         channel.close()
 
@@ -109,7 +105,7 @@ def test_a_task_that_is_asked_too_much_runs_at_both(pair: tuple[list[str], list[
 def test_what_has_not_begun_when_its_worker_dies_begins_at_another(pair: tuple[list[str], list[EchoWorker]]) -> None:
     async def story(replicas: Replicas, workers: list[EchoWorker]) -> None:
         begun = replicas.submit([request("begun", max_tokens=10_000, content=1)])
-        await until(lambda: "begun" in begun.told)
+        await eventually(lambda: "begun" in begun.told)
         workers[0].delay = 1.0  # what comes now waits
         waiting = replicas.submit(
             [request(name, "t", content=content, deadline=60.0) for name, content in (("innocent", 2), ("poison", 3))]

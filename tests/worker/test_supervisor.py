@@ -19,6 +19,7 @@ from softmux.worker.config import WorkerConfig
 from softmux.worker.messages import Generate
 from softmux.worker.supervisor import Death, Supervisor
 from support import echo_worker
+from support.waiting import eventually
 
 COMMAND = (sys.executable, echo_worker.__file__)
 
@@ -69,13 +70,6 @@ async def served_again(client: WorkerClient, seconds: float = 20) -> None:
     limit = time.monotonic() + seconds
     while not client.ready:
         assert time.monotonic() < limit, "the worker did not come back"
-        await asyncio.sleep(0.02)
-
-
-async def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, "it did not happen in time"
         await asyncio.sleep(0.02)
 
 
@@ -183,7 +177,7 @@ def test_one_that_is_refused_when_it_is_started_again_stays_down_where_the_serve
         assert watched.pid is not None
         os.kill(watched.pid, signal.SIGKILL)
         if bearable:
-            await wait_until(lambda: len(asked) == 3)
+            await eventually(lambda: len(asked) == 3)
             await served_again(client, 60)
             assert await answered(client, generate("after")) == 3
             await watched.stop()

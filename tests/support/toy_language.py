@@ -120,7 +120,7 @@ def make_world(folder: Path) -> Path:
             f'task = "{tuned.name}"\n[data]\nsource = "file"\npath = "rows.csv"\n[method]\nkind = "lora"\nrank = 1\n'
             "alpha = 1\n[train]\nsteps = 1\nlearning_rate = 1e-3\n[evaluate]\nmax_tokens = 3\n"
         )
-    fine_tune(base, lines(SECOND), 60, 1e-2, rows=24)
+    fine_tune(base, lines(SECOND), 50, 1e-2, rows=24)
     base.model.save_pretrained(folder / "second")
     tokenizer_in(folder / "second")
     return folder

@@ -76,12 +76,12 @@ def test_a_tenants_tasks_move_to_a_new_base_beside_their_old_versions(world: Pat
     data, report = tmp_path / "data", tmp_path / "report"
     publish_all(world, data)
     options = ["--data", str(data), "--recipes", str(world / "recipes"), "--report", str(report)]
-    said = run(world, tmp_path / "cache", *options, "--rows", "400", "--steps", "120")
+    said = run(world, tmp_path / "cache", *options, "--rows", "300", "--steps", "110")
     assert said["learned_from"] == "distributions"
     assert said["embeddings_cosine"] > 0.8
     assert [task["task"] for task in said["tasks"]] == TASKS
     for task in said["tasks"]:
-        assert task["inputs"] == "400 made up"
+        assert task["inputs"] == "300 made up"
         assert task["old"]["exact"] > 0.95
         assert task["migrated"]["exact"] >= 0.97 * task["old"]["exact"], task
         assert task["agreement"]["same_answer"] >= task["unmigrated_agreement"]["same_answer"]
@@ -288,7 +288,7 @@ def test_the_old_base_goes_on_until_the_operator_switches(world: Path, tmp_path:
             assert reply.status_code == 201, reply.text
         before = answers(server)
         assert before == {task: (1, word) for task, word in right.items()}
-        found = run(world, tmp_path / "cache", "--data", str(data), "--rows", "400", "--steps", "120")
+        found = run(world, tmp_path / "cache", "--data", str(data), "--rows", "300", "--steps", "110")
         assert [task["version"] for task in found["tasks"]] == [2, 2, 2]
         assert answers(server) == before
         reply = server.http.post("/v1/generate?task=mood@2", json={"prompt": said})

@@ -28,7 +28,7 @@ SUFFIXES = (".jsonl", ".csv", ".parquet")
 PROMPT, ANSWER = "prompt", "answer"
 T = TypeVar("T")
 _LONGEST = 64
-_TEMPERATURE = 1.0
+_TEMPERATURE = 0.8
 _DRAWN = 64
 _ANSWER_WORDS = 4
 """So many words at most are cut off the end of an input."""

@@ -61,6 +61,8 @@ def test_an_upload_answers_alike_at_every_replica(served: Served, adapters: dict
     assert len(served.worker_pids()) == 2
     before = served.samples()
     assert (before["softmux_worker_up"], before["softmux_workers"]) == (2, 2)
+    both = {"status": "ready", "replicas": 2, "up": 2}
+    wait_for(lambda: served.http.get("/health/ready").json() == both)  # each process, once it has met both
     for name, folder in adapters.items():
         assert served.http.put(f"/v1/adapters/{name}", files=upload_parts(folder)).status_code == 201
     askers = [Asker(served, name, 24) for _ in range(6) for name in [*adapters, None]]
@@ -97,6 +99,7 @@ def test_a_replica_that_is_killed_loses_no_request_that_had_not_begun(served: Se
     assert all(one.tokens == other.tokens for one, other in zip(askers, again, strict=True) if not one.error)
 
 
+@pytest.mark.nightly
 def test_a_replica_that_is_refused_when_it_comes_back_stays_down_and_the_other_serves(tmp_path: Path) -> None:
     with EchoServed(tmp_path / "data", replicas=2) as server:
         wait_for(lambda: server.http.get("/health/ready").json().get("up") == 2, 60)

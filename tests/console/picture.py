@@ -36,8 +36,8 @@ def shoot(browser: Browser, url: str, to: Path) -> None:
         page.get_by_role("heading", level=1).focus()
         picture = Image.open(io.BytesIO(page.screenshot()))
     to.parent.mkdir(exist_ok=True)
-    small = picture.convert("RGB").quantize(200, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    small.save(to, optimize=True)
+    few = picture.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
+    few.save(to, optimize=True)
 
 
 def take(model: str, to: Path) -> None:

@@ -288,7 +288,8 @@ def test_the_old_base_goes_on_until_the_operator_switches(world: Path, tmp_path:
             assert reply.status_code == 201, reply.text
         before = answers(server)
         assert before == {task: (1, word) for task, word in right.items()}
-        found = run(world, tmp_path / "cache", "--data", str(data), "--rows", "300", "--steps", "110")
+        places = ["--data", str(data), "--report", str(tmp_path / "report")]
+        found = run(world, tmp_path / "cache", *places, "--rows", "300", "--steps", "110")
         assert [task["version"] for task in found["tasks"]] == [2, 2, 2]
         assert answers(server) == before
         reply = server.http.post("/v1/generate?task=mood@2", json={"prompt": said})

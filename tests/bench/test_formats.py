@@ -50,7 +50,7 @@ def test_memory_throughput_and_the_tasks_figures_are_told_of_each_format(
             writer.writerow(["prompt", "answer"])
             for number in range(60):
                 text = f"row {number}"
-                writer.writerow([text, answered(base, tokenizer, vectors, text) if task == "known" else "otherwise"])
+                writer.writerow([text, answered(base, tokenizer, vectors, text) if task == "known" else f"no {number}"])
     counts = {task.recipe.task: len(task.rows) for task in load_tasks(tmp_path / "adapters", 4)}
     assert counts == {"known": 4, "unknown": 4}
 

@@ -66,6 +66,7 @@ def _wait(url: str, process: subprocess.Popen[bytes], log: Path, seconds: float 
 
 
 @pytest.mark.nightly
+@pytest.mark.timeout(3600)
 @pytest.mark.tools("prometheus", "chromium")
 def test_a_newcomer_comes_all_the_way(tmp_path: Path) -> None:
     from support.browser import Console, chromium

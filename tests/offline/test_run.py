@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from softmux.cli import app
+from softmux.offline.served import ServedTarget
 from support.served import Served, upload_parts
 
 
@@ -240,3 +242,17 @@ def test_ten_thousand_rows_killed_twice_are_there_once(
         source, output, *(on_server if where == "server" else ("--model", base[1], adapters["prompt-tuning"]))
     )
     kill_and_resume(command, output, 10_000, ((2_500, signal.SIGKILL), (6_000, signal.SIGKILL)))
+
+
+def test_an_interrupt_in_the_turn_in_which_a_row_ends_is_no_error(tasks: Served) -> None:
+    target = ServedTarget(tasks.url, None, None, concurrency=1, patience=10)
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    async def ends() -> None:
+        asyncio.get_running_loop().call_soon(interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        target._runner.run(ends())
+    target.close()

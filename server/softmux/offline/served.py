@@ -113,6 +113,10 @@ class ServedTarget:
         return Call("POST", row.url, params, body)
 
     def close(self) -> None:
+        # An interrupt may have left the last run's end in the loop, where it would end the next one before its time.
+        loop = self._runner.get_loop()
+        loop.call_soon(loop.stop)
+        loop.run_forever()
         self._runner.run(self._client.aclose())
         self._runner.close()
 

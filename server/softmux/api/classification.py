@@ -137,7 +137,7 @@ class Classification:
         whole = sum(cost(len(request.tokens), 0) for request in requests)
         services.backlog.submitted(resolved.tenant, len(requests), whole, weight)
         marks = {request.id: (request.content, request.version) for request in requests}
-        warnings = beyond(resolved, [_longest(given, manifest) for given in inputs], services.metrics, label)
+        warnings = beyond(resolved, (_longest(given, manifest) for given in inputs), services.metrics, label)
         return cls(
             services, resolved, manifest, body, inputs, channel, marks, prompt_tokens, charge, virtual_tokens, warnings,
             deadline,

@@ -189,7 +189,7 @@ class Generation:
             charge=charge,
             inputs=inputs,
             marks=marks,
-            warnings=beyond(resolved, [each.own for each in inputs], services.metrics, label),
+            warnings=beyond(resolved, (each.own for each in inputs), services.metrics, label),
             deadline=deadline,
             _by_id=choices,
         )

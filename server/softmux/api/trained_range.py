@@ -7,22 +7,22 @@ long ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from softmux.api.services import Resolved
 from softmux.telemetry.exposition import Metrics
 
 
-def beyond(resolved: Resolved, lengths: Sequence[int], metrics: Metrics, label: str) -> tuple[str, ...]:
+def beyond(resolved: Resolved, lengths: Iterable[int], metrics: Metrics, label: str) -> tuple[str, ...]:
     """Warnings for the reply, none where all is as it was trained, or where the version does not say how it was.
 
-    `lengths` are the inputs' own tokens, as `usage` counts them. The request is counted, once for each side on which
-    it lies beyond; `label` is its task's.
+    `lengths` are the inputs' own tokens, as `usage` counts them, and are only taken where they are compared. The
+    request is counted, once for each side on which it lies beyond; `label` is its task's.
     """
     trained = resolved.manifest.trained_lengths if resolved.manifest is not None else None
     if trained is None:
         return ()
-    least, most = trained
+    (least, most), lengths = trained, list(lengths)
     said = []
     for side, far, count in (
         ("longer", max(lengths), sum(length > most for length in lengths)),

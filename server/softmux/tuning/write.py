@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from softmux.tuning.bank import Score
 from softmux.tuning.evaluate import Figures
 from softmux.tuning.recipe import Lora, LoraPrefixTuning, MethodRecipe, PrefixTuning, PromptTuning, PTuningV2, Recipe
 from softmux.tuning.trainer import Trained
+from softmux.tuning.whole_folder import whole_folder
 
 RECIPE_FILE = "recipe.toml"
 README_FILE = "README.md"
@@ -86,28 +86,18 @@ def put_folder(
     adapter's, such as the rows it is made of. The evaluation of what was there goes.
     """
     out = out.resolve()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        write_peft(scratch, learned)
+    with whole_folder(out) as made:
+        write_peft(made, learned)
         json_said = json.dumps(said.model_dump(exclude_none=True), indent=2, ensure_ascii=False)
-        (scratch / SOFTMUX_FILE).write_text(json_said + "\n", encoding="utf-8")
-        shutil.copyfile(recipe_path, scratch / RECIPE_FILE)
-        (scratch / README_FILE).write_text(readme_of(_notes(out / README_FILE)), encoding="utf-8")
-        scratch.chmod(0o755)
+        (made / SOFTMUX_FILE).write_text(json_said + "\n", encoding="utf-8")
+        shutil.copyfile(recipe_path, made / RECIPE_FILE)
+        (made / README_FILE).write_text(readme_of(_notes(out / README_FILE)), encoding="utf-8")
+        made.chmod(0o755)
         if out.exists():
-            _keep_others(out, scratch)
-            old = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-            out.rename(old / out.name)
-            scratch.rename(out)
-            shutil.rmtree(old)
-        else:
-            scratch.rename(out)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+            _keep_others(out, made)
 
 
-def _keep_others(out: Path, scratch: Path) -> None:
+def _keep_others(out: Path, made: Path) -> None:
     """What lies in the folder beside the files that a run writes. Linked, where the disk can: rows may be many."""
 
     def link(source: str, target: str) -> None:
@@ -119,11 +109,11 @@ def _keep_others(out: Path, scratch: Path) -> None:
     for path in out.iterdir():
         if path.name not in (*ALLOWED_FILES, RECIPE_FILE, README_FILE, PAGE_FILE, JSON_FILE):
             if path.is_symlink():
-                (scratch / path.name).symlink_to(path.readlink())
+                (made / path.name).symlink_to(path.readlink())
             elif path.is_dir():
-                shutil.copytree(path, scratch / path.name, symlinks=True, copy_function=link)
+                shutil.copytree(path, made / path.name, symlinks=True, copy_function=link)
             else:
-                link(str(path), str(scratch / path.name))
+                link(str(path), str(made / path.name))
 
 
 def softmux_json(report: Report) -> SoftmuxJson:

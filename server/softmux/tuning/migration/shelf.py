@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from softmux.registry.records import VersionRecord
 from softmux.registry.registry import Registry
 from softmux.tuning.migration.migrated import Left, Migration, figures, page
 from softmux.tuning.migration.plan import OldTask
+from softmux.tuning.whole_folder import whole_folder
 
 REPORT = "migration"
 """The report's files, `.json` and `.md`."""
@@ -109,15 +109,9 @@ def into_folders(folder: Path, found: Migration) -> None:
 
 def put(folder: Path, files: Mapping[str, bytes]) -> None:
     """The folder with these files, and no others."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-        made = Path(scratch) / "new"
-        made.mkdir()
+    with whole_folder(folder) as made:
         for name, data in files.items():
             (made / name).write_bytes(data)
-        if folder.exists():
-            folder.rename(Path(scratch) / "old")
-        made.rename(folder)
 
 
 def check_writable(folder: Path, tasks: Sequence[OldTask]) -> None:

@@ -6,6 +6,9 @@ import subprocess
 import sys
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from softmux.api.server import RefusedToStart, _listen
 from softmux.settings import Settings
@@ -25,7 +28,7 @@ def test_a_request_that_never_ran_tells_no_tokens() -> None:
 def test_the_first_of_several_sequences_says_how_long_it_took() -> None:
     trail = Trail.of(None)
     trail.began, trail.adapter = 100.0, ADAPTER
-    trail.runs("gen-1", "base", None)
+    trail.runs("gen-1", "base", None, 100.5)
     trail.first(Output(id="b", queue_seconds=0.5, prefill_seconds=0.25, cached_tokens=7), 102.0)
     trail.first(Output(id="a", queue_seconds=0.1, prefill_seconds=0.2), 101.0)
     trail.ended(Output(id="a", finish_reason="stop", preemptions=2), 103.0)
@@ -83,3 +86,19 @@ def test_what_the_client_does_not_sample_makes_no_spans() -> None:
     trail = Trail.of(None)
     assert tracer.tell(trail, headers, method="GET", route="", status=200, tenant=None, ended=trail.began) is None
     tracer.close()
+
+
+def test_a_worker_that_counts_a_moment_more_than_the_api_makes_no_spans_that_overlap() -> None:
+    provider, kept = TracerProvider(), InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(kept))
+    tracer = tracing.Tracer(provider)
+    trail = Trail.of(None)
+    submitted = trail.began + 1.0
+    trail.runs("gen-1", "base", None, submitted)
+    trail.first(Output(id="gen-1-0", queue_seconds=0.25, prefill_seconds=0.5), submitted + 0.4)
+    tracer.tell(trail, {}, method="POST", route="/v1/generate", status=200, tenant=None, ended=submitted + 0.5)
+    tracer.close()
+    spans = {span.name: span for span in kept.get_finished_spans()}
+    inference, queue, prefill = spans["text_completion base"], spans["queue"], spans["prefill"]
+    assert inference.start_time == queue.start_time == queue.end_time == prefill.start_time
+    assert prefill.end_time == spans["decode"].start_time

@@ -75,7 +75,8 @@ class Classification:
         adapter = self.resolved.adapter
         self._meter = self.services.usage.begin(self.resolved.tenant, adapter.task if adapter else None, self.used)
         self._trail = current()
-        self._trail.runs(next(iter(self.marks)).rpartition("-")[0], self.services.worker.spec.model_id, None)
+        name = next(iter(self.marks)).rpartition("-")[0]
+        self._trail.runs(name, self.services.worker.spec.model_id, None, self.channel.made)
 
     def used(self) -> Used:
         """What it has used by now. A row counts as its part of the whole once it has been read."""

@@ -198,7 +198,8 @@ class Generation:
         adapter = self.resolved.adapter
         self._meter = self.services.usage.begin(self.resolved.tenant, adapter.task if adapter else None, self.used)
         self._trail = current()
-        self._trail.runs(self.id, self.services.worker.spec.model_id, self.channel.sampling)
+        channel = self.channel
+        self._trail.runs(self.id, self.services.worker.spec.model_id, channel.sampling, channel.made)
 
     def used(self) -> Used:
         """What it has used by now. A prompt counts once anything has come of it."""

@@ -116,9 +116,10 @@ class Tracer:
         span.end(_ns(trail, ended))
 
     def _row(self, context: Any, trail: Trail, name: str, row: Row) -> None:
-        """The worker's times count from what it received; what lies between it and the API is no part of them."""
+        """The worker's times count from what it received; what lies between it and the API is no part of them.
+        Spans follow upon each other, whatever two clocks say of the last microsecond."""
         decoding = row.first
-        prefilling = decoding - row.prefill
+        prefilling = max(trail.submitted, decoding - row.prefill)
         waiting = max(trail.submitted, prefilling - row.queue)
         named: dict[str, Any] = {"softmux.sequence": name}
         for title, begin, end, more in (

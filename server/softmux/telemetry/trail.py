@@ -58,9 +58,9 @@ class Trail:
         good = sent is not None and _SENT.fullmatch(sent)
         return cls(sent if sent is not None and good else "req-" + secrets.token_hex(12))
 
-    def runs(self, reply: str, base: str, sampling: SamplingParams | None) -> None:
-        """It has been given to the worker."""
-        self.reply, self.base, self.sampling, self.submitted = reply, base, sampling, time.monotonic()
+    def runs(self, reply: str, base: str, sampling: SamplingParams | None, submitted: float) -> None:
+        """It has been given to the worker, `submitted` being monotonic and before that."""
+        self.reply, self.base, self.sampling, self.submitted = reply, base, sampling, submitted
 
     def first(self, output: Output, at: float) -> None:
         """The first that came of a sequence."""

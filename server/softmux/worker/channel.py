@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -24,13 +25,15 @@ Event = Output | SequenceFailed
 class Channel:
     """One reader at a time; it is woken once, however much has come. `abort` tells the worker to end a sequence."""
 
-    __slots__ = ("_abort", "_arrived", "_failed", "_open", "_patient", "_waiter", "sampling", "told")
+    __slots__ = ("_abort", "_arrived", "_failed", "_open", "_patient", "_waiter", "made", "sampling", "told")
 
     def __init__(
         self, abort: Callable[[str], None], ids: Iterable[str], sampling: SamplingParams | None = None
     ) -> None:
         self.sampling = sampling
         """By which its sequences choose tokens, where they do."""
+        self.made = time.monotonic()
+        """Monotonic, seconds: before anything of the request can reach a worker."""
         self._abort = abort
         self._open = set(ids)
         self.told: dict[str, int] = {}

@@ -177,9 +177,8 @@ class WorkerClient:
         """Starts sequences whose outputs are read from one channel. `close` it when done. Raises `EngineDown`."""
         requests = list(requests)
         channel = channel_of(self.abort, requests)
-        now = time.monotonic()
         for request in requests:
-            self.send(Sent(request, channel, now))
+            self.send(Sent(request, channel, channel.made))
         return channel
 
     def send(self, sent: Sent) -> None:

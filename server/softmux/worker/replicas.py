@@ -161,10 +161,9 @@ class Replicas:
         """Starts sequences whose outputs are read from one channel. `close` it when done. Raises `EngineDown`."""
         requests = list(requests)
         channel = channel_of(self.abort, requests)
-        now = time.monotonic()
         try:
             for request in requests:
-                self._send(Sent(request, channel, now))
+                self._send(Sent(request, channel, channel.made))
         except SoftmuxError:
             channel.close()  # those that were sent before the last worker was gone
             raise

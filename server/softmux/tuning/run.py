@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,37 +16,23 @@ import torch
 from rich.console import Console
 
 from softmux.errors import InvalidRequest, SoftmuxError
-from softmux.tuning import sources
 from softmux.tuning.base import Base, load_base
 from softmux.tuning.beginning import Beginner, Beginning, Beginnings
-from softmux.tuning.board import Board, shown
+from softmux.tuning.board import shown
 from softmux.tuning.data import BadData, Example
 from softmux.tuning.device_words import device_words
-from softmux.tuning.evaluate import Figures, evaluate, score_labels
-from softmux.tuning.heads import HeadBase, begin_full, begin_prefix, encode_row, labels_of, load_head_base
+from softmux.tuning.evaluate import evaluate
+from softmux.tuning.heads import HeadBase, load_head_base
 from softmux.tuning.library import Library
 from softmux.tuning.many import Finished
 from softmux.tuning.methods import Learned, begin, put, start_of, take_out
-from softmux.tuning.probe import probe, probe_parameters
-from softmux.tuning.recipe import MethodRecipe, PTuningV2, Recipe, read_recipe
+from softmux.tuning.plan import Plan, announce, answers_of, plan_of
+from softmux.tuning.recipe import MethodRecipe, PTuningV2, Recipe
 from softmux.tuning.rows import Row, encode
-from softmux.tuning.split import Split, split
+from softmux.tuning.run_heads import tune_head
 from softmux.tuning.together import Together, precision, train_together
-from softmux.tuning.trainer import Progress, train
 from softmux.tuning.transfer import saved_method
 from softmux.tuning.write import Report, write_folder
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A recipe with its rows, and where its folder goes."""
-
-    path: Path
-    out: Path
-    recipe: Recipe
-    examples: Sequence[Example]
-    parts: Split
-    extra: Sequence[Example]
 
 
 def tune(
@@ -95,19 +80,6 @@ def tune_all(
     return _run(plans, device, None, cache, console or Console(stderr=True), together or Together(), library)
 
 
-def plan_of(path: Path, out: Path, cache: Path | None, recipe: Recipe | None = None) -> Plan:
-    """The recipe at `path`, its rows read, checked and split."""
-    recipe = recipe or read_recipe(path)
-    examples = sources.load(recipe.data, path.parent, cache, _answers(recipe))
-    parts = split(examples, recipe.train.validation_rows)
-    return Plan(path, out, recipe, examples, parts, sources.load_extra(recipe.data, recipe.train.seed, cache))
-
-
-def _answers(recipe: Recipe) -> list[str] | None:
-    """What the rows' answers may be, where the recipe says it."""
-    return list(recipe.labels.values()) if isinstance(recipe.labels, dict) else recipe.labels
-
-
 def _run(
     plans: Sequence[Plan],
     device: str,
@@ -124,7 +96,7 @@ def _run(
         if isinstance(plan.recipe.method, PTuningV2):
             assert not isinstance(base, Base)
             head_base = base or load_head_base(plan.recipe, device, cache)
-            reports[plan.path] = _tune_head(plan, head_base, console)
+            reports[plan.path] = tune_head(plan, head_base, console)
         else:
             groups.setdefault((plan.recipe.base, plan.recipe.train.bfloat16), []).append(plan)
     for group in groups.values():
@@ -167,7 +139,7 @@ def _tune_words(
         take_out(learned)
         begun = beginnings.of(beginner(recipe, base, plan.path.parent, validation, learned.prefix), start)
         laid[recipe.task] = _Laid(plan, rows, validation, begun)
-        _announce(console, recipe, len(rows), plan.parts, begun.start.values().values(), base.label)
+        announce(console, recipe, len(rows), plan.parts, begun.start.values().values(), base.label)
         jobs.append(begun.job(recipe.task, rows, validation, recipe.train, learned.prefix))
     with shown(console, {job.name: job.how.steps for job in jobs}, together.tensorboard) as board:
         finished, checkpoint = train_together(
@@ -198,7 +170,7 @@ def _measured(laid: _Laid, base: Base, ended: Finished, seconds: float) -> Repor
     try:
         put(learned, laid.begun.start.folded(ended.values))
         learned.train(False)
-        labels = _fixed_answers(plan.examples) if recipe.evaluate.metric == "exact" else []
+        labels = _fixedanswers_of(plan.examples) if recipe.evaluate.metric == "exact" else []
         tuned = evaluate(base, learned, plan.parts.test, recipe.evaluate, learned.layout, labels)
         beside = {}
         if recipe.evaluate.bare:
@@ -229,7 +201,7 @@ def fresh(recipe: Recipe, base: Base, method: MethodRecipe | None = None) -> Lea
     method = method or recipe.method
     assert not isinstance(method, PTuningV2)
     torch.manual_seed(recipe.train.seed)
-    return begin(method, base, _answers(recipe) or ())
+    return begin(method, base, answers_of(recipe) or ())
 
 
 def beginner(recipe: Recipe, base: Base, folder: Path, validation: Sequence[Row], prefix: int) -> Beginner:
@@ -237,73 +209,6 @@ def beginner(recipe: Recipe, base: Base, folder: Path, validation: Sequence[Row]
     return Beginner(
         recipe.task, recipe.method, recipe.train, folder, lambda method: fresh(recipe, base, method), validation, prefix
     )
-
-
-def _tune_head(plan: Plan, base: HeadBase, console: Console) -> Report:
-    """A task with a head: the learned prefix, and beside it what the recipe asks to compare it with."""
-    recipe, parts = plan.recipe, plan.parts
-    assert isinstance(recipe.method, PTuningV2)
-    head, labels = recipe.method.head, labels_of(recipe, plan.examples)
-    real, made, validation, test = (
-        [encode_row(example, base, head, labels) for example in some]
-        for some in (parts.train, plan.extra, parts.validation, parts.test)
-    )
-    rows = [row for row in (*real, *made) if row.length <= recipe.data.max_tokens]
-    meant = [row.targets if head == "sequence" else [row.targets[word] for word in row.words] for row in test]
-
-    def figures(found: Sequence[Sequence[int]], parameters: int) -> Figures:
-        return Figures(len(test), score_labels(head, found, meant), parameters)
-
-    started = time.monotonic()
-    torch.manual_seed(recipe.train.seed)
-    learned = begin_prefix(recipe.method, base, len(labels))
-    _announce(console, recipe, len(rows), parts, learned.parameters(), base.label)
-    with _bar(console, recipe.task, recipe.train.steps) as watch:
-        trained = train(learned, rows, validation, recipe.train, watch)
-    seconds = time.monotonic() - started
-    tuned = figures(learned.predict(test), _count(learned.parameters()))
-    beside: dict[str, Figures] = {}
-    if recipe.evaluate.probe:
-        console.print("fitting a linear probe")
-        beside["linear probe"] = figures(
-            probe(base, head, len(labels), real, validation, test), probe_parameters(base, len(labels))
-        )
-    if recipe.evaluate.full is not None:
-        console.print("training the whole encoder")
-        torch.manual_seed(recipe.evaluate.full.seed)
-        full = begin_full(base, head, len(labels))
-        with _bar(console, "whole encoder", recipe.evaluate.full.steps) as watch:
-            train(full, rows, validation, recipe.evaluate.full, watch)
-        beside["full fine-tuning"] = figures(full.predict(test), _count(full.parameters()))
-    report = Report(
-        recipe=recipe,
-        base_label=base.label,
-        trained=trained,
-        tuned=tuned,
-        beside=beside,
-        rows=(len(rows), len(validation), len(test)),
-        lengths=(min(row.length for row in rows), max(row.length for row in rows)),
-        seconds=seconds,
-        device=device_words(base.device),
-        labels=labels,
-        base_fingerprint=base.fingerprint,
-    )
-    write_folder(plan.out, plan.path, learned, report)
-    console.print(", ".join(f"{name} {value:.3f}" for name, value in report.tuned.values.items()), f"→ {plan.out}")
-    return report
-
-
-def _announce(
-    console: Console, recipe: Recipe, rows: int, parts: Split, learned: Iterable[torch.Tensor], base: str
-) -> None:
-    console.print(
-        f"{recipe.task}: {rows} rows to train, {len(parts.validation)} to validate, {len(parts.test)} held out; "
-        f"{_count(learned):,} numbers to learn over {base}"
-    )
-
-
-def _count(parameters: Iterable[torch.Tensor]) -> int:
-    return sum(parameter.numel() for parameter in parameters)
 
 
 def encode_all(examples: Sequence[Example], learned: Learned, recipe: Recipe) -> list[Row]:
@@ -320,12 +225,5 @@ def encode_all(examples: Sequence[Example], learned: Learned, recipe: Recipe) ->
     return kept
 
 
-def _fixed_answers(examples: Sequence[Example]) -> list[str]:
+def _fixedanswers_of(examples: Sequence[Example]) -> list[str]:
     return sorted({example.answer for example in examples})
-
-
-@contextmanager
-def _bar(console: Console, name: str, steps: int) -> Iterator[Callable[[Progress], None]]:
-    board: Board
-    with shown(console, {name: steps}) as board:
-        yield lambda progress: board.see(name, progress)

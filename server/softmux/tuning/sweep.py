@@ -23,9 +23,10 @@ from softmux.tuning.board import shown
 from softmux.tuning.library import Library
 from softmux.tuning.method_recipe import OWN_INITS
 from softmux.tuning.methods import start_of, take_out
+from softmux.tuning.plan import plan_of
 from softmux.tuning.recipe import PTuningV2, Recipe, Sweep, read_recipe, to_toml
 from softmux.tuning.rows import Row
-from softmux.tuning.run import beginner, encode_all, fresh, plan_of
+from softmux.tuning.run import beginner, encode_all, fresh
 from softmux.tuning.swept import Swept, Try, figures, markdown, plot, table, words
 from softmux.tuning.together import Together, precision, train_together
 

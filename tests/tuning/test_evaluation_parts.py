@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rouge_score import rouge_scorer
 
 from softmux.errors import InvalidRequest
 from softmux.evaluation.changes import CHANGES, behind, in_front, joined
@@ -90,6 +91,20 @@ def test_a_texts_score_is_the_metrics() -> None:
 def test_rouge_l_is_the_longest_common_subsequence(text: str, answer: str, score: float) -> None:
     """The second and third pair are Lin's own (2004)."""
     assert rouge_l(text, answer) == pytest.approx(score)
+
+
+@given(
+    st.lists(st.sampled_from(["the", "a", "cat", "Cat", "sat", "on,", "mat.", "3.5", "x-y"]), max_size=12).map(
+        " ".join
+    ),
+    st.data(),
+)
+def test_rouge_l_is_what_rouge_score_gives(text: str, data: st.DataObject) -> None:
+    """Without stemming, and of ASCII: Google's package drops all other letters."""
+    words = text.split() or ["mat"]
+    answer = " ".join(data.draw(st.lists(st.sampled_from([*words, "dog"]), min_size=1, max_size=12)))
+    scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=False)
+    assert rouge_l(text, answer) == pytest.approx(scorer.score(answer, text)["rougeL"].fmeasure)
 
 
 # --- changed rows -----------------------------------------------------------------------------------------------------

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from softmux.tuning.data import BadData, Example, checked, several
 from softmux.tuning.fetch import FetchFailed
-from softmux.tuning.sources import addresses, countries, hutto, labelled_xml, names
+from softmux.tuning.sources import addresses, countries, docstrings, hutto, labelled_xml, names
 from softmux.tuning.sources.recombine import recombine
 from softmux.tuning.split import is_held_back
 
@@ -191,3 +192,64 @@ def test_an_archive_without_the_data_says_which_file_is_missing(tmp_path: Path) 
 def test_rows_that_cant_be_learned_from_are_named(rows: list[Example], said: str) -> None:
     with pytest.raises(BadData, match=said):
         several(checked(rows, classes=True), "answer")
+
+
+LONG = "It says more of what it does, in words enough to be a text of its own.\n" * 4
+FILES = {
+    "tiny/sums.py": f'''
+def add(a, b):
+    """Add two
+    numbers as they are.
+
+    {LONG.replace(chr(10), chr(10) + "    ")}"""
+
+class Sum:
+    """Keep a running sum of numbers.
+
+    {LONG * 9}"""
+    def _own(self):
+        """Not for anybody else to call.
+
+        {LONG}"""
+    def reset(self):
+        """Short."""
+    def add(self):
+        """Add two numbers as they are.
+
+        another copy of {LONG}"""
+    def fill(self):
+        """Fill it up with all values.
+
+        %(shared)s {LONG}"""
+''',
+    "tiny/in_c.py": f'''
+add_newdoc("tiny", "exp", """
+exp(x, out=None)
+
+Raise e to the power of x.
+
+{LONG}""")
+''',
+    "tiny/tests/test_sums.py": f'def test():\n    """Test that two numbers are added.\n\n{LONG}"""',
+    "tiny/notes.txt": "no code",
+}
+
+
+def test_docstrings_without_their_first_lines_are_answered_by_them(tmp_path: Path) -> None:
+    wheel = tmp_path / "tiny.whl"
+    with zipfile.ZipFile(wheel, "w") as bundle:
+        for name, text in FILES.items():
+            bundle.writestr(name, text)
+    found = docstrings.summaries(wheel, wheel)
+    assert sorted(example.answer for example in found) == [
+        " Add two numbers as they are.",
+        " Keep a running sum of numbers.",
+        " Raise e to the power of x.",
+    ]
+    by_answer = {example.answer.split()[0]: example for example in found}
+    assert by_answer["Raise"].text == LONG.strip() + docstrings.CUE
+    assert (by_answer["Raise"].file, by_answer["Add"].row) == ("tiny/in_c.py", 2)
+    assert "copy" not in by_answer["Add"].text, "the first of equal lines"
+    kept = by_answer["Keep"].text.removesuffix(docstrings.CUE)
+    assert docstrings.SHORTEST < len(kept) <= docstrings.LONGEST
+    assert kept.endswith("of its own."), "cut between lines"

@@ -50,6 +50,12 @@ def test_every_combination_is_tried_once_and_what_a_method_has_not_makes_no_more
     assert [tuple(one.choices.values())[:1] for one in tries].count(("prompt_tuning",)) == 8
     assert len(tries) == 10
     assert {one.recipes[0].method.kind for one in tries} == {"prompt_tuning", "lora"}
+    how = tries_of(read_recipe(swept_recipe(write_recipe, "[sweep]\nwarmups = [0, 5]\ndampenings = [0, 0.1, 0.3]\n")))
+    assert [(one.recipes[0].train.warmup_steps, one.recipes[0].train.dampening) for one in how] == [
+        (warmup, dampening) for warmup in (0, 5) for dampening in (0.0, 0.1, 0.3)
+    ]
+    assert how[-1].choices == {"warm-up": "5", "dampening": "0.3"}
+    assert len({one.recipes[0].train.learning_rate for one in how}) == 1, "what is not listed is the recipe's"
     plain = tries_of(read_recipe(write_recipe()))
     assert [one.recipes[0].train.learning_rate for one in plain] == list(RATES)
 

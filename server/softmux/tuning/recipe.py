@@ -40,6 +40,7 @@ SourceName = Literal[
     "capital",
     "address",
     "address-tags",
+    "docstring-summary",
     "file",
     "hub",
 ]
@@ -127,6 +128,10 @@ class Sweep(Closed):
 
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """By default, where nothing at all is listed: 1e-3 to 3e-1 in six."""
+    warmups: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Each one's `train.warmup_steps`."""
+    dampenings: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
+    """Each one's `train.dampening`. Validation counts answers alone, so that losses compare."""
     virtual_tokens: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = ()
     """Lengths of the soft prompt."""
     inits: tuple[Annotated[str, Field(pattern=r"\S")], ...] = ()

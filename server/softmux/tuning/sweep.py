@@ -27,11 +27,12 @@ from softmux.tuning.plan import plan_of
 from softmux.tuning.recipe import PTuningV2, Recipe, Sweep, read_recipe, to_toml
 from softmux.tuning.rows import Row
 from softmux.tuning.run import beginner, encode_all, fresh
-from softmux.tuning.swept import Swept, Try, figures, markdown, plot, table, words
+from softmux.tuning.swept import LEARNING_RATE, Swept, Try, figures, markdown, plot, table, words
 from softmux.tuning.together import Together, precision, train_together
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 RESIDUAL = "residual:"
+_OF_TRAIN = {"learning_rate": LEARNING_RATE, "warmup_steps": "warm-up", "dampening": "dampening"}
 RECIPE_FILE, FIGURES_FILE, TABLE_FILE, PLOT_FILE = "recipe.toml", "sweep.json", "sweep.md", "sweep.png"
 
 
@@ -44,8 +45,8 @@ def tries_of(recipe: Recipe) -> list[Try]:
     wholes: Sequence[BaseModel] = swept.methods or [recipe.method]
     lengths: list[int | None] = [*swept.virtual_tokens] or [None]
     inits: list[str | None] = [*swept.inits] or [None]
-    rates: list[float | None] = [*swept.learning_rates] or [None]
-    for method, length, init, rate in itertools.product(wholes, lengths, inits, rates):
+    hows = _hows(swept)
+    for method, length, init, how in itertools.product(wholes, lengths, inits, hows):
         if isinstance(method, PTuningV2):
             raise InvalidRequest("A sweep trains tasks that generate; p_tuning_v2 is tuned alone.", param="method")
         known, own = type(method).model_fields, method.model_dump(exclude_unset=True)
@@ -54,7 +55,7 @@ def tries_of(recipe: Recipe) -> list[Try]:
             own, begins = _begun(own, known, init)
             fields |= begins
         raw = recipe.model_dump(exclude_unset=True) | {"method": own | fields}
-        raw["train"] = recipe.train.model_dump(exclude_unset=True) | ({"learning_rate": rate} if rate else {})
+        raw["train"] = recipe.train.model_dump(exclude_unset=True) | how
         raw.pop("sweep", None)
         recipes = tuple(
             _valid(raw | {"train": raw["train"] | {"seed": seed}}) for seed in swept.seeds or [recipe.train.seed]
@@ -66,10 +67,20 @@ def tries_of(recipe: Recipe) -> list[Try]:
             choices["virtual tokens"] = str(length)
         if init is not None and ("init" in fields or "init_from" in fields):
             choices["init"] = init
-        if rate:
-            choices["learning rate"] = f"{rate:g}"
+        choices |= {_OF_TRAIN[name]: f"{value:g}" for name, value in how.items()}
         found.setdefault(recipes[0].model_dump_json(), Try(choices, recipes))
     return list(found.values())
+
+
+def _hows(swept: Sweep) -> list[dict[str, Any]]:
+    """What is given of `[train]`, in every combination."""
+    listed = {
+        "learning_rate": swept.learning_rates,
+        "warmup_steps": swept.warmups,
+        "dampening": swept.dampenings,
+    }
+    given = {name: values for name, values in listed.items() if values}
+    return [dict(zip(given, values, strict=True)) for values in itertools.product(*given.values())]
 
 
 def _begun(method: dict[str, Any], known: Mapping[str, Any], init: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from rich.table import Table
 
 from softmux.tuning.recipe import Recipe
 from softmux.tuning.trainer import Trained
+
+LEARNING_RATE = "learning rate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +129,15 @@ def markdown(swept: Swept) -> list[str]:
 
 
 def plot(swept: Swept, path: Path) -> bool:
-    """The validation curves of all tries, the pick's thick; False where matplotlib is not installed."""
+    """The validation curves of all tries, the pick's thick; beside them, where rates were swept, the best loss by rate.
+    False where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
         return False
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    axes = figure.add_subplot()
+    by_rate = _by_rate(swept)
+    figure = Figure(figsize=(16 if by_rate else 9, 5), layout="constrained")
+    axes = figure.add_subplot(1, 2, 1) if by_rate else figure.add_subplot()
     for one in swept.tries[:24]:
         for run in one.trained:
             if run is not None and run.validations:
@@ -141,10 +146,34 @@ def plot(swept: Swept, path: Path) -> bool:
     axes.set_xlabel("step")
     axes.set_ylabel("validation loss")
     axes.legend(fontsize="small")
+    if by_rate:
+        beside = figure.add_subplot(1, 2, 2)
+        for name, points in by_rate.items():
+            beside.plot(*zip(*sorted(points), strict=True), marker="o", label=name)
+        beside.set_xscale("log")
+        beside.set_xlabel("learning rate")
+        beside.set_ylabel("best validation loss")
+        beside.legend(fontsize="small")
     figure.savefig(path, dpi=120)
     return True
 
 
+def _by_rate(swept: Swept) -> dict[str, list[tuple[float, float]]]:
+    """Learning rate and loss of the tries that could be learned, by what else they were given; none where no such
+    line has two points."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for one in swept.tries:
+        if LEARNING_RATE in one.choices and one.loss != float("inf"):
+            others = {name: value for name, value in one.choices.items() if name != LEARNING_RATE}
+            rate = float(one.choices[LEARNING_RATE])
+            lines.setdefault(_joined(others) or "as the recipe says", []).append((rate, one.loss))
+    return lines if any(len(points) > 1 for points in lines.values()) else {}
+
+
 def words(one: Try) -> str:
     """What the try was given, as a person reads it."""
-    return ", ".join(f"{name} {value}" for name, value in one.choices.items()) or "the recipe as it is"
+    return _joined(one.choices) or "the recipe as it is"
+
+
+def _joined(choices: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in choices.items())

@@ -10,33 +10,44 @@ from softmux.errors import InvalidRequest
 from softmux.tuning.data import Example, checked, known, several
 from softmux.tuning.fetch import Archive, fetch
 from softmux.tuning.recipe import Data, SourceName
-from softmux.tuning.sources import addresses, countries, hutto, names, table
+from softmux.tuning.sources import addresses, countries, docstrings, hutto, names, table
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """`load` reads the fetched archive; `classes`: the answers are a few fixed ones; `about` goes into READMEs.
+    """`read` is given the paths of the fetched archives; `classes`: the answers are a few fixed ones; `about` goes into
+    READMEs.
 
-    `make_more` makes at most so many rows to train on, by a seed, out of rows that are not held back.
+    `make_more`, given the same paths, makes at most so many rows to train on, by a seed, out of rows that are not held
+    back.
     """
 
-    archive: Archive
-    load: Callable[[Path], list[Example]]
+    archives: tuple[Archive, ...]
+    read: Callable[..., list[Example]]
     classes: bool
     about: str
-    make_more: Callable[[Path, int, int], list[Example]] | None = None
+    make_more: Callable[..., list[Example]] | None = None
+
+    def fetched(self, cache: Path | None = None) -> list[Path]:
+        """The archives' paths in the cache. Raises `FetchFailed`."""
+        return [fetch(archive, cache) for archive in self.archives]
+
+    def load(self, cache: Path | None = None) -> list[Example]:
+        """Its rows, as the archives have them. Raises `BadData`, `FetchFailed`."""
+        return self.read(*self.fetched(cache))
 
 
 SOURCES: dict[SourceName, Source] = {
-    "movie-sentiment": Source(hutto.ARCHIVE, hutto.movie_sentiment, True, hutto.ABOUT_SENTIMENT),
-    "product-sentiment": Source(hutto.ARCHIVE, hutto.product_sentiment, True, hutto.ABOUT_PRODUCTS),
-    "text-source": Source(hutto.ARCHIVE, hutto.text_source, True, hutto.ABOUT_SOURCE),
-    "person-or-company": Source(names.ARCHIVE, names.person_or_company, True, names.ABOUT),
-    "capital": Source(countries.ARCHIVE, countries.capitals, False, countries.ABOUT),
-    "address": Source(addresses.ARCHIVE, addresses.parts_as_json, False, addresses.ABOUT, addresses.recombined),
+    "movie-sentiment": Source((hutto.ARCHIVE,), hutto.movie_sentiment, True, hutto.ABOUT_SENTIMENT),
+    "product-sentiment": Source((hutto.ARCHIVE,), hutto.product_sentiment, True, hutto.ABOUT_PRODUCTS),
+    "text-source": Source((hutto.ARCHIVE,), hutto.text_source, True, hutto.ABOUT_SOURCE),
+    "person-or-company": Source((names.ARCHIVE,), names.person_or_company, True, names.ABOUT),
+    "capital": Source((countries.ARCHIVE,), countries.capitals, False, countries.ABOUT),
+    "address": Source((addresses.ARCHIVE,), addresses.parts_as_json, False, addresses.ABOUT, addresses.recombined),
     "address-tags": Source(
-        addresses.ARCHIVE, addresses.tagged, False, addresses.ABOUT_TAGS, addresses.recombined_tagged
+        (addresses.ARCHIVE,), addresses.tagged, False, addresses.ABOUT_TAGS, addresses.recombined_tagged
     ),
+    "docstring-summary": Source(docstrings.ARCHIVES, docstrings.summaries, False, docstrings.ABOUT),
 }
 
 
@@ -50,7 +61,7 @@ def load(data: Data, folder: Path, cache: Path | None = None, labels: Collection
         columns = (data.prompt, data.answer)
         return several(checked(rows, classes=labels is not None, file=path.name, columns=columns), data.answer)
     source = SOURCES[data.source]
-    return several(checked(source.load(fetch(source.archive, cache)), classes=source.classes), "answer")
+    return several(checked(source.load(cache), classes=source.classes), "answer")
 
 
 def load_extra(data: Data, seed: int, cache: Path | None = None) -> list[Example]:
@@ -60,7 +71,7 @@ def load_extra(data: Data, seed: int, cache: Path | None = None) -> list[Example
     source = SOURCES.get(data.source)
     if source is None or source.make_more is None:
         raise InvalidRequest(f"The source {data.source} can't make extra rows.", param="data.extra_rows")
-    return source.make_more(fetch(source.archive, cache), data.extra_rows, seed)
+    return source.make_more(*source.fetched(cache), data.extra_rows, seed)
 
 
 def about(data: Data) -> str:

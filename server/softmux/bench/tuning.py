@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from softmux.bench.peft_training import collated
 from softmux.bench.random_base import SHAPES as GPU_SHAPES
 from softmux.tuning.base import Base
 from softmux.tuning.cohort import Start
@@ -251,22 +252,12 @@ def peft(shape: str, sizes: Sizes, device: torch.device) -> dict[str, Any]:
             use_cpu=device.type == "cpu",
         ),
         train_dataset=rows,
-        data_collator=_collate,
+        data_collator=collated,
         callbacks=[Clock()],
     )
     trainer.train()
     step = (times[1] - times[0]) / counted
     return {"step_ms": 1e3 * step, "tasks_an_hour": 3600 / (HOW.steps * step)}
-
-
-def _collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Padded on the right to the batch's longest, as the library's collators pad."""
-    whole = [torch.tensor([*row["ids"], *row["answer"]]) for row in rows]
-    labels = [torch.tensor([-100] * len(row["ids"]) + list(row["answer"])) for row in rows]
-    pad = torch.nn.utils.rnn.pad_sequence
-    ids = pad(whole, batch_first=True)
-    mask = pad([torch.ones_like(row) for row in whole], batch_first=True)
-    return {"input_ids": ids, "attention_mask": mask, "labels": pad(labels, batch_first=True, padding_value=-100)}
 
 
 # --- parts of it ------------------------------------------------------------------------------------------------------

@@ -18,7 +18,9 @@ from softmux.cli import app
 from softmux.errors import InvalidRequest
 from softmux.formats.folder import load_folder, parse_adapter
 from softmux.inspection.base import describe
+from softmux.tuning import sources
 from softmux.tuning.base import Base
+from softmux.tuning.data import Example
 from softmux.tuning.distill import distill
 from softmux.tuning.distillation import read_distillation
 from softmux.tuning.distilled import Distilled
@@ -204,6 +206,16 @@ def test_inputs_that_the_base_makes(
     assert "Inputs: 50 texts that the base sampled after nothing, at temperature 5." in page
 
 
+def test_inputs_are_a_shipped_sources_texts(
+    base_folder: Path, run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [Example(f"film {i}", f" {i}") for i in range(60)]
+    monkeypatch.setitem(sources.SOURCES, "text-source", sources.Source((), lambda: texts, True, "films."))
+    recipe = recipe_in(tmp_path / "short", base_folder, inputs='source = "text-source"')
+    assert sum(run(recipe, tmp_path / "out").rows) == 60
+    assert "Inputs: the texts of `text-source`: films." in (tmp_path / "out" / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("changed", "param", "said"),
     [
@@ -214,7 +226,8 @@ def test_inputs_that_the_base_makes(
         ({"teacher": 'file = "long.txt"'}, "teacher.file", "long.txt must hold {input} once"),
         ({"teacher": 'adapter = "none"'}, "teacher.adapter", "none is no folder"),
         ({"teacher": f'text = "{TEXT}"\nmax_tokens = 120'}, "data", "inputs.csv, row 1: this input, the teacher's"),
-        ({"inputs": ""}, "inputs", "give one of path and generate"),
+        ({"inputs": ""}, "inputs", "give one of path, source and generate"),
+        ({"inputs": 'source = "file"'}, "inputs", "a file goes by its path alone"),
         ({"inputs": 'path = "inputs.csv"\ninstruction = "x"'}, "inputs", "instruction goes with generate"),
         ({"inputs": 'path = "inputs.csv"\ncolumn = "text"'}, "data", "no such column; there are: prompt"),
         ({"inputs": 'path = "none.csv"'}, "data", "there is no such file"),

@@ -7,7 +7,7 @@ KL(teacher || student) at every token of the answers → measure on held-out inp
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from rich.console import Console
 
 from softmux.errors import SoftmuxError
 from softmux.formats.layout import Layout, lay_out
+from softmux.tuning import sources
 from softmux.tuning.agreement import Agreement, Cost, agreement, prefill
 from softmux.tuning.base import Base, load_base
 from softmux.tuning.board import shown
@@ -26,6 +27,7 @@ from softmux.tuning.distilled import Distilled, readme, saved, softmux_json, tab
 from softmux.tuning.evaluate import Speaker
 from softmux.tuning.many import Job
 from softmux.tuning.methods import Learned, begin, put, start_of, take_out
+from softmux.tuning.recipe import Data
 from softmux.tuning.rows import Row
 from softmux.tuning.sources import table as files
 from softmux.tuning.split import split
@@ -70,7 +72,7 @@ def distill(
     started = time.monotonic()
     base = base or load_base(recipe, device, cache)
     teacher = teacher_of(recipe, recipe_path.parent, base, cache)
-    train, validation, test = _asked(recipe, recipe_path.parent, teacher, console)
+    train, validation, test = _asked(recipe, recipe_path.parent, teacher, cache, console)
     torch.manual_seed(recipe.train.seed)
     learned = begin(recipe.method, base)
     learned.train(False)
@@ -142,12 +144,17 @@ def _distilled(
     return found
 
 
-def _asked(recipe: Distillation, folder: Path, teacher: Teacher, console: Console) -> tuple[Asked, Asked, Asked]:
+def _asked(
+    recipe: Distillation, folder: Path, teacher: Teacher, cache: Path | None, console: Console
+) -> tuple[Asked, Asked, Asked]:
     """The inputs to train, to validate and held out, with the teacher's answers."""
     if recipe.inputs.path is not None:
         column = recipe.inputs.column
         file = recipe.inputs.path.name
-        read = files.read(folder / recipe.inputs.path, column, column)
+        read: Iterable[Example] = files.read(folder / recipe.inputs.path, column, column)
+    elif recipe.inputs.source is not None:
+        column = file = "text"
+        read = sources.load(Data(source=recipe.inputs.source), folder, cache)
     else:
         column, file = "text", "the generated inputs"
         console.print(f"making {recipe.inputs.generate} inputs")

@@ -22,6 +22,7 @@ from softmux.tuning.recipe import (
     PrefixTuning,
     PromptTuning,
     PTuning,
+    SourceName,
     Train,
     demo_of,
     read_toml,
@@ -56,12 +57,14 @@ class Teacher(Closed):
 
 
 class Inputs(Closed):
-    """What teacher and student are asked: a column of a file, or texts that the base makes up."""
+    """What teacher and student are asked: a file's column, a shipped source's texts, or such as the base makes up."""
 
     path: Path | None = None
     """`.csv` with a header line, `.jsonl` or `.parquet`, relative to the recipe."""
     column: str = "prompt"
     """The file's column of what a user sends."""
+    source: SourceName | None = None
+    """Or the texts of a shipped source, as in a recipe's `[data]`; their answers are not looked at."""
     generate: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """So many different texts are sampled from the bare base, by `train.seed`: each the first line that it writes."""
     instruction: str | None = None
@@ -73,9 +76,11 @@ class Inputs(Closed):
 
     @model_validator(mode="after")
     def _one(self) -> Inputs:
-        if (self.path is None) == (self.generate is None):
-            raise ValueError("give one of path and generate")
-        if self.path is not None and self.instruction is not None:
+        if sum(given is not None for given in (self.path, self.source, self.generate)) != 1:
+            raise ValueError("give one of path, source and generate")
+        if self.source in ("file", "hub"):
+            raise ValueError("a file goes by its path alone")
+        if self.generate is None and self.instruction is not None:
             raise ValueError("instruction goes with generate, and only with it")
         return self
 

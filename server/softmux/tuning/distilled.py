@@ -8,9 +8,10 @@ from typing import Any
 from rich.table import Table
 
 from softmux.formats.softmux_json import SoftmuxJson
+from softmux.tuning import sources
 from softmux.tuning.agreement import Agreement, Cost
 from softmux.tuning.distillation import Distillation
-from softmux.tuning.recipe import PTuning
+from softmux.tuning.recipe import Data, PTuning
 from softmux.tuning.trainer import Trained
 from softmux.tuning.write import RECIPE_FILE, method_words
 
@@ -140,5 +141,7 @@ def _inputs(recipe: Distillation) -> str:
     how = recipe.inputs
     if how.path is not None:
         return f"`{how.path.name}`, column `{how.column}`"
+    if how.source is not None:
+        return f"the texts of `{how.source}`: {sources.about(Data(source=how.source)).removesuffix('.')}"
     after = "after the recipe's instruction" if how.instruction else "after nothing"
     return f"{how.generate} texts that the base sampled {after}, at temperature {how.temperature:g}"

@@ -173,6 +173,30 @@ def test_a_redis_that_cannot_write_to_its_disk_says_so(server: RedisServer, tmp_
     asyncio.run(story())
 
 
+def test_what_is_read_while_the_registry_is_wiped_is_not_taken_for_it(server: RedisServer, tmp_path: Path) -> None:
+    async def story() -> None:
+        registry = await Registry.open(server.url, tmp_path / "data")
+        await registry.publish("default", "mood", *adapter(1), actor="t")
+        _, secret = await registry.keys.create_key("default", "admin", actor="t")
+        await registry.catalog.reload()
+        await registry.tenants.reload()
+        with server.client() as client:
+            client.flushall()
+        for read in (
+            registry.keys.reload(),
+            registry.tenants.reload(),
+            registry.catalog.reload(),
+            registry.catalog.refresh("default", "mood"),
+        ):
+            await _refused(read, "there is no registry")
+        assert registry.keys.authenticate(secret) is not None
+        assert registry.tenants.get("default").name == "default"
+        assert _resolved(registry) == 1
+        await registry.close()
+
+    asyncio.run(story())
+
+
 def test_a_wiped_registry_is_no_truth_and_a_new_one_in_its_place_is(
     server: RedisServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -110,6 +110,7 @@ class Catalog:
         async with self._writing:
             for tenant, tasks in by_tenant.items():
                 views = await self._reader.views(tenant, tasks)
+                await self._connection.check_there()
                 known = self._tasks.setdefault(tenant, {})
                 for task, view in zip(tasks, views, strict=True):
                     if view.versions:
@@ -121,7 +122,9 @@ class Catalog:
     async def reload(self) -> None:
         async with self._writing:
             tenants = await self._connection.call(lambda client: client.hkeys(TENANTS))
-            self._tasks = {tenant.decode(): await self._load(tenant.decode()) for tenant in tenants}
+            loaded = {tenant.decode(): await self._load(tenant.decode()) for tenant in tenants}
+            await self._connection.check_there()
+            self._tasks = loaded
             self._shares = {f"{t}/{task}" for t, tasks in self._tasks.items() for task in tasks if tasks[task].share}
 
     def confirm(self) -> None:

@@ -23,6 +23,7 @@ from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
 from redis.retry import Retry
 
 from softmux.errors import RegistryDown
+from softmux.registry.keyspace import ID
 
 BUDGET = 0.9
 """Seconds an operation may take, retries included, before the registry counts as down: a write is so refused within
@@ -144,6 +145,12 @@ class Connection:
     async def script(self, text: str, keys: list[str], args: list[Any]) -> Any:
         """Runs a Lua script, as `call` does."""
         return await self.call(lambda client: client.register_script(text)(keys=keys, args=args))
+
+    async def check_there(self) -> None:
+        """Raises `RegistryWiped` where no registry is. Call it behind reading what memory is to mirror: that a registry
+        held nothing, and that none was there to be read, look the same."""
+        if not await self.call(lambda client: client.exists(ID)):
+            raise RegistryWiped(self.url)
 
     async def close(self) -> None:
         await self._client.aclose()

@@ -224,8 +224,7 @@ class Registry:
 
     async def _prepare(self, begin: bool) -> None:
         if not begin:
-            if not await self._connection.call(lambda client: client.exists(ID)):
-                raise RegistryWiped(self.url)
+            await self._connection.check_there()
             return
         await self._connection.call(lambda client: client.setnx(ID, uuid.uuid4().hex))
         default = msgspec.json.encode(TenantRecord(name=DEFAULT_TENANT, created_at=time.time()))

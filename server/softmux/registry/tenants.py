@@ -168,7 +168,9 @@ class Tenants:
 
     async def reload(self) -> None:
         async with self._reading:
-            self._records = await self._read()
+            records = await self._read()
+            await self._connection.check_there()
+            self._records = records
 
     async def apply(self, changes: Sequence[Change]) -> None:
         if any(change.kind == "tenant" for change in changes):

@@ -3,8 +3,9 @@ labels of a head."""
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -53,11 +54,10 @@ def evaluate(
         rows = [encode(example, Layout(), base.encoder, base.vocab_size, None) for example in words]
     else:
         rows = [encode(example, layout, base.encoder, base.vocab_size, None) for example in test]
-    texts = generate(base, learned, rows, how.max_tokens)
+    texts, likeliest_of = _answered(base, learned, rows, how.max_tokens, labels)
     values = score(how.metric, texts, [example.answer for example in test])
     if labels:
-        likeliest = [labels[i] for i in _likeliest(base, learned, rows, labels)]
-        values["label accuracy"] = _share(a == b.answer for a, b in zip(likeliest, test, strict=True))
+        values["label accuracy"] = _share(a == b.answer for a, b in zip(likeliest_of, test, strict=True))
     return Figures(len(test), values)
 
 
@@ -103,55 +103,97 @@ def continued(
 ) -> list[tuple[int, ...]]:
     """The tokens after each row's input, the end token included where it came within `max_tokens`."""
     found: list[tuple[int, ...]] = [()] * len(rows)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
-    for start in range(0, len(order), BATCH):
-        chosen = order[start : start + BATCH]
-        for i, ids in zip(chosen, _continued(base, learned, [rows[i] for i in chosen], max_tokens, pick), strict=True):
+    for chosen, read in _by_length(base, learned, rows):
+        for i, ids in zip(chosen, read.continued(max_tokens, pick), strict=True):
             found[i] = ids
     return found
 
 
-def _continued(
-    base: Base, learned: Speaker | None, rows: Sequence[Row], max_tokens: int, pick: Pick
-) -> list[tuple[int, ...]]:
-    inputs = inputs_of(base, learned, [Row(row.ids, ()) for row in rows])
-    stops = torch.tensor(base.eos_ids, device=base.device)
-    done = torch.zeros(len(rows), dtype=torch.bool, device=base.device)
-    steps: list[torch.Tensor] = []
-    for _ in range(max_tokens):
-        out = base.model(**inputs, use_cache=True, logits_to_keep=1)
-        token = torch.where(done, stops[0], pick(out.logits[:, -1]))
-        done |= torch.isin(token, stops)
-        steps.append(token)
-        if bool(done.all()):
-            break
-        mask = inputs["attention_mask"]
-        inputs = {
-            "input_ids": token[:, None],
-            "attention_mask": torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1),
-            "position_ids": inputs["position_ids"][:, -1:] + 1,
-            "past_key_values": out.past_key_values,
-        }
-    ids = torch.stack(steps, dim=1).tolist()
-    return [
-        tuple(row[: next((i + 1 for i, token in enumerate(row) if token in base.eos_ids), len(row))]) for row in ids
-    ]
-
-
 @torch.no_grad()
-def _likeliest(base: Base, learned: Speaker | None, rows: Sequence[Row], labels: Sequence[str]) -> list[int]:
-    """For each row the index of the label with the highest likelihood after its input."""
+def _answered(
+    base: Base, learned: Speaker | None, rows: Sequence[Row], max_tokens: int, labels: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Each row's greedy text, and its likeliest label where there are labels: inputs are read once for both."""
+    texts, likeliest_of = [""] * len(rows), [""] * len(rows)
     answers = [tuple(base.encoder.encode(label, add_special_tokens=False)) for label in labels]
-    scores = torch.empty(len(rows), len(labels))
+    for chosen, read in _by_length(base, learned, rows):
+        if answers:
+            for i, best in zip(chosen, read.scores(answers).argmax(1).tolist(), strict=True):
+                likeliest_of[i] = labels[best]
+        for i, ids in zip(chosen, read.continued(max_tokens, likeliest), strict=True):
+            texts[i] = base.text(ids)
+    return texts, likeliest_of
+
+
+def _by_length(base: Base, learned: Speaker | None, rows: Sequence[Row]) -> Iterator[tuple[list[int], _Read]]:
+    """The rows in batches of like length, read: their indices, and what they are gone on from."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
-    for number, answer in enumerate(answers):
-        for start in range(0, len(order), BATCH):
-            chosen = order[start : start + BATCH]
-            inputs = inputs_of(base, learned, [Row(rows[i].ids, answer) for i in chosen])
-            logits = base.model(**inputs, logits_to_keep=len(answer) + 1).logits[:, :-1].log_softmax(-1)
-            tokens = torch.tensor(answer, device=base.device).expand(len(chosen), -1)
-            scores[chosen, number] = logits.gather(2, tokens[:, :, None])[:, :, 0].sum(1).cpu()
-    return [int(i) for i in scores.argmax(1)]
+    for start in range(0, len(order), BATCH):
+        chosen = order[start : start + BATCH]
+        inputs = inputs_of(base, learned, [Row(rows[i].ids, ()) for i in chosen])
+        out = base.model(**inputs, use_cache=True, logits_to_keep=1)
+        place = inputs["position_ids"][:, -1:] + 1
+        yield chosen, _Read(base, out.logits[:, -1], out.past_key_values, inputs["attention_mask"], place)
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """Inputs that the base has read: `logits [rows, vocabulary]` of what comes next, the `past` keys and values, their
+    `mask [rows, keys]`, and the next position `place [rows, 1]`."""
+
+    base: Base
+    logits: torch.Tensor
+    past: Any
+    mask: torch.Tensor
+    place: torch.Tensor
+
+    def scores(self, answers: Sequence[tuple[int, ...]]) -> torch.Tensor:
+        """`[rows, answers]`: each answer's log-likelihood next. What was read can be gone on from afterwards."""
+        first = self.logits.log_softmax(-1)
+        found = [first[:, answer[0]] for answer in answers]
+        for number, answer in enumerate(answers):
+            if not answer[1:]:
+                continue
+            tokens = torch.tensor(answer, device=self.mask.device).expand(len(self.mask), -1)
+            out = self.base.model(
+                input_ids=tokens[:, :-1],
+                attention_mask=_longer(self.mask, len(answer) - 1),
+                position_ids=self.place + torch.arange(len(answer) - 1, device=self.mask.device),
+                past_key_values=copy.deepcopy(self.past),
+                use_cache=True,
+            )
+            found[number] += out.logits.log_softmax(-1).gather(2, tokens[:, 1:, None])[:, :, 0].sum(1)
+        return torch.stack(found, 1)
+
+    def continued(self, max_tokens: int, pick: Pick) -> list[tuple[int, ...]]:
+        """The tokens that come next, the end token included where it came within `max_tokens`."""
+        base, mask, place, logits = self.base, self.mask, self.place, self.logits
+        stops = torch.tensor(base.eos_ids, device=base.device)
+        done = torch.zeros(len(mask), dtype=torch.bool, device=base.device)
+        steps: list[torch.Tensor] = []
+        while True:
+            token = torch.where(done, stops[0], pick(logits))
+            done |= torch.isin(token, stops)
+            steps.append(token)
+            if len(steps) == max_tokens or bool(done.all()):
+                break
+            mask = _longer(mask, 1)
+            logits = base.model(
+                input_ids=token[:, None],
+                attention_mask=mask,
+                position_ids=place,
+                past_key_values=self.past,
+                use_cache=True,
+            ).logits[:, -1]
+            place = place + 1
+        return [
+            tuple(row[: next((i + 1 for i, token in enumerate(row) if token in base.eos_ids), len(row))])
+            for row in torch.stack(steps, dim=1).tolist()
+        ]
+
+
+def _longer(mask: torch.Tensor, tokens: int) -> torch.Tensor:
+    return torch.cat([mask, mask.new_ones(len(mask), tokens)], dim=1)
 
 
 def inputs_of(base: Base, learned: Speaker | None, rows: Sequence[Row]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ def between(story: Callable[[Line, Line], Awaitable[None]]) -> None:
     async def run() -> None:
         one, other = socket.socketpair()
         lines = await Line.over(one), await Line.over(other)
-        await asyncio.wait_for(story(*lines), 20)
+        await asyncio.wait_for(story(*lines), 60)
         for line in lines:
             line.close()
 

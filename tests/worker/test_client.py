@@ -38,7 +38,7 @@ def connected(endpoint: str, story: Callable[[WorkerClient], Awaitable[None]]) -
     async def run() -> None:
         client = WorkerClient()
         try:
-            await asyncio.wait_for(client.connect(endpoint), 5)
+            await asyncio.wait_for(client.connect(endpoint), 30)
             await asyncio.wait_for(story(client), 60)
         finally:
             client.close()
@@ -213,7 +213,7 @@ def test_another_protocol_is_refused_in_words(peer: Callable) -> None:
         client = WorkerClient()
         try:
             with pytest.raises(InternalError, match="protocol 99"):
-                await asyncio.wait_for(client.connect(endpoint), 5)
+                await asyncio.wait_for(client.connect(endpoint), 30)
         finally:
             client.close()
 
@@ -232,7 +232,7 @@ def test_connecting_waits_for_a_worker_that_binds_later(tmp_path: Path) -> None:
         thread = threading.Thread(target=worker.run)
         thread.start()
         try:
-            assert await asyncio.wait_for(connecting, 5) == SPEC
+            assert await asyncio.wait_for(connecting, 30) == SPEC
         finally:
             worker.stopping = True
             thread.join()
@@ -279,7 +279,7 @@ def test_what_the_dead_said_last_is_not_taken_for_the_next_ones(peer: Callable[.
         asking = asyncio.create_task(client.refresh_stats(30))
         await asyncio.sleep(0)  # the question is out
         client.lost()
-        await asyncio.wait_for(asking, 5)  # nobody waits for the answer
+        await asyncio.wait_for(asking, 30)  # nobody waits for the answer
         client.forget_stats()
         await asyncio.sleep(0.5)  # it tells them five times a second
         assert client.stats is None
@@ -294,7 +294,7 @@ def test_one_that_dies_as_it_is_reached_is_not_taken_for_up(peer: Callable[..., 
         client._welcomed = lambda message: (welcomed(message), client.lost())[0]  # type: ignore[method-assign]
         try:
             with pytest.raises(EngineDown):
-                await asyncio.wait_for(client.connect(peer()[0]), 5)
+                await asyncio.wait_for(client.connect(peer()[0]), 30)
             assert not client.ready
         finally:
             client.close()

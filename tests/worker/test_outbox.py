@@ -65,7 +65,7 @@ def over_the_wire(folder: Path, story: Callable[[WorkerClient, Callable[[Outputs
     async def run() -> None:
         client = WorkerClient()
         try:
-            await asyncio.wait_for(asyncio.gather(client.connect(endpoint), asyncio.to_thread(welcome)), 5)
+            await asyncio.wait_for(asyncio.gather(client.connect(endpoint), asyncio.to_thread(welcome)), 30)
             await asyncio.wait_for(
                 story(client, lambda message: socket.send_multipart([names[0], msgspec.msgpack.encode(message)])), 10
             )

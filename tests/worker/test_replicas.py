@@ -41,7 +41,7 @@ def connected(pair: tuple[list[str], list[EchoWorker]], story: Story, *, free: i
         replicas = Replicas.of(2, free=free)
         try:
             for number in range(up):
-                await asyncio.wait_for(replicas.connect(number, pair[0][number]), 5)
+                await asyncio.wait_for(replicas.connect(number, pair[0][number]), 30)
             await asyncio.wait_for(story(replicas, pair[1]), 60)
         finally:
             replicas.close()
@@ -111,7 +111,7 @@ def test_what_has_not_begun_when_its_worker_dies_begins_at_another(pair: tuple[l
             [request(name, "t", content=content, deadline=60.0) for name, content in (("innocent", 2), ("poison", 3))]
             + [request(f"more{turn}", "t", content=9 + turn) for turn in range(9)]
         )
-        await asyncio.wait_for(replicas.connect(1, pair[0][1]), 5)
+        await asyncio.wait_for(replicas.connect(1, pair[0][1]), 30)
         assert not waiting.told
         replicas.lost(0, Verdicts(suspects=frozenset({3})))
         assert replicas.up == 1
@@ -136,7 +136,7 @@ def test_a_suspect_is_not_begun_again_and_its_versions_others_run_as_suspects(
         channel = replicas.submit(
             [request("poison", content=3, version=5), request("sibling", content=4, version=5, deadline=60.0)]
         )
-        await asyncio.wait_for(replicas.connect(1, pair[0][1]), 5)
+        await asyncio.wait_for(replicas.connect(1, pair[0][1]), 30)
         replicas.lost(0, Verdicts(suspects=frozenset({3, 5})))
         told = await ended(channel)
         assert isinstance(told["poison"], EngineDown)
@@ -155,7 +155,7 @@ def test_a_version_that_this_death_convicts_does_not_fell_the_next(pair: tuple[l
         channel = replicas.submit(
             [request("felling", content=3, version=5), request("nan", content=4, version=6), request("good", content=7)]
         )
-        await asyncio.wait_for(replicas.connect(1, pair[0][1]), 5)
+        await asyncio.wait_for(replicas.connect(1, pair[0][1]), 30)
         replicas.lost(0, Verdicts(felling=frozenset({5}), not_finite=frozenset({6})))
         told = await ended(channel)
         assert {name for name, what in told.items() if isinstance(what, EngineDown)} == {"felling", "nan"}
@@ -189,7 +189,7 @@ def test_counts_go_on_when_a_worker_is_another(pair: tuple[list[str], list[EchoW
         assert replicas.stats is replicas.stats
         replicas.lost(0)
         assert replicas.stats.counters == {"engine_steps_total": 2.0}
-        await asyncio.wait_for(replicas.connect(0, pair[0][0]), 5)
+        await asyncio.wait_for(replicas.connect(0, pair[0][0]), 30)
         await replicas.refresh_stats(5)
         assert replicas.stats.counters == {"engine_steps_total": 3.0}
 
@@ -206,7 +206,7 @@ def test_one_that_comes_after_a_death_counts_what_the_dead_had(pair: tuple[list[
         try:
             assert later.stats is None
             later.take_over(msgspec.msgpack.decode(msgspec.msgpack.encode(replicas.gone), type=dict[str, Stats]))
-            await asyncio.wait_for(later.connect(1, pair[0][1]), 5)
+            await asyncio.wait_for(later.connect(1, pair[0][1]), 30)
             await later.refresh_stats(5)
             assert later.stats is not None
             assert later.stats.counters == replicas.stats.counters == {"engine_steps_total": 2.0}  # type: ignore[union-attr]

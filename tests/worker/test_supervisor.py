@@ -48,8 +48,8 @@ def supervised(folder: Path, story: Callable[[WorkerClient, Supervisor], Awaitab
         watched = supervisor(client, folder)
         running = asyncio.create_task(watched.run())
         try:
-            await asyncio.wait_for(watched.ready(), 20)
-            await asyncio.wait_for(story(client, watched), 60)
+            await asyncio.wait_for(watched.ready(), 60)
+            await asyncio.wait_for(story(client, watched), 200)
         finally:
             await watched.stop()
             await running
@@ -66,7 +66,7 @@ async def answered(client: WorkerClient, request: Generate) -> int:
     return sum([len(output.tokens) async for output in client.generate(request)])
 
 
-async def served_again(client: WorkerClient, seconds: float = 20) -> None:
+async def served_again(client: WorkerClient, seconds: float = 60) -> None:
     limit = time.monotonic() + seconds
     while not client.ready:
         assert time.monotonic() < limit, "the worker did not come back"
@@ -108,7 +108,7 @@ def test_each_birth_and_each_death_is_told_once(tmp_path: Path) -> None:
         client = WorkerClient()
         watched = supervisor(client, tmp_path, tell=told.append)
         running = asyncio.create_task(watched.run())
-        await asyncio.wait_for(watched.ready(), 20)
+        await asyncio.wait_for(watched.ready(), 60)
         with pytest.raises(EngineDown):
             await answered(client, generate("poison", tokens=(255,)))
         await served_again(client)
@@ -147,7 +147,7 @@ def test_a_worker_that_refuses_is_not_started_again(tmp_path: Path, capsys: pyte
         client = WorkerClient()
         watched = supervisor(client, tmp_path, "refuse")
         with pytest.raises(SelfTestFailed, match="cannot be served: it echoes"):
-            await asyncio.wait_for(watched.run(), 20)
+            await asyncio.wait_for(watched.run(), 60)
         assert watched.restarts == 0
         client.close()
 
@@ -199,7 +199,7 @@ def test_a_worker_that_is_never_ready_is_given_up(tmp_path: Path) -> None:
         client = WorkerClient()
         watched = supervisor(client, tmp_path, "crash")
         with pytest.raises(SelfTestFailed, match="before it was ready, last with code 1"):
-            await asyncio.wait_for(watched.run(), 30)
+            await asyncio.wait_for(watched.run(), 60)
         assert watched.restarts == 2
         client.close()
 
@@ -216,7 +216,7 @@ def test_a_worker_that_is_still_loading_can_be_stopped(tmp_path: Path) -> None:
         pid = watched.pid
         with pytest.raises(EngineDown, match="starting"):
             client.submit([generate("early")])
-        await asyncio.wait_for(watched.stop(), 8)
+        await asyncio.wait_for(watched.stop(), 60)
         await running
         assert not alive(pid)
         client.close()
@@ -232,7 +232,7 @@ def test_told_to_stop_while_a_worker_is_being_started_it_ends(tmp_path: Path) ->
         await asyncio.sleep(0)  # it has asked for the process, which is not there yet
         assert watched.pid is None
         await watched.stop()
-        await asyncio.wait_for(running, 10)
+        await asyncio.wait_for(running, 60)
         assert watched.pid is not None
         assert not alive(watched.pid)
         client.close()
@@ -288,7 +288,7 @@ def watched_over(
         )
         running = asyncio.create_task(watched.run())
         try:
-            await asyncio.wait_for(story(client, watched, deaths), 60)
+            await asyncio.wait_for(story(client, watched, deaths), 200)
         finally:
             await watched.stop()
             await asyncio.wait([running])
@@ -299,7 +299,7 @@ def watched_over(
 
 def test_a_death_tells_whose_rows_were_in_the_step(tmp_path: Path) -> None:
     async def story(client: WorkerClient, watched: Supervisor, deaths: list[Death]) -> None:
-        await asyncio.wait_for(watched.ready(), 20)
+        await asyncio.wait_for(watched.ready(), 60)
         assert await answered(client, generate("fine")) == 3
         with pytest.raises(EngineDown):
             await answered(client, marked("poison", 255, content=7, version=9))
@@ -311,7 +311,7 @@ def test_a_death_tells_whose_rows_were_in_the_step(tmp_path: Path) -> None:
 
 def test_a_worker_that_hangs_is_told_and_replaced_and_an_idle_or_busy_one_is_left_alone(tmp_path: Path) -> None:
     async def story(client: WorkerClient, watched: Supervisor, deaths: list[Death]) -> None:
-        await asyncio.wait_for(watched.ready(), 20)
+        await asyncio.wait_for(watched.ready(), 60)
         await asyncio.sleep(2.0)  # idle for longer than a hang may last
         assert await answered(client, generate("long", max_tokens=500)) == 500  # and busy for longer
         assert (watched.restarts, deaths) == (0, [])

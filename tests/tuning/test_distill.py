@@ -25,12 +25,13 @@ from softmux.tuning.distill import distill
 from softmux.tuning.distillation import read_distillation
 from softmux.tuning.distilled import Distilled
 from softmux.tuning.evaluate import continued
-from softmux.tuning.frozen import FrozenBase, Tables
+from softmux.tuning.frozen import FrozenBase
 from softmux.tuning.many import Job, Trainer
 from softmux.tuning.methods import begin, start_of, take_out
 from softmux.tuning.packing import Place, pack, prepare
 from softmux.tuning.recipe import PrefixTuning, PromptTuning, Train
 from softmux.tuning.rows import Row
+from softmux.tuning.tables import Tables
 from softmux.tuning.teacher import Teacher, invented
 from softmux.tuning.together import Together
 from support.models import make_adapter, make_base

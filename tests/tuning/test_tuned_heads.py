@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from transformers import AutoTokenizer, BertConfig, BertModel
+from transformers import BertConfig, BertModel
 
 from softmux.errors import InvalidRequest
 from softmux.evaluation.run import evaluate
@@ -20,9 +20,11 @@ from softmux.inspection.base import describe
 from softmux.tuning import sources
 from softmux.tuning.data import BadData, Example, Span
 from softmux.tuning.evaluate import score_labels
-from softmux.tuning.heads import HeadBase, HeadRow, begin_full, begin_prefix, encode_row
+from softmux.tuning.head_base import HeadBase, open_head_base
+from softmux.tuning.head_rows import encode_row
+from softmux.tuning.heads import begin_full, begin_prefix
 from softmux.tuning.recipe import PTuningV2, Train, read_recipe
-from softmux.tuning.rows import IGNORE
+from softmux.tuning.rows import IGNORE, HeadRow
 from softmux.tuning.run import tune
 from softmux.tuning.trainer import batches
 from softmux.tuning.write import Report
@@ -47,8 +49,7 @@ def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def head_base(encoder_folder: Path) -> HeadBase:
-    tokenizer = AutoTokenizer.from_pretrained(encoder_folder)
-    return HeadBase(str(encoder_folder), encoder_folder.name, None, tokenizer, torch.device("cpu"))
+    return open_head_base(str(encoder_folder), encoder_folder.name, "cpu")
 
 
 def write(folder: Path, base: Path | str, *, method: str = "", metric: str = "accuracy", more: str = "") -> Path:

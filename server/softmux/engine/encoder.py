@@ -17,6 +17,7 @@ from transformers import AutoModel
 
 from softmux.engine.attention.base import PackedRows
 from softmux.engine.encoder_tail import LastLayer
+from softmux.engine.numbering import numbering
 from softmux.engine.packed import PackedModel
 from softmux.engine.serves import SERVES
 from softmux.errors import SelfTestFailed
@@ -36,7 +37,8 @@ class PackedEncoder(PackedModel):
         if getattr(module.config, "is_decoder", False):
             raise SelfTestFailed(f"{model_id}'s config makes a decoder of it (is_decoder); set it to false")
         super().__init__(module, folder, model_id)
-        self.position_offset, self._positions = self._numbering()
+        two = self.embedding(torch.zeros(2, dtype=torch.int64, device=self.device))
+        self.position_offset, self._positions = numbering(self.module, lambda: self.eager(two))
         self.last_layer = LastLayer.of(self.module, lambda: self._backend)
         self._narrow = False
 
@@ -100,25 +102,6 @@ class PackedEncoder(PackedModel):
             described, family="encoder", serves=serves, hidden_size=self.state_width, output_embedding="",
             tied_embeddings=False,
         )  # fmt: skip
-
-    @torch.inference_mode()
-    def _numbering(self) -> tuple[int, int]:
-        """(number of a row's first position, numbers there are), as the module's own position embeddings are asked."""
-        table = next((m for name, m in self.module.named_modules() if name.endswith("position_embeddings")), None)
-        if not isinstance(table, nn.Embedding):
-            raise SelfTestFailed(
-                f"{self.architecture} numbers its positions in a way that softmux does not know; it serves BERT, "
-                "RoBERTa, XLM-R, ELECTRA and models of their build"
-            )
-        asked: list[torch.Tensor] = []
-        hook = table.register_forward_pre_hook(lambda _module, given: asked.append(given[0]))
-        try:
-            self.eager(self.embedding(torch.zeros(2, dtype=torch.int64, device=self.device)))
-        finally:
-            hook.remove()
-        if not asked or asked[0].flatten().diff().tolist() != [1]:
-            raise SelfTestFailed(f"{self.architecture} does not number its positions in order; softmux can't serve it")
-        return int(asked[0].flatten()[0]), int(table.num_embeddings)
 
 
 def _tensor_names(folder: Path) -> list[str]:

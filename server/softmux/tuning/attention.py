@@ -1,4 +1,5 @@
-"""Attention within rows of a packed input, with gradients: each row sees its own prefix and its own past alone.
+"""Attention within rows of a packed input, with gradients: each row sees its own prefix, and its own past alone, or,
+in an encoder, the whole of itself.
 
 `VarlenAttention`   FlashAttention's kernel for rows of any length, in half precision on a GPU
 `PaddedAttention`   torch's scaled_dot_product_attention over rows padded for it alone: anywhere, any dtype
@@ -16,7 +17,8 @@ from softmux.tuning.packing import Packed
 
 
 class RowAttention(Protocol):
-    """Both take `query [tokens, heads, dim]`, keys and values `[tokens + prefixes, kv_heads, dim]` in rows' order."""
+    """Both take `query [tokens, heads, dim]`, keys and values `[tokens + prefixes, kv_heads, dim]` in rows' order.
+    They are made `causal`, where a token sees nothing of its row that is behind it, or not."""
 
     name: str
 
@@ -40,6 +42,9 @@ class VarlenAttention:
     """FlashAttention 2 as torch ships it. The last query of a row sees all its keys, so a prefix needs no mask."""
 
     name = "varlen"
+
+    def __init__(self, *, causal: bool = True) -> None:
+        self._causal = causal
 
     def begin(self, packed: Packed) -> None:
         self._packed = packed
@@ -66,7 +71,7 @@ class VarlenAttention:
             longest_q,
             longest_kv,
             0.0,
-            window is None,
+            self._causal and window is None,
             False,
             scale=scaling,
             **sides,
@@ -79,6 +84,9 @@ class PaddedAttention:
     fills a row up is its own first token: numbers that broke (NaN) must not reach another row, even weighed by 0."""
 
     name = "padded"
+
+    def __init__(self, *, causal: bool = True) -> None:
+        self._causal = causal
 
     def begin(self, packed: Packed) -> None:
         device = packed.tokens.device
@@ -100,9 +108,11 @@ class PaddedAttention:
         if window not in self._masks:
             at = self._columns[:, :, None] + self._prefixes
             keys = self._key_columns[:, None, :]
-            seen = (keys >= 0) & (keys <= at)
+            seen = (keys >= 0).expand(-1, at.shape[1], -1)
+            if self._causal:
+                seen = seen & (keys <= at)
             if window is not None:
-                seen &= keys > at - window
+                seen = seen & (keys > at - window)
             self._masks[window] = (seen | ~self._real[:, :, None])[:, None]
         return self._masks[window]
 
@@ -129,16 +139,18 @@ class PaddedAttention:
         return flat.index_select(0, self._back)
 
 
-def best_attention(device: torch.device, dtype: torch.dtype, softcap: bool, head_dim: int) -> RowAttention:
+def best_attention(
+    device: torch.device, dtype: torch.dtype, softcap: bool, head_dim: int, *, causal: bool = True
+) -> RowAttention:
     """The fastest that agrees with the padded one on made-up rows."""
     if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16) and not softcap and head_dim <= 256:
-        if varlen_agrees(device, dtype, head_dim):
-            return VarlenAttention()
+        if varlen_agrees(device, dtype, head_dim, causal=causal):
+            return VarlenAttention(causal=causal)
         warnings.warn("FlashAttention differs from the reference here; training pads rows for attention", stacklevel=2)
-    return PaddedAttention()
+    return PaddedAttention(causal=causal)
 
 
-def varlen_agrees(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+def varlen_agrees(device: torch.device, dtype: torch.dtype, head_dim: int, *, causal: bool = True) -> bool:
     """Whether values and gradients of three rows, one behind a prefix, are the padded attention's."""
     from softmux.tuning.packing import Place, Prepared, pack
 
@@ -150,7 +162,7 @@ def varlen_agrees(device: torch.device, dtype: torch.dtype, head_dim: int) -> bo
     query = torch.randn(31, 4, head_dim, device=device, dtype=dtype)
     key, value = (torch.randn(35, 2, head_dim, device=device, dtype=dtype) for _ in range(2))
     try:
-        for backend in (PaddedAttention(), VarlenAttention()):
+        for backend in (PaddedAttention(causal=causal), VarlenAttention(causal=causal)):
             given = [tensor.clone().requires_grad_() for tensor in (query, key, value)]
             backend.begin(packed)
             out = backend.attend(*given, scaling=head_dim**-0.5, window=None, softcap=None)

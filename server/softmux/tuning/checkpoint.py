@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from softmux.tuning.cohort import Adam
 from softmux.tuning.many import Finished, Job, Trainer
+from softmux.tuning.rows import HeadRow
 from softmux.tuning.trainer import Trained
 
 FORMAT = "2"
@@ -33,12 +34,12 @@ def run_digest(jobs: Sequence[Job], trainer: Trainer) -> str:
     said.update(repr((trainer.base.model.config.to_json_string(), trainer.base.dtype)).encode())
     said.update(weight[:64].float().cpu().numpy().tobytes())
     for job in jobs:
-        said.update(repr((job.name, job.how.model_dump(), job.prefix, job.start.scaling, job.measures_start)).encode())
+        said.update(repr((job.name, job.how.model_dump(), job.prefix, job.start.shape, job.measures_start)).encode())
         for name, value in (*job.start.values().items(), *job.start.fixed().items()):
             said.update(name.encode() + value.float().cpu().numpy().tobytes())
         for row in (*job.rows, *job.validation):
             said.update(repr((row.ids, row.answer)).encode())
-            said.update(b"" if row.taught is None else row.taught.tobytes())
+            said.update(b"" if isinstance(row, HeadRow) or row.taught is None else row.taught.tobytes())
     return said.hexdigest()
 
 

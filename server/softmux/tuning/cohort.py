@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from torch.func import functional_call, vmap
 
-from softmux.tuning.frozen import Tables
 from softmux.tuning.low_rank import LowRank
+from softmux.tuning.stacked_heads import Head, StackedHeads
+from softmux.tuning.tables import Tables
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
@@ -25,7 +26,8 @@ EPSILON = 1e-8
 @dataclass(frozen=True, slots=True)
 class Start:
     """What a task begins with. `soft` makes `outputs` vectors, or a prefix's keys and values, from their numbers; its
-    values are the start's. `low_rank`: by module, (a, b) of a LoRA of this `scaling`.
+    values are the start's. `low_rank`: by module, (a, b) of a LoRA of this `scaling`. `head`: what stands on the last
+    hidden states, on an encoder.
 
     What is learned may be a residual: `over` `[outputs, width]` is added to what `soft` makes, and `under` is a LoRA of
     the same modules and scaling beside the learned one. Neither changes.
@@ -38,12 +40,15 @@ class Start:
     scaling: float = 1.0
     over: torch.Tensor | None = None
     under: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    head: Head | None = None
 
     def values(self) -> dict[str, torch.Tensor]:
         """Every number that is learned, by name, in the order that `methods.Learned.parameters` has."""
         found = {} if self.soft is None else {f"soft.{name}": p.detach() for name, p in self.soft.named_parameters()}
         for name, (a, b) in self.low_rank.items():
             found |= {f"a.{name}": a.detach(), f"b.{name}": b.detach()}
+        if self.head is not None:
+            found |= {f"head.{name}": value.detach() for name, value in self.head.values()}
         return found
 
     def fixed(self) -> dict[str, torch.Tensor]:
@@ -75,9 +80,15 @@ class Start:
     @property
     def shape(self) -> tuple[Any, ...]:
         """Equal for starts that can be stacked."""
-        soft = None if self.soft is None else f"{self.soft}"
+        soft = f"{self.soft}{self.head}"
         values, fixed = self.values().items(), self.fixed().items()
-        return (soft, self.is_prefix, self.scaling, *((name, tuple(v.shape)) for name, v in (*values, *fixed)))
+        return (
+            soft,
+            self.head is not None and self.head.first,
+            self.is_prefix,
+            self.scaling,
+            *((name, tuple(v.shape)) for name, v in (*values, *fixed)),
+        )
 
 
 @dataclass(slots=True)
@@ -102,7 +113,7 @@ class Cohort:
     """`values[i]` is the i-th parameter of every member, and `names[i]` its name."""
 
     def __init__(self, start: Start, device: torch.device) -> None:
-        self._soft = start.soft
+        self._soft, self._head = start.soft, start.head
         self.outputs, self.is_prefix, self._scaling = start.outputs, start.is_prefix, start.scaling
         self.names = list(start.values())
         self.values = [
@@ -122,6 +133,10 @@ class Cohort:
     @property
     def has_low_rank(self) -> bool:
         return any(name.startswith("a.") for name in self.names)
+
+    @property
+    def has_head(self) -> bool:
+        return self._head is not None
 
     def add(self, values: Sequence[torch.Tensor], adam: Adam | None = None, start: Start | None = None) -> int:
         """Joins a task with these values; its index. Without `adam` it has made no step. `start`: the task's, for what
@@ -170,7 +185,7 @@ class Cohort:
         """`[members, outputs, width]`: the vectors, or prefixes, of every member."""
         if self._soft is None:
             return None
-        own = {name.removeprefix("soft."): v for name, v in zip(self.names, self.values, strict=True) if name[0] == "s"}
+        own = self._named("soft.")
         which = torch.arange(self.outputs, device=self.device)
         soft = self._soft
 
@@ -194,6 +209,14 @@ class Cohort:
                 a, b = pairs[name]
                 pairs[name] = (torch.cat([self._fixed[f"a.{name}"], a], 1), torch.cat([self._fixed[f"b.{name}"], b], 2))
         return LowRank(pairs, self._scaling)
+
+    def heads(self) -> StackedHeads:
+        assert self._head is not None
+        return StackedHeads(self._head, self._named("head."))
+
+    def _named(self, kind: str) -> dict[str, torch.Tensor]:
+        named = zip(self.names, self.values, strict=True)
+        return {name.removeprefix(kind): value for name, value in named if name.startswith(kind)}
 
     @torch.no_grad()
     def update(self, rates: Sequence[Rates]) -> None:
@@ -240,6 +263,7 @@ def tables_of(
         torch.cat(vectors) if vectors else None,
         torch.cat(prefixes) if prefixes else None,
         {number: cohort.low_rank() for number, cohort in enumerate(cohorts) if cohort.has_low_rank},
+        {number: cohort.heads() for number, cohort in enumerate(cohorts) if cohort.has_head},
     ), parts
 
 

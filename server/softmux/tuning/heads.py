@@ -1,146 +1,36 @@
-"""Tasks with a head, on an encoder: their rows, and what is learned (P-tuning v2, or to compare the whole encoder).
+"""What a task with a head learns on an encoder: P-tuning v2 as PEFT builds and saves it, or, to compare, the whole
+encoder.
 
-A row's ids come from `lay_out`, as everywhere. PEFT's own forward pass puts the prefix before them, so rows are padded
-on the right.
+It is trained packed, among other tasks (`many.py`); it is measured by PEFT's own forward pass, which puts the prefix
+before rows that are padded on the right.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    AutoTokenizer,
-)
-from transformers import logging as transformers_logging
 
-from softmux.demo import demo_model
-from softmux.engine.bases import family_of
-from softmux.engine.fingerprint import base_fingerprint
 from softmux.errors import InvalidRequest
-from softmux.formats.layout import TransformersEncoder, lay_out
-from softmux.formats.peft_types import takes_prefix
-from softmux.tuning.base import device_of, label_of
-from softmux.tuning.data import BadData, Example
-from softmux.tuning.recipe import PTuningV2, Recipe
-from softmux.tuning.rows import IGNORE
+from softmux.tuning.cohort import Start
+from softmux.tuning.head_base import HeadBase
+from softmux.tuning.head_rows import padded
+from softmux.tuning.recipe import PTuningV2
+from softmux.tuning.rows import IGNORE, HeadRow
+from softmux.tuning.stacked_heads import Head
 
 try:
     from peft import PrefixTuningConfig, get_peft_model
+    from peft.utils import ModulesToSaveWrapper
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("Tuning is built on PEFT: pip install 'softmux[tune]'.", name=error.name) from error
 
-_CLASSES: dict[str, Any] = {"sequence": AutoModelForSequenceClassification, "token": AutoModelForTokenClassification}
+_ADAPTER = "default"
 _TASK_TYPES = {"sequence": "SEQ_CLS", "token": "TOKEN_CLS"}
-
-
-@dataclass(frozen=True, slots=True)
-class HeadBase:
-    """The frozen encoder a task with a head is tuned over. `label` is its name, `fingerprint` what servers know it by
-    (None for a hub id)."""
-
-    source: str
-    label: str
-    fingerprint: str | None
-    tokenizer: Any
-    device: torch.device
-
-    def encoder(self) -> Any:
-        """A fresh copy of the encoder without a head, frozen."""
-        return _quietly(AutoModel, self.source).to(self.device).eval().requires_grad_(False)
-
-    def classifier(self, head: str, labels: int) -> Any:
-        """A fresh copy under a fresh head, in evaluation mode. The head comes from torch's global generator."""
-        return _quietly(_CLASSES[head], self.source, num_labels=labels).to(self.device).eval()
-
-
-def load_head_base(recipe: Recipe, device: str = "auto", cache: Path | None = None) -> HeadBase:
-    """Raises `InvalidRequest` where the recipe's base is no encoder that takes a prefix."""
-    source = str(demo_model(cache, recipe.demo)) if recipe.demo else recipe.base
-    folder = Path(source)
-    config = AutoConfig.from_pretrained(source)
-    if family_of(config) != "encoder" or not takes_prefix(config.model_type):
-        raise InvalidRequest(
-            f"{recipe.base} is of type {config.model_type}, and p_tuning_v2 is tuned on encoders that take a prefix: "
-            "BERT, RoBERTa, XLM-R, ELECTRA and models of their build.",
-            param="base",
-        )
-    return HeadBase(
-        source,
-        label_of(recipe),
-        base_fingerprint(folder) if folder.is_dir() else None,
-        AutoTokenizer.from_pretrained(source),
-        device_of(device),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class HeadRow:
-    """`ids` is the text's tokens, special ones included. `targets` is its label's index, or one for each token
-    (`IGNORE` where it has none); `words` the first token of each labelled word."""
-
-    ids: tuple[int, ...]
-    targets: tuple[int, ...]
-    words: tuple[int, ...] = ()
-
-    @property
-    def length(self) -> int:
-        return len(self.ids)
-
-    @property
-    def answer(self) -> tuple[int, ...]:
-        return self.targets
-
-
-def labels_of(recipe: Recipe, examples: Sequence[Example]) -> list[str]:
-    """The labels that the examples have, in the recipe's order. Raises `InvalidRequest` where it names others."""
-    assert isinstance(recipe.method, PTuningV2)
-    if recipe.method.head == "token":
-        found = sorted({span.label for example in examples for span in example.spans})
-        if not found:
-            raise InvalidRequest(f"The source {recipe.data.source} labels no words.", param="data.source")
-    else:
-        found = sorted({example.answer.strip() for example in examples})
-    if recipe.labels is None:
-        return found
-    if sorted(recipe.labels) != found:
-        raise InvalidRequest(
-            f"The recipe's labels are {', '.join(recipe.labels)}, and the data's are {', '.join(found)}.",
-            param="labels",
-        )
-    return list(recipe.labels)
-
-
-def encode_row(example: Example, base: HeadBase, head: str, labels: Sequence[str]) -> HeadRow:
-    """The row of an example. Of a word, every token is labelled, its punctuation's included.
-
-    Raises `BadData` where a word has no token of its own.
-    """
-    ids = lay_out(None, TransformersEncoder(base.tokenizer), vocab_size=len(base.tokenizer), prompt=example.text)
-    if head == "sequence":
-        return HeadRow(ids, (labels.index(example.answer.strip()),))
-    offsets = base.tokenizer(example.text, return_offsets_mapping=True)["offset_mapping"]
-    targets = [IGNORE] * len(ids)
-    words = []
-    for span in example.spans:
-        own = [i for i, (start, end) in enumerate(offsets) if span.start <= start < end <= span.end]
-        if not own:
-            raise BadData(
-                f"no token is the word {example.text[span.start : span.end]!r}", file=example.file, row=example.row
-            )
-        words.append(own[0])
-        for i in own:
-            targets[i] = labels.index(span.label)
-    return HeadRow(ids, tuple(targets), tuple(words))
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,16 +87,20 @@ class HeadLearned:
         return found
 
 
-def padded(rows: Sequence[HeadRow], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """(ids, mask) `[rows, width]`, padded on the right."""
-    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row.ids) for row in rows], batch_first=True)
-    lengths = torch.tensor([row.length for row in rows])
-    mask = torch.arange(ids.shape[1]) < lengths[:, None]
-    return ids.to(device), mask.long().to(device)
-
-
 def begin_prefix(recipe: PTuningV2, base: HeadBase, labels: int) -> HeadLearned:
-    """A fresh prefix under a fresh head, as PEFT builds both."""
+    """A fresh prefix under a fresh head, as PEFT builds both, over `base`'s own encoder. Random parts come from torch's
+    global generator: seed it first.
+
+    Raises `InvalidRequest` where a sequence's head would stand on a pooler of random numbers.
+    """
+    model = base.classifier(recipe.head, labels)
+    inner = getattr(model, model.base_model_prefix)
+    if getattr(inner, "pooler", None) is not None and not base.has_pooler and not recipe.pooler:
+        raise InvalidRequest(
+            f"{base.label} has no pooler of its own, which is what a sequence's head stands on: set pooler = true, so "
+            "that it is trained.",
+            param="method.pooler",
+        )
     config = PrefixTuningConfig(
         task_type=_TASK_TYPES[recipe.head],
         num_virtual_tokens=recipe.virtual_tokens,
@@ -216,20 +110,52 @@ def begin_prefix(recipe: PTuningV2, base: HeadBase, labels: int) -> HeadLearned:
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = get_peft_model(base.classifier(recipe.head, labels), config)
-    return HeadLearned(base, recipe.head, model)
+        learned = HeadLearned(base, recipe.head, get_peft_model(model, config).to(base.device))
+    learned.train(False)
+    return learned
 
 
 def begin_full(base: HeadBase, head: str, labels: int) -> HeadLearned:
     """The whole encoder, to be trained, under a fresh head."""
-    return HeadLearned(base, head, base.classifier(head, labels).requires_grad_(True))
+    return HeadLearned(base, head, base.whole(head, labels).requires_grad_(True))
 
 
-def _quietly(kind: Any, source: str, **options: Any) -> Any:
-    """Loaded in float32, without the warning that a head is new."""
-    said = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        return kind.from_pretrained(source, dtype=torch.float32, **options)
-    finally:
-        transformers_logging.set_verbosity(said)
+def head_start(learned: HeadLearned, virtual_tokens: int) -> Start:
+    """Its numbers as they are, for `many.Trainer`. Raises `InvalidRequest` where the model's head is of a build that
+    softmux does not know."""
+    soft, head = learned.peft.prompt_encoder[_ADAPTER], _head(learned)
+    ids = torch.arange(3, 6, device=learned.device)[None]
+    model = learned.peft.base_model
+    with torch.no_grad():
+        states = getattr(model, model.base_model_prefix)(input_ids=ids)[0][0]
+        own, expected = head(states[: 1 if head.first else None]), model(input_ids=ids).logits.view(-1, head.labels)
+    if not torch.allclose(own, expected, rtol=1e-4, atol=1e-4):
+        raise InvalidRequest(f"{type(model).__name__}'s head is of a build that softmux can't tune.", param="base")
+    return Start(soft, virtual_tokens, True, {}, head=head)
+
+
+@torch.no_grad()
+def put_head(learned: HeadLearned, values: Mapping[str, torch.Tensor]) -> None:
+    """Writes what was learned, by `Start`'s names, into PEFT's modules."""
+    for name, parameter in learned.peft.prompt_encoder[_ADAPTER].named_parameters():
+        parameter.copy_(values[f"soft.{name}"])
+    for name, parameter in _head(learned).values():
+        parameter.copy_(values[f"head.{name}"])
+
+
+def _head(learned: HeadLearned) -> Head:
+    model = learned.peft.base_model
+    pooler = getattr(getattr(model, model.base_model_prefix), "pooler", None) if learned.head == "sequence" else None
+    learns_pooler = isinstance(pooler, ModulesToSaveWrapper)
+    return Head(
+        _learned(model.classifier),
+        None if pooler is None else _learned(pooler),
+        first=learned.head == "sequence",
+        learns_pooler=learns_pooler,
+    )
+
+
+def _learned(module: Any) -> torch.nn.Module:
+    """What PEFT has put in a module's place, or the module itself."""
+    own: torch.nn.Module = module.modules_to_save[_ADAPTER] if isinstance(module, ModulesToSaveWrapper) else module
+    return own

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from softmux.tuning.packing import LowRankRows
+from softmux.tuning.packing import Members
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class LowRank:
     updates: dict[str, tuple[torch.Tensor, torch.Tensor]]
     scaling: float
 
-    def attach(self, model: Any, rows: LowRankRows) -> list[Any]:
+    def attach(self, model: Any, rows: Members) -> list[Any]:
         """Hooks that add the updates for `rows` of the pack that runs next; remove them after it."""
         return [
             model.get_submodule(name).register_forward_hook(_adds(a, b, self.scaling, rows))
@@ -26,7 +26,7 @@ class LowRank:
         ]
 
 
-def _adds(a: torch.Tensor, b: torch.Tensor, scaling: float, rows: LowRankRows) -> Callable[..., torch.Tensor]:
+def _adds(a: torch.Tensor, b: torch.Tensor, scaling: float, rows: Members) -> Callable[..., torch.Tensor]:
     def add(_module: Any, given: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         x = given[0].reshape(-1, given[0].shape[-1])
         own = x.index_select(0, rows.padded.flatten()).view(*rows.padded.shape, -1)

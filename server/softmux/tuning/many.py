@@ -10,17 +10,17 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from softmux.errors import SoftmuxError
 from softmux.tuning.cohort import Adam, Cohort, Rates, Start, tables_of
-from softmux.tuning.frozen import FrozenBase
+from softmux.tuning.frozen_module import FrozenModule
 from softmux.tuning.packing import Packed, Place, Placed, Prepared, pack, packs, prepare
 from softmux.tuning.recipe import Train
 from softmux.tuning.room import tokens_at_once
-from softmux.tuning.rows import Row
+from softmux.tuning.rows import TaskRow
 from softmux.tuning.trainer import Progress, Trained, batches, rate
 
 
@@ -32,8 +32,8 @@ class Job:
 
     name: str
     start: Start
-    rows: Sequence[Row]
-    validation: Sequence[Row]
+    rows: Sequence[TaskRow]
+    validation: Sequence[TaskRow]
     how: Train
     prefix: int = 0
     measures_start: bool = False
@@ -55,7 +55,7 @@ class Active:
 
     job: Job
     cohort: Cohort
-    draws: Iterator[list[Row]]
+    draws: Iterator[list[TaskRow]]
     prepared: dict[int, Prepared]
     validation: list[Prepared]
     best: list[torch.Tensor]
@@ -99,7 +99,7 @@ class Trainer:
     """`tokens`: how many go through the base in one forward and backward, which bounds the memory whatever the number
     of tasks; halved where the device turns out to have too little. `at_once`: how many tasks are in together."""
 
-    def __init__(self, base: FrozenBase, *, tokens: int | None = None, at_once: int = 64) -> None:
+    def __init__(self, base: FrozenModule, *, tokens: int | None = None, at_once: int = 64) -> None:
         self.base = base
         self.tokens = tokens or tokens_at_once(base)
         self.at_once = at_once
@@ -222,22 +222,28 @@ class Trainer:
     def _placed(self, rows: Sequence[Sequence[Prepared]], *, training: bool) -> list[Placed]:
         places = self._places()
         placed = []
-        for number, (active, own) in enumerate(zip(self.active, rows, strict=True)):
+        for active, own in zip(self.active, rows, strict=True):
             total = sum(float(row.kept.sum()) for row in own) if training else 1.0
-            vectors, prefix_at, low_rank = places[id(active)]
-            place = Place(
-                number, vectors, prefix_at, active.cohort.outputs if active.cohort.is_prefix else 0, total, low_rank
-            )
+            place = replace(places[id(active)], total=total)
             placed += [(row, place) for row in own]
         return placed
 
-    def _places(self) -> Mapping[int, tuple[int, int, tuple[int, int] | None]]:
-        """Of each active task: where its vectors, or its prefix, begin in the step's tables; its LoRA."""
+    def _places(self) -> Mapping[int, Place]:
+        """Of each active task, by its `id`: where its vectors, or its prefix, begin in the step's tables, its LoRA and
+        its head; without its total."""
+        numbers = {id(active): number for number, active in enumerate(self.active)}
         vectors = prefixes = 0
         found = {}
         for number, cohort in enumerate(self._cohorts):
             for index, active in enumerate(other for other in self.active if other.cohort is cohort):
-                found[id(active)] = (vectors, prefixes, (number, index) if cohort.has_low_rank else None)
+                found[id(active)] = Place(
+                    numbers[id(active)],
+                    vectors,
+                    prefixes,
+                    cohort.outputs if cohort.is_prefix else 0,
+                    low_rank=(number, index) if cohort.has_low_rank else None,
+                    head=(number, index) if cohort.has_head else None,
+                )
                 vectors += 0 if cohort.is_prefix else cohort.outputs
                 prefixes += cohort.outputs if cohort.is_prefix else 0
         return found

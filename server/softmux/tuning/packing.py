@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from softmux.tuning.rows import Row
+from softmux.tuning.rows import IGNORE, HeadRow, TaskRow
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -23,20 +23,26 @@ Floats = NDArray[np.float64]
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A row as arrays. `ids`: input, then answer, without the places of a prefix; learned token i is `-1 - i`.
-    `kept [len(ids)]`: each token's weight in the loss, before it is divided by the task's sum. `taught`: the row's."""
+    `kept [len(ids)]`: each token's weight in the loss, before it is divided by the task's sum. `taught`: the row's.
+    `labels [len(ids)]`: what a head says at each token; None where tokens themselves are said, by those before them."""
 
     ids: Ints
     kept: Floats
     answer_tokens: int
     taught: NDArray[np.float32] | None = None
+    labels: Ints | None = None
 
     @property
     def length(self) -> int:
         return len(self.ids)
 
 
-def prepare(row: Row, prefix: int, dampening: float) -> Prepared:
-    """Answers weigh 1, the input's own tokens `dampening`; what nothing comes before, and learned tokens, nothing."""
+def prepare(row: TaskRow, prefix: int, dampening: float) -> Prepared:
+    """Answers weigh 1, the input's own tokens `dampening`; what nothing comes before, and learned tokens, nothing. Of a
+    row with a head each label weighs 1, a sequence's at its first token."""
+    if isinstance(row, HeadRow):
+        said = np.array([*row.targets, *[IGNORE] * (len(row.ids) - len(row.targets))], dtype=np.int64)
+        return Prepared(np.array(row.ids, dtype=np.int64), (said != IGNORE).astype(np.float64), 0, labels=said)
     ids = np.array([*row.ids[prefix:], *row.answer], dtype=np.int64)
     kept = np.where(ids >= 0, dampening, 0.0)
     kept[len(ids) - len(row.answer) :] = 1.0
@@ -48,7 +54,7 @@ def prepare(row: Row, prefix: int, dampening: float) -> Prepared:
 class Place:
     """A task within a step: its `number` there, where its vectors begin in the table of vectors, where its prefix of
     `prefix` tokens begins in the table of prefixes, and the `total` weight that its losses are divided by. `low_rank`
-    is (cohort, index) of its LoRA; None without."""
+    is (cohort, index) of its LoRA, `head` of its head; None without."""
 
     number: int
     vectors: int = 0
@@ -56,6 +62,7 @@ class Place:
     prefix: int = 0
     total: float = 1.0
     low_rank: tuple[int, int] | None = None
+    head: tuple[int, int] | None = None
 
 
 Placed = tuple[Prepared, Place]
@@ -68,8 +75,8 @@ class Packed:
     `cu_q`, `cu_kv` `[rows + 1]`: where rows begin among tokens, and among keys with prefixes; `prefix_from [P]` says
     which prefix tokens are keys here, `kv_order [tokens + P]` puts `cat(tokens, prefixes)` into the rows' order.
     Logits are wanted at `wanted [targets]`; loss i is `targets[i]`'s, weighs `shares[i]`, and is task `owners[i]`'s.
-    `low_rank`: for each LoRA cohort (its number, its members here, their tokens). A teacher's hidden state
-    `taught[i]` is what the target at `taught_at[i]` of `targets` is learned from; None where no row has a teacher.
+    `low_rank`: the tokens of each cohort with a LoRA; `heads`: the targets of each with a head. A teacher's hidden
+    state `taught[i]` is what the target at `taught_at[i]` of `targets` is learned from; None where none has a teacher.
     """
 
     tokens: torch.Tensor
@@ -85,17 +92,18 @@ class Packed:
     targets: torch.Tensor
     shares: torch.Tensor
     owners: torch.Tensor
-    low_rank: tuple[LowRankRows, ...]
+    low_rank: tuple[Members, ...]
+    heads: tuple[Members, ...]
     lengths: tuple[tuple[int, int], ...]
     taught: torch.Tensor | None = None
     taught_at: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class LowRankRows:
-    """Tokens whose rows have a LoRA of `cohort`. `members [n]` are indices in it; member i's tokens are
-    `padded[i]`, filled up with its own first; `flat` are the places of the true ones in `padded.flatten()`, whose
-    packed tokens are `at`."""
+class Members:
+    """What a pack holds of the tasks of one `cohort`: tokens, or targets. `members [n]` are indices in it; member i's
+    are `padded[i]`, filled up with its own first; `flat` are the places of the true ones in `padded.flatten()`, which
+    are `at` of the pack."""
 
     cohort: int
     members: torch.Tensor
@@ -155,6 +163,11 @@ def pack(rows: Sequence[Placed], device: torch.device) -> Packed:
     if states:
         answers_at = np.where([row.taught is not None for row in prepared], starts[1:] - _answers(prepared), len(ids))
         taught, taught_at = put(np.concatenate(states)), put(np.flatnonzero(targets >= answers_at[row_of[targets]]))
+    each = np.bincount(row_of[targets], minlength=len(rows))
+    ends = np.cumsum(each)
+    said, behind = ids, 1
+    if prepared[0].labels is not None:
+        said, behind = np.concatenate([row.labels for row in prepared if row.labels is not None]), 0
     return Packed(
         tokens=put(np.maximum(ids, 0)),
         positions=put(within + prefixes[row_of]),
@@ -165,11 +178,12 @@ def pack(rows: Sequence[Placed], device: torch.device) -> Packed:
         longest=(int(lengths.max()), int((lengths + prefixes).max())),
         prefix_from=prefix_from,
         kv_order=order,
-        wanted=put(targets - 1),
-        targets=put(ids[targets]),
+        wanted=put(targets - behind),
+        targets=put(said[targets]),
         shares=put((kept[targets] / totals[row_of[targets]]).astype(np.float32)),
         owners=put(owners[row_of[targets]]),
-        low_rank=tuple(_low_rank(places, starts, put)),
+        low_rank=tuple(_members([place.low_rank for place in places], starts[:-1], starts[1:], put)),
+        heads=tuple(_members([place.head for place in places], ends - each, ends, put)),
         lengths=tuple(zip(lengths.tolist(), (lengths + prefixes).tolist(), strict=True)),
         taught=taught,
         taught_at=taught_at,
@@ -180,12 +194,13 @@ def _answers(rows: Sequence[Prepared]) -> Ints:
     return np.array([row.answer_tokens for row in rows], dtype=np.int64)
 
 
-def _low_rank(places: Sequence[Place], starts: Ints, put: object) -> Iterator[LowRankRows]:
+def _members(places: Sequence[tuple[int, int] | None], starts: Ints, ends: Ints, put: object) -> Iterator[Members]:
+    """Of rows whose tasks are (cohort, index), and that hold what lies from `starts` to `ends`, by cohort."""
     assert callable(put)
     tokens: dict[int, dict[int, list[Ints]]] = {}
-    for place, start, end in zip(places, starts[:-1], starts[1:], strict=True):
-        if place.low_rank is not None:
-            cohort, member = place.low_rank
+    for place, start, end in zip(places, starts, ends, strict=True):
+        if place is not None and start < end:
+            cohort, member = place
             tokens.setdefault(cohort, {}).setdefault(member, []).append(np.arange(start, end))
     for cohort, members in tokens.items():
         own = [np.concatenate(runs) for runs in members.values()]
@@ -195,7 +210,7 @@ def _low_rank(places: Sequence[Place], starts: Ints, put: object) -> Iterator[Lo
             padded[i] = run[0]
             padded[i, : len(run)] = run
             flat.append(i * padded.shape[1] + np.arange(len(run)))
-        yield LowRankRows(
+        yield Members(
             cohort,
             put(np.array(list(members), dtype=np.int64)),
             put(padded),

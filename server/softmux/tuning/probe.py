@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import cross_entropy
 
-from softmux.tuning.heads import HeadBase, HeadRow, padded
-from softmux.tuning.rows import IGNORE
+from softmux.tuning.head_base import HeadBase
+from softmux.tuning.head_rows import padded
+from softmux.tuning.rows import IGNORE, HeadRow
 
 _DECAYS = (1e-5, 1e-4, 1e-3, 1e-2)
 _ITERATIONS = 200
@@ -24,7 +25,7 @@ def probe(
 ) -> list[list[int]]:
     """The probe's labels of the rows of `test`, as `HeadLearned.predict` gives them. It sees the mean of a sequence's
     last hidden states, or a token's own; of the weight decays tried, the validation rows pick one."""
-    encoder = base.encoder()
+    encoder = base.model
     x, y = _features(encoder, base, head, train)
     held_x, held_y = _features(encoder, base, head, validation)
     mean, spread = x.mean(0), x.std(0).clamp(min=1e-6)
@@ -40,7 +41,7 @@ def probe(
 
 
 def probe_parameters(base: HeadBase, labels: int) -> int:
-    return (int(base.encoder().config.hidden_size) + 1) * labels
+    return (int(base.model.config.hidden_size) + 1) * labels
 
 
 def _features(

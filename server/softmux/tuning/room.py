@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from softmux.tuning.frozen import FrozenBase
+from softmux.tuning.frozen_module import FrozenModule
 
 CPU_TOKENS = 2048
 
 
-def tokens_at_once(base: FrozenBase) -> int:
+def tokens_at_once(base: FrozenModule) -> int:
     """As many as half of a GPU's free memory holds the activations of; a CPU is filled by few."""
     if base.device.type != "cuda":
         return CPU_TOKENS

@@ -41,6 +41,32 @@ class Row:
         return sum(token >= 0 for token in self.ids)
 
 
+@dataclass(frozen=True, slots=True)
+class HeadRow:
+    """A row of a task with a head. `ids` is the text's tokens, special ones included. `targets` is its label's index,
+    or one for each token (`IGNORE` where it has none); `words` the first token of each labelled word."""
+
+    ids: tuple[int, ...]
+    targets: tuple[int, ...]
+    words: tuple[int, ...] = ()
+
+    @property
+    def length(self) -> int:
+        return len(self.ids)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the input: all."""
+        return len(self.ids)
+
+    @property
+    def answer(self) -> tuple[int, ...]:
+        return self.targets
+
+
+TaskRow = Row | HeadRow
+
+
 def encode(example: Example, layout: Layout, encoder: Encoder, vocab_size: int, end_id: int | None) -> Row:
     """The row of an example. The answer is encoded on its own, as a model generates it, then `end_id` unless None."""
     ids = lay_out(layout, encoder, vocab_size=vocab_size, prompt=example.text)

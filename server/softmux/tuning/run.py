@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,14 +22,14 @@ from softmux.tuning.board import shown
 from softmux.tuning.data import BadData, Example
 from softmux.tuning.device_words import device_words
 from softmux.tuning.evaluate import evaluate
-from softmux.tuning.heads import HeadBase, load_head_base
+from softmux.tuning.head_base import HeadBase, load_head_base
 from softmux.tuning.library import Library
 from softmux.tuning.many import Finished
 from softmux.tuning.methods import Learned, begin, put, start_of, take_out
 from softmux.tuning.plan import Plan, announce, answers_of, plan_of
 from softmux.tuning.recipe import MethodRecipe, PTuningV2, Recipe
 from softmux.tuning.rows import Row, encode
-from softmux.tuning.run_heads import tune_head
+from softmux.tuning.run_heads import tune_heads
 from softmux.tuning.together import Together, precision, train_together
 from softmux.tuning.transfer import saved_method
 from softmux.tuning.write import Report, write_folder
@@ -91,22 +91,26 @@ def _run(
 ) -> list[Report]:
     reports: dict[Path, Report] = {}
     failed = []
-    groups: dict[tuple[str, bool | None], list[Plan]] = {}
+    groups: dict[tuple[str, bool | None, bool], list[Plan]] = {}
     for plan in plans:
-        if isinstance(plan.recipe.method, PTuningV2):
+        recipe = plan.recipe
+        has_head = isinstance(recipe.method, PTuningV2)
+        groups.setdefault((recipe.base, recipe.train.bfloat16, has_head), []).append(plan)
+    for (_, _, has_head), group in groups.items():
+        ended: Iterable[tuple[Plan, Report | str]]
+        if has_head:
             assert not isinstance(base, Base)
-            head_base = base or load_head_base(plan.recipe, device, cache)
-            reports[plan.path] = tune_head(plan, head_base, console)
+            head_base = base or load_head_base(group[0].recipe, device, cache)
+            ended = tune_heads(group, head_base, console, together)
         else:
-            groups.setdefault((plan.recipe.base, plan.recipe.train.bfloat16), []).append(plan)
-    for group in groups.values():
-        assert not isinstance(base, HeadBase)
-        words_base = base or load_base(group[0].recipe, device, cache)
-        for plan, ended in _tune_words(group, words_base, console, together, library):
-            if isinstance(ended, Report):
-                reports[plan.path] = ended
+            assert not isinstance(base, HeadBase)
+            words_base = base or load_base(group[0].recipe, device, cache)
+            ended = _tune_words(group, words_base, console, together, library)
+        for plan, what in ended:
+            if isinstance(what, Report):
+                reports[plan.path] = what
             else:
-                failed.append(f"{plan.recipe.task}: {ended}" if len(plans) > 1 else ended)
+                failed.append(f"{plan.recipe.task}: {what}" if len(plans) > 1 else what)
     if failed:
         raise SoftmuxError(" ".join(failed))
     return [reports[plan.path] for plan in plans]

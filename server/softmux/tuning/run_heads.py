@@ -1,76 +1,163 @@
-"""Tasks with a head, from their rows to their folders."""
+"""Tasks with a head, from their rows to their folders: all tasks of an encoder are trained at once."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from rich.console import Console
 
 from softmux.tuning.board import Board, shown
+from softmux.tuning.data import BadData, Example
 from softmux.tuning.device_words import device_words
 from softmux.tuning.evaluate import Figures, score_labels
-from softmux.tuning.heads import HeadBase, begin_full, begin_prefix, encode_row, labels_of
+from softmux.tuning.frozen_encoder import positions_of
+from softmux.tuning.head_base import HeadBase
+from softmux.tuning.head_rows import encode_row, labels_of
+from softmux.tuning.heads import HeadLearned, begin_full, begin_prefix, head_start, put_head
+from softmux.tuning.many import Finished, Job
 from softmux.tuning.plan import Plan, announce, count
 from softmux.tuning.probe import probe, probe_parameters
-from softmux.tuning.recipe import PTuningV2
+from softmux.tuning.recipe import PTuningV2, Recipe
+from softmux.tuning.rows import HeadRow
+from softmux.tuning.together import Together, precision, train_together
 from softmux.tuning.trainer import Progress, train
 from softmux.tuning.write import Report, write_folder
 
 
-def tune_head(plan: Plan, base: HeadBase, console: Console) -> Report:
-    """A task with a head: the learned prefix, and beside it what the recipe asks to compare it with."""
+@dataclass(frozen=True, slots=True)
+class LaidHead:
+    """A plan's rows as ids. `real` are those to train that are not made up, `rows` all of them."""
+
+    plan: Plan
+    labels: list[str]
+    real: list[HeadRow]
+    rows: list[HeadRow]
+    validation: list[HeadRow]
+    test: list[HeadRow]
+
+
+def tune_heads(
+    plans: Sequence[Plan], base: HeadBase, console: Console, together: Together
+) -> Iterator[tuple[Plan, Report | str]]:
+    """Tasks with a head, over one encoder: a report, and its folder written, or why there is none."""
+    started = time.monotonic()
+    laid: dict[str, LaidHead] = {}
+    jobs = []
+    for plan in plans:
+        assert isinstance(plan.recipe.method, PTuningV2)
+        own = laid[plan.recipe.task] = lay_out_heads(plan, base, plan.recipe.method.virtual_tokens)
+        job = head_job(plan.recipe.task, plan.recipe, base, own)
+        announce(console, plan.recipe, len(own.rows), plan.parts, job.start.values().values(), base.label)
+        jobs.append(job)
+    with shown(console, {job.name: job.how.steps for job in jobs}, together.tensorboard) as board:
+        finished, checkpoint = train_together(
+            base, jobs, precision(base, plans[0].recipe.train), together, board.see, console
+        )
+    seconds = time.monotonic() - started
+    for ended in finished:
+        own = laid[ended.name]
+        if ended.error is not None:
+            yield own.plan, ended.error
+            continue
+        report = _measured(own, base, ended, seconds, console)
+        console.print(
+            *([f"{ended.name}:"] if len(plans) > 1 else []),
+            ", ".join(f"{name} {value:.3f}" for name, value in report.tuned.values.items()),
+            f"→ {own.plan.out}",
+        )
+        yield own.plan, report
+    checkpoint.remove()
+
+
+def lay_out_heads(plan: Plan, base: HeadBase, prefix: int) -> LaidHead:
+    """The plan's rows, which stand behind a prefix of so many at most. Those to train are left out where they are
+    longer than `data.max_tokens`; raises `BadData` where all of them are, or where a row that is measured on is longer
+    than the base takes."""
     recipe, parts = plan.recipe, plan.parts
     assert isinstance(recipe.method, PTuningV2)
     head, labels = recipe.method.head, labels_of(recipe, plan.examples)
-    real, made, validation, test = (
-        [encode_row(example, base, head, labels) for example in some]
-        for some in (parts.train, plan.extra, parts.validation, parts.test)
-    )
-    rows = [row for row in (*real, *made) if row.length <= recipe.data.max_tokens]
+    most = positions_of(base.model)[1] - prefix
+
+    def encoded(examples: Sequence[Example], at_most: int) -> list[HeadRow]:
+        rows = [encode_row(example, base, head, labels) for example in examples]
+        return [row for row in rows if row.length <= at_most]
+
+    fits = min(recipe.data.max_tokens, most)
+    real, made = encoded(parts.train, fits), encoded(plan.extra, fits)
+    if not real:
+        raise BadData(
+            f"every row is longer than {fits} tokens, the lesser of data.max_tokens and what the base takes behind the "
+            "prefix; cut the texts",
+            file=parts.train[0].file,
+        )
+    test = [encode_row(example, base, head, labels) for example in parts.test]
+    for example, row in zip(parts.test, test, strict=True):
+        if row.length > most:
+            raise BadData(
+                f"this text is {row.length} tokens, and behind the prefix the base takes {most}; cut it",
+                file=example.file,
+                row=example.row,
+            )
+    return LaidHead(plan, labels, real, [*real, *made], encoded(parts.validation, most), test)
+
+
+def head_job(name: str, recipe: Recipe, base: HeadBase, laid: LaidHead) -> Job:
+    learned = fresh_head(recipe, base, laid)
+    assert isinstance(recipe.method, PTuningV2)
+    return Job(name, head_start(learned, recipe.method.virtual_tokens), laid.rows, laid.validation, recipe.train)
+
+
+def fresh_head(recipe: Recipe, base: HeadBase, laid: LaidHead) -> HeadLearned:
+    """The numbers that a recipe's method has of its own, by its seed."""
+    assert isinstance(recipe.method, PTuningV2)
+    torch.manual_seed(recipe.train.seed)
+    return begin_prefix(recipe.method, base, len(laid.labels))
+
+
+def _measured(laid: LaidHead, base: HeadBase, ended: Finished, seconds: float, console: Console) -> Report:
+    """Writes the folder of what was learned, with its figures and those of what the recipe compares it with."""
+    plan, recipe, labels, test = laid.plan, laid.plan.recipe, laid.labels, laid.test
+    assert isinstance(recipe.method, PTuningV2)
+    head = recipe.method.head
     meant = [row.targets if head == "sequence" else [row.targets[word] for word in row.words] for row in test]
 
     def figures(found: Sequence[Sequence[int]], parameters: int) -> Figures:
         return Figures(len(test), score_labels(head, found, meant), parameters)
 
-    started = time.monotonic()
-    torch.manual_seed(recipe.train.seed)
-    learned = begin_prefix(recipe.method, base, len(labels))
-    announce(console, recipe, len(rows), parts, learned.parameters(), base.label)
-    with _bar(console, recipe.task, recipe.train.steps) as watch:
-        trained = train(learned, rows, validation, recipe.train, watch)
-    seconds = time.monotonic() - started
+    learned = fresh_head(recipe, base, laid)
+    put_head(learned, ended.values)
     tuned = figures(learned.predict(test), count(learned.parameters()))
     beside: dict[str, Figures] = {}
     if recipe.evaluate.probe:
         console.print("fitting a linear probe")
         beside["linear probe"] = figures(
-            probe(base, head, len(labels), real, validation, test), probe_parameters(base, len(labels))
+            probe(base, head, len(labels), laid.real, laid.validation, test), probe_parameters(base, len(labels))
         )
     if recipe.evaluate.full is not None:
         console.print("training the whole encoder")
         torch.manual_seed(recipe.evaluate.full.seed)
         full = begin_full(base, head, len(labels))
         with _bar(console, "whole encoder", recipe.evaluate.full.steps) as watch:
-            train(full, rows, validation, recipe.evaluate.full, watch)
+            train(full, laid.rows, laid.validation, recipe.evaluate.full, watch)
         beside["full fine-tuning"] = figures(full.predict(test), count(full.parameters()))
     report = Report(
         recipe=recipe,
         base_label=base.label,
-        trained=trained,
+        trained=ended.trained,
         tuned=tuned,
         beside=beside,
-        rows=(len(rows), len(validation), len(test)),
-        lengths=(min(row.length for row in rows), max(row.length for row in rows)),
+        rows=(len(laid.rows), len(laid.validation), len(test)),
+        lengths=(min(row.length for row in laid.rows), max(row.length for row in laid.rows)),
         seconds=seconds,
         device=device_words(base.device),
         labels=labels,
         base_fingerprint=base.fingerprint,
     )
     write_folder(plan.out, plan.path, learned, report)
-    console.print(", ".join(f"{name} {value:.3f}" for name, value in report.tuned.values.items()), f"→ {plan.out}")
     return report
 
 

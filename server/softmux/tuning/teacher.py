@@ -19,9 +19,10 @@ from softmux.tuning.base import Base, source_of
 from softmux.tuning.data import BadData, Example, decode
 from softmux.tuning.distillation import INPUT, Distillation
 from softmux.tuning.evaluate import continued, likeliest
-from softmux.tuning.frozen import FrozenBase, Tables
+from softmux.tuning.frozen import FrozenBase
 from softmux.tuning.packing import Place, pack, packs, prepare
 from softmux.tuning.rows import Batch, Row, collate
+from softmux.tuning.tables import Tables
 
 PACK_TOKENS = 4096
 

@@ -14,6 +14,9 @@ from softmux.tuning.base import Base, tensor_cores
 from softmux.tuning.checkpoint import Checkpoint, run_digest
 from softmux.tuning.fetch import cache_dir
 from softmux.tuning.frozen import FrozenBase, prove
+from softmux.tuning.frozen_encoder import FrozenEncoder, prove_encoder
+from softmux.tuning.frozen_module import FrozenModule
+from softmux.tuning.head_base import HeadBase
 from softmux.tuning.many import Finished, Job, Trainer, Watch
 from softmux.tuning.recipe import Train
 
@@ -32,7 +35,7 @@ class Together:
     checkpointing: bool = False
     tensorboard: Path | None = None
 
-    def trainer(self, base: FrozenBase) -> Trainer:
+    def trainer(self, base: FrozenModule) -> Trainer:
         return Trainer(base, tokens=self.tokens, at_once=self.at_once)
 
     def checkpoint(self, trainer: Trainer, jobs: Sequence[Job]) -> Checkpoint:
@@ -40,14 +43,14 @@ class Together:
         return Checkpoint(folder / f"{run_digest(jobs, trainer)[:32]}.safetensors", self.save_every)
 
 
-def precision(base: Base, how: Train) -> torch.dtype:
-    """bfloat16 where the recipe says so, or on a GPU where it says nothing."""
-    on = how.bfloat16 if how.bfloat16 is not None else base.device.type == "cuda"
+def precision(base: Base | HeadBase, how: Train) -> torch.dtype:
+    """bfloat16 where the recipe says so, or, of tasks that generate, on a GPU where it says nothing."""
+    on = how.bfloat16 if how.bfloat16 is not None else base.device.type == "cuda" and isinstance(base, Base)
     return torch.bfloat16 if on else torch.float32
 
 
 def train_together(
-    base: Base,
+    base: Base | HeadBase,
     jobs: Sequence[Job],
     dtype: torch.dtype,
     together: Together,
@@ -57,10 +60,7 @@ def train_together(
 ) -> tuple[list[Finished], Checkpoint]:
     """What became of each job, in the jobs' order, and the checkpoint of the run: remove it when all is written.
     `teacher`: as `FrozenBase` has it, of a teacher on another base."""
-    model = base.model if dtype == torch.float32 else copy.deepcopy(base.model).to(dtype)
-    frozen = FrozenBase(model, checkpointing=together.checkpointing, teacher=teacher)
-    prove(frozen, base.vocab_size)
-    trainer = together.trainer(frozen)
+    trainer = together.trainer(_proved(base, dtype, together.checkpointing, teacher))
     checkpoint = together.checkpoint(trainer, jobs)
     if together.fresh:
         checkpoint.remove()
@@ -73,3 +73,20 @@ def train_together(
         checkpoint.save(trainer)
     by_name = {ended.name: ended for ended in trainer.finished}
     return [by_name[job.name] for job in jobs], checkpoint
+
+
+def _proved(
+    base: Base | HeadBase,
+    dtype: torch.dtype,
+    checkpointing: bool,
+    teacher: Callable[[torch.Tensor], torch.Tensor] | None,
+) -> FrozenModule:
+    """The base, run over packed rows and seen to be right."""
+    model = base.model if dtype == torch.float32 else copy.deepcopy(base.model).to(dtype)
+    if isinstance(base, HeadBase):
+        encoder = FrozenEncoder(model, checkpointing=checkpointing)
+        prove_encoder(encoder, base.vocab_size)
+        return encoder
+    frozen = FrozenBase(model, checkpointing=checkpointing, teacher=teacher)
+    prove(frozen, base.vocab_size)
+    return frozen

@@ -1,0 +1,108 @@
+"""The frozen encoder that tasks with a head are tuned over: loaded once, in float32, never changed."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
+from transformers import logging as transformers_logging
+
+from softmux.engine.bases import family_of
+from softmux.engine.fingerprint import base_fingerprint
+from softmux.errors import InvalidRequest
+from softmux.formats.peft_types import takes_prefix
+from softmux.tuning.base import OverBase, device_of, label_of, source_of
+
+_CLASSES: dict[str, Any] = {"sequence": AutoModelForSequenceClassification, "token": AutoModelForTokenClassification}
+
+
+@dataclass(frozen=True, slots=True)
+class HeadBase:
+    """`model` is the encoder without a head. `label` is its name, `fingerprint` what servers know it by (None for a hub
+    id). `has_pooler`: whether what stands before a sequence's head is in the checkpoint."""
+
+    source: str
+    label: str
+    fingerprint: str | None
+    tokenizer: Any
+    model: Any
+    has_pooler: bool
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.model.get_input_embeddings().weight.device
+        return device
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    def classifier(self, head: str, labels: int) -> Any:
+        """This encoder under a fresh head, in evaluation mode. The head comes from torch's global generator; all else
+        is the encoder's own, and what takes a module's place in one classifier takes it in no other."""
+        config = copy.deepcopy(self.model.config)
+        config.num_labels = labels
+        with torch.device("meta"):
+            model = _CLASSES[head].from_config(config)
+        empty = getattr(model, model.base_model_prefix)
+        shared = copy.copy(self.model)
+        shared._modules = {name: part for name, part in self.model._modules.items() if getattr(empty, name) is not None}
+        for name in self.model._modules.keys() - shared._modules.keys():  # RoBERTa's classifiers leave the pooler out
+            shared._modules[name] = None
+        setattr(model, model.base_model_prefix, shared)
+        model.classifier.to_empty(device=self.device)
+        model.classifier.apply(model._init_weights)
+        return model.eval()
+
+    def whole(self, head: str, labels: int) -> Any:
+        """A copy of the encoder of its own, under a fresh head, in evaluation mode."""
+        model, _ = _quietly(_CLASSES[head], self.source, num_labels=labels)
+        return model.to(self.device).eval()
+
+
+def load_head_base(recipe: OverBase, device: str = "auto", cache: Path | None = None) -> HeadBase:
+    """Raises `InvalidRequest` where the recipe's base is no encoder that takes a prefix."""
+    source = source_of(recipe, cache)
+    config = AutoConfig.from_pretrained(source)
+    if family_of(config) != "encoder" or not takes_prefix(config.model_type):
+        raise InvalidRequest(
+            f"{recipe.base} is of type {config.model_type}, and p_tuning_v2 is tuned on encoders that take a prefix: "
+            "BERT, RoBERTa, XLM-R, ELECTRA and models of their build.",
+            param="base",
+        )
+    return open_head_base(source, label_of(recipe), device)
+
+
+def open_head_base(source: str, label: str, device: str = "auto") -> HeadBase:
+    """The encoder in a folder, or of a hub id."""
+    folder = Path(source)
+    model, missing = _quietly(AutoModel, source)
+    return HeadBase(
+        source,
+        label,
+        base_fingerprint(folder) if folder.is_dir() else None,
+        AutoTokenizer.from_pretrained(source),
+        model.to(device_of(device)).eval().requires_grad_(False),
+        has_pooler=getattr(model, "pooler", None) is not None and not any("pooler" in name for name in missing),
+    )
+
+
+def _quietly(kind: Any, source: str, **options: Any) -> tuple[Any, list[str]]:
+    """Loaded in float32, without the warning that a head is new; and the names of what is new."""
+    said = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        model, info = kind.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **options)
+    finally:
+        transformers_logging.set_verbosity(said)
+    return model, list(info["missing_keys"])

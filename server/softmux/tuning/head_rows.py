@@ -1,0 +1,64 @@
+"""Rows of tasks with a head: a row's ids come from `lay_out`, as everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from softmux.errors import InvalidRequest
+from softmux.formats.layout import TransformersEncoder, lay_out
+from softmux.tuning.data import BadData, Example
+from softmux.tuning.head_base import HeadBase
+from softmux.tuning.recipe import PTuningV2, Recipe
+from softmux.tuning.rows import IGNORE, HeadRow
+
+
+def labels_of(recipe: Recipe, examples: Sequence[Example]) -> list[str]:
+    """The labels that the examples have, in the recipe's order. Raises `InvalidRequest` where it names others."""
+    assert isinstance(recipe.method, PTuningV2)
+    if recipe.method.head == "token":
+        found = sorted({span.label for example in examples for span in example.spans})
+        if not found:
+            raise InvalidRequest(f"The source {recipe.data.source} labels no words.", param="data.source")
+    else:
+        found = sorted({example.answer.strip() for example in examples})
+    if recipe.labels is None:
+        return found
+    if sorted(recipe.labels) != found:
+        raise InvalidRequest(
+            f"The recipe's labels are {', '.join(recipe.labels)}, and the data's are {', '.join(found)}.",
+            param="labels",
+        )
+    return list(recipe.labels)
+
+
+def encode_row(example: Example, base: HeadBase, head: str, labels: Sequence[str]) -> HeadRow:
+    """The row of an example. Of a word, every token is labelled, its punctuation's included.
+
+    Raises `BadData` where a word has no token of its own.
+    """
+    ids = lay_out(None, TransformersEncoder(base.tokenizer), vocab_size=len(base.tokenizer), prompt=example.text)
+    if head == "sequence":
+        return HeadRow(ids, (labels.index(example.answer.strip()),))
+    offsets = base.tokenizer(example.text, return_offsets_mapping=True)["offset_mapping"]
+    targets = [IGNORE] * len(ids)
+    words = []
+    for span in example.spans:
+        own = [i for i, (start, end) in enumerate(offsets) if span.start <= start < end <= span.end]
+        if not own:
+            raise BadData(
+                f"no token is the word {example.text[span.start : span.end]!r}", file=example.file, row=example.row
+            )
+        words.append(own[0])
+        for i in own:
+            targets[i] = labels.index(span.label)
+    return HeadRow(ids, tuple(targets), tuple(words))
+
+
+def padded(rows: Sequence[HeadRow], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """(ids, mask) `[rows, width]`, padded on the right."""
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row.ids) for row in rows], batch_first=True)
+    lengths = torch.tensor([row.length for row in rows])
+    mask = torch.arange(ids.shape[1]) < lengths[:, None]
+    return ids.to(device), mask.long().to(device)

@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from softmux.tuning.base import Base, as_base
+from softmux.tuning.head_base import HeadBase, open_head_base
 from softmux.tuning.run import tune
 from softmux.tuning.together import Together
 from softmux.tuning.write import Report
+from support.encoder_tokenizer import save as save_encoder
+from support.encoder_tokenizer import word_piece
 from support.recipe_methods import METHODS
 from support.tokenizers_made import byte_level, save
 
@@ -52,6 +55,24 @@ def base(base_folder: Path) -> Base:
     """Loaded anew for each test, since PEFT takes hold of the model."""
     model = LlamaForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
     return as_base(model, AutoTokenizer.from_pretrained(base_folder), "tiny-base")
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny-encoder")
+    tokenizer = save_encoder(word_piece(), folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=64, pad_token_id=0, initializer_range=0.2,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def head_base(encoder_folder: Path) -> HeadBase:
+    return open_head_base(str(encoder_folder), encoder_folder.name, "cpu")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from pathlib import Path
@@ -10,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from transformers import BertConfig, BertModel
 
 from softmux.errors import InvalidRequest
 from softmux.evaluation.run import evaluate
@@ -20,7 +18,7 @@ from softmux.inspection.base import describe
 from softmux.tuning import sources
 from softmux.tuning.data import BadData, Example, Span
 from softmux.tuning.evaluate import score_labels
-from softmux.tuning.head_base import HeadBase, open_head_base
+from softmux.tuning.head_base import HeadBase
 from softmux.tuning.head_rows import encode_row
 from softmux.tuning.heads import begin_full, begin_prefix
 from softmux.tuning.recipe import PTuningV2, Train, read_recipe
@@ -28,48 +26,9 @@ from softmux.tuning.rows import IGNORE, HeadRow
 from softmux.tuning.run import tune
 from softmux.tuning.trainer import batches
 from softmux.tuning.write import Report
-from support.encoder_tokenizer import save, word_piece
+from support.head_recipes import write
 
-FULL = "[evaluate.full]\nsteps = 10\nlearning_rate = 1e-3\n"
 PARTS = ("number", "street")
-
-
-@pytest.fixture(scope="session")
-def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny-encoder")
-    tokenizer = save(word_piece(), folder)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=64, pad_token_id=0, initializer_range=0.2,
-    )  # fmt: skip
-    BertModel(config).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def head_base(encoder_folder: Path) -> HeadBase:
-    return open_head_base(str(encoder_folder), encoder_folder.name, "cpu")
-
-
-def write(folder: Path, base: Path | str, *, method: str = "", metric: str = "accuracy", more: str = "") -> Path:
-    """A recipe and rows of two words that decide the label, among mixed lengths of others."""
-    folder.mkdir(exist_ok=True)
-    table = io.StringIO()
-    rows = csv.writer(table)
-    rows.writerow(["prompt", "answer"])
-    for number in range(80):
-        word = ("dull", "gripping")[number % 2]
-        rows.writerow([f"{'far too long ' * (number % 3)}film {number} was {word}", (" no", " yes")[number % 2]])
-    (folder / "rows.csv").write_text(table.getvalue())
-    recipe = folder / "recipe.toml"
-    recipe.write_text(
-        f'task = "toy"\nbase = "{base}"\n{more}[data]\nsource = "file"\npath = "rows.csv"\n'
-        f'[method]\nkind = "p_tuning_v2"\nvirtual_tokens = 4\n{method}\n'
-        "[train]\nsteps = 60\nbatch_rows = 8\nlearning_rate = 0.02\nwarmup_steps = 5\nvalidate_every = 20\n"
-        f'like_lengths = true\n[evaluate]\nmetric = "{metric}"\n{FULL}'
-    )
-    return recipe
 
 
 def quietly(recipe: Path, out: Path | None = None) -> Report:

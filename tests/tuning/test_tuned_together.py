@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import io
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +16,7 @@ from softmux.tuning.board import Board, curve, shown
 from softmux.tuning.run import tune, tune_all
 from softmux.tuning.together import Together
 from softmux.tuning.trainer import Progress
+from support.killed_runs import killed_after
 from support.recipe_methods import METHODS
 
 LORA = 'kind = "lora"\nrank = 2\nalpha = 4\ntarget_modules = ["q_proj"]'
@@ -84,31 +81,6 @@ def test_the_command_takes_many(recipes: list[Path], tmp_path: Path) -> None:
     assert sorted(folder.name for folder in (tmp_path / "out").iterdir()) == list(WANTED)
 
 
-def killed_at(recipes: list[Path], out: Path, kept: Path, after: int) -> bool:
-    """Runs `softmux tune` and kills it (SIGKILL) once it was saved `after` times; whether it was still running."""
-    command = [
-        sys.executable,
-        "-m",
-        "softmux.cli",
-        "tune",
-        *map(str, recipes),
-        "--out",
-        str(out),
-        "--device",
-        "cpu",
-        "--no-report",
-    ]
-    child = subprocess.Popen(
-        [*command, "--cache", str(kept), "--save-every", "3"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    seen: set[int] = set()
-    while child.poll() is None and len(seen) < after:
-        seen |= {file.stat().st_mtime_ns for file in (kept / "tuning").glob("*.safetensors")}
-        time.sleep(0.0005)
-    child.send_signal(signal.SIGKILL)
-    return child.wait() == -signal.SIGKILL
-
-
 @pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.nightly)])
 def test_a_killed_run_goes_on_and_ends_with_the_same_vectors(
     kills: int, tmp_path: Path, base_folder: Path, table: bytes
@@ -119,7 +91,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_vectors(
     tune_all(recipes, tmp_path / "whole", "cpu", console=quiet(), together=whole)
     kept = tmp_path / "kept"
     for _ in range(kills):
-        assert killed_at(recipes, tmp_path / "out", kept, 2)
+        assert killed_after(2, recipes, tmp_path / "out", kept)
         assert not (tmp_path / "out").exists(), "nothing is written before all is there"
     said = quiet()
     tune_all(recipes, tmp_path / "out", "cpu", console=said, together=Together(kept=kept / "tuning", save_every=3))

@@ -209,6 +209,8 @@ class Recipe(Closed):
             raise ValueError(f'a {head} head is measured by evaluate.metric = "{_OF_HEADS[head]}"')
         if head is None and self.evaluate.metric in _OF_HEADS.values():
             raise ValueError(f"{self.method.kind} generates, and {self.evaluate.metric} is of heads")
+        if head is not None and self.train.dampening:
+            raise ValueError("train.dampening weighs an input's tokens beside an answer's, and a head says no tokens")
         if head is not None and isinstance(self.labels, dict):
             raise ValueError("a head's labels are a list, in the order of its outputs")
         return self

@@ -48,8 +48,7 @@ def tune_heads(
     laid: dict[str, LaidHead] = {}
     jobs = []
     for plan in plans:
-        assert isinstance(plan.recipe.method, PTuningV2)
-        own = laid[plan.recipe.task] = lay_out_heads(plan, base, plan.recipe.method.virtual_tokens)
+        own = laid[plan.recipe.task] = lay_out_heads(plan, base, method_with_head(plan.recipe).virtual_tokens)
         job = head_job(plan.recipe.task, plan.recipe, base, own)
         announce(console, plan.recipe, len(own.rows), plan.parts, job.start.values().values(), base.label)
         jobs.append(job)
@@ -78,8 +77,7 @@ def lay_out_heads(plan: Plan, base: HeadBase, prefix: int) -> LaidHead:
     longer than `data.max_tokens`; raises `BadData` where all of them are, or where a row that is measured on is longer
     than the base takes."""
     recipe, parts = plan.recipe, plan.parts
-    assert isinstance(recipe.method, PTuningV2)
-    head, labels = recipe.method.head, labels_of(recipe, plan.examples)
+    head, labels = method_with_head(recipe).head, labels_of(recipe, plan.examples)
     most = positions_of(base.model)[1] - prefix
 
     def encoded(examples: Sequence[Example], at_most: int) -> list[HeadRow]:
@@ -106,23 +104,27 @@ def lay_out_heads(plan: Plan, base: HeadBase, prefix: int) -> LaidHead:
 
 
 def head_job(name: str, recipe: Recipe, base: HeadBase, laid: LaidHead) -> Job:
-    learned = fresh_head(recipe, base, laid)
-    assert isinstance(recipe.method, PTuningV2)
-    return Job(name, head_start(learned, recipe.method.virtual_tokens), laid.rows, laid.validation, recipe.train)
+    """A recipe's task over the rows that are laid out."""
+    start = head_start(fresh_head(recipe, base, laid), method_with_head(recipe).virtual_tokens)
+    return Job(name, start, laid.rows, laid.validation, recipe.train)
 
 
 def fresh_head(recipe: Recipe, base: HeadBase, laid: LaidHead) -> HeadLearned:
     """The numbers that a recipe's method has of its own, by its seed."""
-    assert isinstance(recipe.method, PTuningV2)
     torch.manual_seed(recipe.train.seed)
-    return begin_prefix(recipe.method, base, len(laid.labels))
+    return begin_prefix(method_with_head(recipe), base, len(laid.labels))
+
+
+def method_with_head(recipe: Recipe) -> PTuningV2:
+    """The method of a recipe that is known to be of a head."""
+    assert isinstance(recipe.method, PTuningV2)
+    return recipe.method
 
 
 def _measured(laid: LaidHead, base: HeadBase, ended: Finished, seconds: float, console: Console) -> Report:
     """Writes the folder of what was learned, with its figures and those of what the recipe compares it with."""
     plan, recipe, labels, test = laid.plan, laid.plan.recipe, laid.labels, laid.test
-    assert isinstance(recipe.method, PTuningV2)
-    head = recipe.method.head
+    head = method_with_head(recipe).head
     meant = [row.targets if head == "sequence" else [row.targets[word] for word in row.words] for row in test]
 
     def figures(found: Sequence[Sequence[int]], parameters: int) -> Figures:

@@ -7,7 +7,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,16 @@ from softmux.formats.layout import Layout
 from softmux.tuning.base import Base, load_base
 from softmux.tuning.beginning import Beginnings
 from softmux.tuning.board import shown
+from softmux.tuning.head_base import HeadBase, load_head_base
 from softmux.tuning.library import Library
+from softmux.tuning.many import Job
 from softmux.tuning.method_recipe import OWN_INITS
 from softmux.tuning.methods import start_of, take_out
-from softmux.tuning.plan import plan_of
+from softmux.tuning.plan import Plan, plan_of
 from softmux.tuning.recipe import PTuningV2, Recipe, Sweep, read_recipe, to_toml
 from softmux.tuning.rows import Row
 from softmux.tuning.run import beginner, encode_all, fresh
+from softmux.tuning.run_heads import head_job, lay_out_heads, method_with_head
 from softmux.tuning.swept import LEARNING_RATE, Swept, Try, figures, markdown, plot, table, words
 from softmux.tuning.together import Together, precision, train_together
 
@@ -47,8 +50,6 @@ def tries_of(recipe: Recipe) -> list[Try]:
     inits: list[str | None] = [*swept.inits] or [None]
     hows = _hows(swept)
     for method, length, init, how in itertools.product(wholes, lengths, inits, hows):
-        if isinstance(method, PTuningV2):
-            raise InvalidRequest("A sweep trains tasks that generate; p_tuning_v2 is tuned alone.", param="method")
         known, own = type(method).model_fields, method.model_dump(exclude_unset=True)
         fields: dict[str, Any] = {"virtual_tokens": length} if length and "virtual_tokens" in known else {}
         if init is not None:
@@ -102,7 +103,7 @@ def sweep(
     out: Path | None = None,
     device: str = "auto",
     *,
-    base: Base | None = None,
+    base: Base | HeadBase | None = None,
     cache: Path | None = None,
     console: Console | None = None,
     together: Together | None = None,
@@ -116,26 +117,14 @@ def sweep(
     tries = tries_of(recipe)
     out = out or recipe_path.parent / "sweep"
     plan = plan_of(recipe_path, out, cache, recipe)
-    base = base or load_base(recipe, device, cache)
-    jobs = []
-    beginnings = Beginnings(base, library, console)
-    laid: dict[Layout, tuple[list[Row], list[Row]]] = {}
-    for number, one in enumerate(tries):
-        for variant in one.recipes:
-            learned = fresh(variant, base)
-            if learned.layout not in laid:  # tries of one length share their rows
-                laid[learned.layout] = (
-                    encode_all([*plan.parts.train, *plan.extra], learned, variant),
-                    encode_all(plan.parts.validation, learned, variant),
-                )
-            name = ", ".join(one.choices.values()) or "as it is"
-            label = f"{number + 1}: {name}" + (f", seed {variant.train.seed}" if len(one.recipes) > 1 else "")
-            start = start_of(learned)
-            take_out(learned)
-            rows, validation = laid[learned.layout]
-            begun = beginnings.of(beginner(variant, base, recipe_path.parent, validation, learned.prefix), start)
-            job = begun.job(label, rows, validation, variant.train, learned.prefix)
-            jobs.append(replace(job, measures_start=bool(recipe.sweep.inits)))
+    if all(isinstance(one.recipes[0].method, PTuningV2) for one in tries):
+        assert not isinstance(base, Base)
+        base = base or load_head_base(recipe, device, cache)
+        jobs = _head_jobs(tries, plan, base)
+    else:
+        assert not isinstance(base, HeadBase)
+        base = base or load_base(recipe, device, cache)
+        jobs = _word_jobs(tries, plan, base, Beginnings(base, library, console))
     console.print(f"{recipe.task}: {len(tries)} ways of tuning it, {len(jobs)} runs side by side over {base.label}")
     started = time.monotonic()
     with shown(console, {job.name: job.how.steps for job in jobs}, together.tensorboard) as board:
@@ -154,6 +143,42 @@ def sweep(
     console.print(table(swept))
     console.print(f"the pick: {words(swept.pick)} → {out / RECIPE_FILE}, for softmux tune")
     return swept
+
+
+def _word_jobs(tries: Sequence[Try], plan: Plan, base: Base, beginnings: Beginnings) -> list[Job]:
+    """A job for each recipe of each try, of tasks that generate."""
+    jobs = []
+    laid: dict[Layout, tuple[list[Row], list[Row]]] = {}
+    for label, variant in _labelled(tries):
+        learned = fresh(variant, base)
+        if learned.layout not in laid:  # tries of one length share their rows
+            laid[learned.layout] = (
+                encode_all([*plan.parts.train, *plan.extra], learned, variant),
+                encode_all(plan.parts.validation, learned, variant),
+            )
+        start = start_of(learned)
+        take_out(learned)
+        rows, validation = laid[learned.layout]
+        begun = beginnings.of(beginner(variant, base, plan.path.parent, validation, learned.prefix), start)
+        job = begun.job(label, rows, validation, variant.train, learned.prefix)
+        jobs.append(replace(job, measures_start=bool(plan.recipe.sweep.inits)))
+    return jobs
+
+
+def _head_jobs(tries: Sequence[Try], plan: Plan, base: HeadBase) -> list[Job]:
+    """A job for each recipe of each try, of tasks with a head: all share their rows."""
+    variants = list(_labelled(tries))
+    longest = max(method_with_head(variant).virtual_tokens for _, variant in variants)
+    laid = lay_out_heads(replace(plan, recipe=variants[0][1]), base, longest)
+    return [head_job(label, variant, base, laid) for label, variant in variants]
+
+
+def _labelled(tries: Sequence[Try]) -> Iterator[tuple[str, Recipe]]:
+    """Every recipe, under a name of its own."""
+    for number, one in enumerate(tries):
+        name = ", ".join(one.choices.values()) or "as it is"
+        for variant in one.recipes:
+            yield f"{number + 1}: {name}" + (f", seed {variant.train.seed}" if len(one.recipes) > 1 else ""), variant
 
 
 def write(out: Path, swept: Swept) -> None:

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from transformers import BertConfig
 
 from softmux.errors import InvalidRequest
 from softmux.tuning.recipe import read_recipe
 from softmux.tuning.run import tune
-from support import encoder_decoders
 
 
 def test_a_recipe_says_what_it_needs_and_the_rest_has_defaults(write_recipe: Callable[..., Path]) -> None:
@@ -44,9 +44,14 @@ def test_a_missing_or_broken_file_is_said(tmp_path: Path) -> None:
         read_recipe(tmp_path / "broken.toml")
 
 
-def test_an_encoder_decoder_is_not_tuned_and_that_is_said(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
-    encoder_decoders.make_base("t5", tmp_path / "t5")
-    recipe = write_recipe(extra=f'base = "{tmp_path / "t5"}"\n')
-    with pytest.raises(InvalidRequest, match=r"is an encoder-decoder \(t5\), and prompt_tuning is tuned on decoders"):
+def test_an_encoder_is_not_tuned_to_generate_and_that_is_said(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    BertConfig(architectures=["BertModel"]).save_pretrained(tmp_path / "bert")
+    recipe = write_recipe(extra=f'base = "{tmp_path / "bert"}"\n')
+    said = (
+        r'is an encoder \(bert\), and prompt_tuning is tuned on decoders and encoder-decoders\. .* kind = "p_tuning_v2"'
+    )
+    with pytest.raises(InvalidRequest, match=said):
         tune(recipe, tmp_path / "out", "cpu")
     assert not (tmp_path / "out").exists()

@@ -23,6 +23,7 @@ from softmux.engine.anatomy import linear_shapes
 from softmux.engine.attention.base import AttentionBackend, PackedRows
 from softmux.engine.attention.distances import DistanceBias
 from softmux.engine.attention.three_ways import ThreeWayAttention
+from softmux.engine.decoder_tokens import DecoderTokens
 from softmux.engine.kv import PrefixKV
 from softmux.engine.packed import PackedModel
 from softmux.engine.serves import SERVES
@@ -47,8 +48,7 @@ class _Passing(DynamicCache):  # type: ignore[misc]  # transformers is untyped h
 
 
 class PackedEncoderDecoder(PackedModel):
-    """`start`: the token that every decoder begins with. `first`, `last`: those that the generation config forces as
-    the first one generated, and as the last where nothing but `max_tokens` ends a row.
+    """`says`: what its decoder begins with, and is forced to say.
 
     `on_source`: paths of the linear modules that are given source tokens, where all others are given the decoder's.
     """
@@ -65,17 +65,8 @@ class PackedEncoderDecoder(PackedModel):
         self._wanted: torch.Tensor | None = None
         self._known: EncoderDecoderCache | None = None
         super().__init__(module, folder, model_id)
-        given = (getattr(self.module, "generation_config", None), self.config)
-        self.first = _said("forced_bos_token_id", *given)
-        self.last = _said("forced_eos_token_id", *given)
-        start = _said("decoder_start_token_id", *given)
-        start = _said("bos_token_id", *given) if start is None else start
-        if start is None:
-            raise SelfTestFailed(
-                f"{model_id} does not say what its decoder begins with: set decoder_start_token_id in its "
-                "generation_config.json"
-            )
-        self.start = start
+        self.says = DecoderTokens.of(self.module, model_id)
+        self.start = self.says.start
 
     # --- the packed run ----------------------------------------------------------------------------------------------
 
@@ -143,8 +134,7 @@ class PackedEncoderDecoder(PackedModel):
 
     @property
     def begins(self) -> tuple[int, ...]:
-        """What comes before a text that its decoder is to say."""
-        return (self.start,) if self.first is None else (self.start, self.first)
+        return self.says.begins
 
     @contextmanager
     def _packing(self) -> Iterator[None]:
@@ -163,18 +153,19 @@ class PackedEncoderDecoder(PackedModel):
 
     @property
     def forced_first(self) -> int:
-        return int(self.first is not None)
+        return int(self.says.first is not None)
 
     def forced(self, batch: Batch) -> Ints | None:
         """By row that chooses a token: the one it must choose, −1 where it is free. None where nothing is forced."""
-        if self.first is None and self.last is None:
+        first, last = self.says.first, self.says.last
+        if first is None and last is None:
             return None
         table, rows, lengths = batch.table, batch.sampled[batch.choosing], batch.lengths[batch.choosing]
         forced = np.full(len(rows), -1, np.int64)
-        if self.first is not None:
-            forced[lengths == table.prompts[rows]] = self.first
-        if self.last is not None:
-            forced[(lengths + 1 == table.ends[rows]) & (lengths >= table.stops_from[rows])] = self.last
+        if first is not None:
+            forced[lengths == table.prompts[rows]] = first
+        if last is not None:
+            forced[(lengths + 1 == table.ends[rows]) & (lengths >= table.stops_from[rows])] = last
         return forced
 
     def eager(
@@ -322,15 +313,6 @@ def encoder_input(tokens: tuple[int, ...], max_tokens: int, context: int, *, tra
             param="max_tokens",
         )
     return lead, len(tokens)
-
-
-def _said(field: str, *configs: Any) -> int | None:
-    """A token's id by the first of `configs` that names it."""
-    for config in configs:
-        found = getattr(config, field, None)
-        if found is not None:
-            return int(found[0] if isinstance(found, list) else found)
-    return None
 
 
 def _count_into(given: dict[str, int], name: str) -> Any:

@@ -251,7 +251,7 @@ class Engine:
             version=marks[1],
             source=source,
             guide=guide,
-            closes=isinstance(model, PackedEncoderDecoder) and model.last is not None,
+            closes=isinstance(model, PackedEncoderDecoder) and model.says.last is not None,
         )
         self.scheduler.add(sequence)
         return sequence

@@ -11,8 +11,8 @@ import torch
 from torch.nn.functional import kl_div
 
 from softmux.tuning.base import Base
-from softmux.tuning.evaluate import Speaker, continued, inputs_of
-from softmux.tuning.rows import IGNORE, Row, collate
+from softmux.tuning.evaluate import Speaker, answering, continued, inputs_of
+from softmux.tuning.rows import Row
 
 BATCH = 16
 _TIMES = 5
@@ -66,7 +66,7 @@ def prefill(base: Base, speaker: Speaker | None, row: Row) -> float:
     for _ in range(_TIMES + 1):
         _wait(base)
         started = time.perf_counter()
-        base.model(**inputs_of(base, speaker, [Row(row.ids, ())]), use_cache=True, logits_to_keep=1)
+        base.read(inputs_of(base, speaker, [Row(row.ids, ())]))
         _wait(base)
         found.append(time.perf_counter() - started)
     return 1000 * median(found[1:])
@@ -74,11 +74,7 @@ def prefill(base: Base, speaker: Speaker | None, row: Row) -> float:
 
 def _words(base: Base, speaker: Speaker | None, rows: Sequence[Row]) -> torch.Tensor:
     """`[tokens, vocabulary]`, log-probabilities before each token of the rows' answers."""
-    width = max(len(row.answer) for row in rows)
-    logits = base.model(**inputs_of(base, speaker, rows), logits_to_keep=width + 1).logits[:, :-1]
-    kept = collate([Row((0,), row.answer) for row in rows], prefix=0, device=base.device).targets != IGNORE
-    words: torch.Tensor = logits[kept].float().log_softmax(-1)
-    return words
+    return answering(base, speaker, rows).float().log_softmax(-1)
 
 
 def _bare(base: Base, answer: Sequence[int]) -> tuple[int, ...]:

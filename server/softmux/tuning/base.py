@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from softmux.demo import BASES, DemoName, demo_model
 from softmux.engine.bases import family_of
 from softmux.errors import InvalidRequest
 from softmux.formats.layout import TransformersEncoder
+from softmux.tuning.reading import Read, Reading
+from softmux.tuning.recipe import MethodRecipe, Train
+from softmux.tuning.rows import Batch, Row, collate
 
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """`label` is what adapters say they were made for: a name, never a path of this machine.
+    """A decoder. `label` is what adapters say they were made for: a name, never a path of this machine.
 
     `eos_ids` end a generation; `end_id` is the one that answers are trained to end with.
     """
@@ -29,6 +32,21 @@ class Base:
     label: str
     device: torch.device
     eos_ids: tuple[int, ...]
+
+    @property
+    def task_type(self) -> str:
+        """What PEFT calls a task that generates on this kind of base."""
+        return "CAUSAL_LM"
+
+    @property
+    def vector_options(self) -> dict[str, Any]:
+        """What PEFT's configs of learned vectors need to be told on this kind of base."""
+        return {}
+
+    @property
+    def prefix_options(self) -> dict[str, Any]:
+        """The same, of its prefixes'."""
+        return {}
 
     @property
     def encoder(self) -> TransformersEncoder:
@@ -44,6 +62,40 @@ class Base:
 
     def text(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def check(self, method: MethodRecipe, how: Train) -> None:
+        """Raises `InvalidRequest` for what can't be tuned on it."""
+
+    # --- how it is asked ---------------------------------------------------------------------------------------------
+
+    def collate(self, rows: Sequence[Row], prefix: int = 0) -> Batch:
+        """Rows as one batch, whose first `prefix` learned tokens are keys and values."""
+        return collate(rows, prefix=prefix, device=self.device)
+
+    def inputs(self, batch: Batch, embeddings: torch.Tensor, past: Any = None) -> dict[str, Any]:
+        """What the model is called with for a batch. `embeddings` are its tokens' and learned vectors', `past` a cache
+        that begins with learned keys and values."""
+        return {
+            "inputs_embeds": embeddings,
+            "attention_mask": batch.mask,
+            "position_ids": batch.positions,
+            "past_key_values": past,
+        }
+
+    def answering(self, inputs: dict[str, Any], batch: Batch) -> torch.Tensor:
+        """`[*batch.targets.shape, vocabulary]`: logits before each token of the batch's answers."""
+        logits: torch.Tensor = self.model(**inputs, logits_to_keep=batch.targets.shape[1] + 1).logits[:, :-1]
+        return logits
+
+    def context(self, prompt: int, answer: int) -> int:
+        """How much of the model's context an input and an answer of so many tokens need."""
+        return prompt + answer
+
+    def read(self, inputs: dict[str, Any]) -> Reading:
+        """The inputs of a batch without answers, to go on from."""
+        out = self.model(**inputs, use_cache=True, logits_to_keep=1)
+        place = inputs["position_ids"][:, -1:] + 1
+        return Read(self.model, self.eos_ids, out.logits[:, -1], out.past_key_values, inputs["attention_mask"], place)
 
 
 class Method(Protocol):
@@ -70,17 +122,23 @@ def source_of(recipe: OverBase, cache: Path | None = None) -> str:
 
 
 def load_base(recipe: OverBase, device: str = "auto", cache: Path | None = None) -> Base:
-    """The recipe's base; `device` is `auto`, `cpu` or `cuda`. Raises `InvalidRequest` where it is no decoder."""
+    """The recipe's base; `device` is `auto`, `cpu` or `cuda`. Raises `InvalidRequest` where it generates nothing."""
     source = source_of(recipe, cache)
     config = AutoConfig.from_pretrained(source)
-    if (family := family_of(config)) != "decoder":
+    if family_of(config) == "encoder":
         raise InvalidRequest(
-            f"{recipe.base} is an {family} ({config.model_type}), and {recipe.method.kind} is tuned on decoders. Name "
-            "one, or train with PEFT on this base and publish that folder: docs/adapters.md says what is served.",
+            f"{recipe.base} is an encoder ({config.model_type}), and {recipe.method.kind} is tuned on decoders and "
+            'encoder-decoders. Name one, or tune kind = "p_tuning_v2", which gives an encoder a head.',
             param="base",
         )
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    label = label_of(recipe)
+    return open_source(source, label_of(recipe), device)
+
+
+def open_source(source: str, label: str, device: str = "auto") -> Base:
+    """The base in the folder, or of the hub id, `source`: one that generates."""
+    pair = family_of(AutoConfig.from_pretrained(source)) == "encoder-decoder"
+    kind: Any = AutoModelForSeq2SeqLM if pair else AutoModelForCausalLM
+    model = kind.from_pretrained(source, dtype=torch.float32)
     return as_base(model.to(device_of(device)), AutoTokenizer.from_pretrained(source), label)
 
 
@@ -99,13 +157,16 @@ def device_of(name: str) -> torch.device:
 
 def as_base(model: Any, tokenizer: Any, label: str) -> Base:
     """A loaded model and tokenizer as a base: frozen, in evaluation mode, where it is."""
+    from softmux.tuning.encoder_decoder import EncoderDecoderBase  # which is a `Base`
+
     model.requires_grad_(False)
     model.eval()
     stops = model.generation_config.eos_token_id
     if stops is None:
         stops = tokenizer.eos_token_id
     eos_ids = tuple(stops) if isinstance(stops, list | tuple) else (int(stops),)
-    return Base(model, tokenizer, label, next(model.parameters()).device, eos_ids)
+    kind = EncoderDecoderBase if family_of(model.config) == "encoder-decoder" else Base
+    return kind(model, tokenizer, label, next(model.parameters()).device, eos_ids)
 
 
 @contextmanager

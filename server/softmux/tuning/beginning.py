@@ -13,7 +13,7 @@ from softmux.errors import InvalidRequest
 from softmux.tuning.bank import Candidate, Score, ranked, tell
 from softmux.tuning.base import Base
 from softmux.tuning.cohort import Start
-from softmux.tuning.frozen import FrozenBase
+from softmux.tuning.frozen_encoder_decoder import frozen_over
 from softmux.tuning.library import Library
 from softmux.tuning.many import Job
 from softmux.tuning.method_recipe import AUTO, MethodRecipe
@@ -101,7 +101,7 @@ class Beginnings:
             return Beginning(own)
         tried = [Candidate(made.start, origin, origin.name) for origin, made in found]
         ordered = ranked(
-            FrozenBase(self._base.model), [*tried, Candidate(own, None, words)], task.validation, task.how, task.prefix
+            frozen_over(self._base), [*tried, Candidate(own, None, words)], task.validation, task.how, task.prefix
         )
         scores = tuple(score for _, score in ordered)
         tell(self._console, task.name, scores, len(task.validation))

@@ -71,6 +71,7 @@ def distill(
     recipe = read_distillation(recipe_path)
     started = time.monotonic()
     base = base or load_base(recipe, device, cache)
+    base.check(recipe.method, recipe.train)
     teacher = teacher_of(recipe, recipe_path.parent, base, cache)
     train, validation, test = _asked(recipe, recipe_path.parent, teacher, cache, console)
     torch.manual_seed(recipe.train.seed)

@@ -3,9 +3,8 @@ labels of a head."""
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,13 +14,11 @@ from softmux.evaluation.scores import METRIC_NAMES, fields, score_text
 from softmux.formats.layout import Layout
 from softmux.tuning.base import Base
 from softmux.tuning.data import Example
+from softmux.tuning.reading import Pick, Reading
 from softmux.tuning.recipe import Evaluate, Metric
-from softmux.tuning.rows import Batch, Row, bare_text, collate, encode
+from softmux.tuning.rows import IGNORE, Batch, Row, bare_text, encode
 
 BATCH = 64
-
-Pick = Callable[[torch.Tensor], torch.Tensor]
-"""Each row's next token `[rows]` of its logits `[rows, vocabulary]`."""
 
 
 class Speaker(Protocol):
@@ -125,83 +122,32 @@ def _answered(
     return texts, likeliest_of
 
 
-def _by_length(base: Base, learned: Speaker | None, rows: Sequence[Row]) -> Iterator[tuple[list[int], _Read]]:
+def _by_length(base: Base, learned: Speaker | None, rows: Sequence[Row]) -> Iterator[tuple[list[int], Reading]]:
     """The rows in batches of like length, read: their indices, and what they are gone on from."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
     for start in range(0, len(order), BATCH):
         chosen = order[start : start + BATCH]
         inputs = inputs_of(base, learned, [Row(rows[i].ids, ()) for i in chosen])
-        out = base.model(**inputs, use_cache=True, logits_to_keep=1)
-        place = inputs["position_ids"][:, -1:] + 1
-        yield chosen, _Read(base, out.logits[:, -1], out.past_key_values, inputs["attention_mask"], place)
-
-
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """Inputs that the base has read: `logits [rows, vocabulary]` of what comes next, the `past` keys and values, their
-    `mask [rows, keys]`, and the next position `place [rows, 1]`."""
-
-    base: Base
-    logits: torch.Tensor
-    past: Any
-    mask: torch.Tensor
-    place: torch.Tensor
-
-    def scores(self, answers: Sequence[tuple[int, ...]]) -> torch.Tensor:
-        """`[rows, answers]`: each answer's log-likelihood next. What was read can be gone on from afterwards."""
-        first = self.logits.log_softmax(-1)
-        found = [first[:, answer[0]] for answer in answers]
-        for number, answer in enumerate(answers):
-            if not answer[1:]:
-                continue
-            tokens = torch.tensor(answer, device=self.mask.device).expand(len(self.mask), -1)
-            out = self.base.model(
-                input_ids=tokens[:, :-1],
-                attention_mask=_longer(self.mask, len(answer) - 1),
-                position_ids=self.place + torch.arange(len(answer) - 1, device=self.mask.device),
-                past_key_values=copy.deepcopy(self.past),
-                use_cache=True,
-            )
-            found[number] += out.logits.log_softmax(-1).gather(2, tokens[:, 1:, None])[:, :, 0].sum(1)
-        return torch.stack(found, 1)
-
-    def continued(self, max_tokens: int, pick: Pick) -> list[tuple[int, ...]]:
-        """The tokens that come next, the end token included where it came within `max_tokens`."""
-        base, mask, place, logits = self.base, self.mask, self.place, self.logits
-        stops = torch.tensor(base.eos_ids, device=base.device)
-        done = torch.zeros(len(mask), dtype=torch.bool, device=base.device)
-        steps: list[torch.Tensor] = []
-        while True:
-            token = torch.where(done, stops[0], pick(logits))
-            done |= torch.isin(token, stops)
-            steps.append(token)
-            if len(steps) == max_tokens or bool(done.all()):
-                break
-            mask = _longer(mask, 1)
-            logits = base.model(
-                input_ids=token[:, None],
-                attention_mask=mask,
-                position_ids=place,
-                past_key_values=self.past,
-                use_cache=True,
-            ).logits[:, -1]
-            place = place + 1
-        return [
-            tuple(row[: next((i + 1 for i, token in enumerate(row) if token in base.eos_ids), len(row))])
-            for row in torch.stack(steps, dim=1).tolist()
-        ]
-
-
-def _longer(mask: torch.Tensor, tokens: int) -> torch.Tensor:
-    return torch.cat([mask, mask.new_ones(len(mask), tokens)], dim=1)
+        yield chosen, base.read(inputs)
 
 
 def inputs_of(base: Base, learned: Speaker | None, rows: Sequence[Row]) -> dict[str, Any]:
     """What the base is called with for these rows; for None, the bare model."""
+    return _asked(base, learned, rows)[0]
+
+
+def answering(base: Base, learned: Speaker | None, rows: Sequence[Row]) -> torch.Tensor:
+    """`[tokens, vocabulary]`, logits before each token of the rows' answers, one row after the other."""
+    inputs, batch = _asked(base, learned, rows)
+    return base.answering(inputs, batch)[batch.targets != IGNORE]
+
+
+def _asked(base: Base, learned: Speaker | None, rows: Sequence[Row]) -> tuple[dict[str, Any], Batch]:
     if learned is not None:
-        return learned.inputs(learned.collate(rows))
-    batch = collate(rows, prefix=0, device=base.device)
-    return {"input_ids": batch.tokens, "attention_mask": batch.mask, "position_ids": batch.positions}
+        batch = learned.collate(rows)
+        return learned.inputs(batch), batch
+    batch = base.collate(rows)
+    return base.inputs(batch, base.model.get_input_embeddings()(batch.tokens)), batch
 
 
 def _share(hits: Iterable[bool]) -> float:

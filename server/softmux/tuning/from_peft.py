@@ -29,14 +29,17 @@ _SIZES = {"token_dim", "num_layers", "num_attention_heads", "num_transformer_sub
 _INITS: dict[str, Any] = {"TEXT": "text", "SAMPLE_VOCAB": "sampled", "RANDOM": "random"}
 
 
-def method_of(config: Any) -> Method:
-    """The method that a `PeftConfig` asks for. Raises `InvalidRequest` for a type that is not tuned here, and for an
-    option that would be ignored."""
+def method_of(config: Any, task_type: str = "CAUSAL_LM") -> Method:
+    """The method that a `PeftConfig` asks for, of a task of that type. Raises `InvalidRequest` for a type that is not
+    tuned here, and for an option that would be ignored."""
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     if kind not in _TAKEN:
         raise InvalidRequest(f"{kind} is not tuned by softmux: {', '.join(sorted(_TAKEN))} are.", param="method")
-    if (task := str(getattr(config.task_type, "value", config.task_type))) not in ("CAUSAL_LM", "None"):
-        raise InvalidRequest(f"The config's task_type is {task}, and CAUSAL_LM is tuned so.", param="task_type")
+    if (task := str(getattr(config.task_type, "value", config.task_type))) not in (task_type, "None"):
+        raise InvalidRequest(
+            f"The config's task_type is {task}, and a task that generates on this base has {task_type}.",
+            param="task_type",
+        )
     text = "TEXT" if kind == "PROMPT_TUNING" and config.prompt_tuning_init == "TEXT" else None
     plain = type(config)()
     for field in fields(config):

@@ -19,7 +19,10 @@ from softmux.tuning.tables import Tables
 
 class FrozenBase(FrozenModule):
     """A causal language model. `teacher` makes logits of the states that rows are taught by; None: this model does,
-    whose own states they then are."""
+    whose own states they then are. `says_inputs`: whether it says an input's own tokens, so that they can weigh in a
+    loss, too."""
+
+    says_inputs = True
 
     def __init__(
         self,
@@ -91,6 +94,11 @@ class FrozenBase(FrozenModule):
             self._logits(packed, tables, None)
         return seen[0]
 
+    def alone(self, ids: torch.Tensor, answer_tokens: int) -> torch.Tensor:
+        """As `losses`, of one row without anything learned, by the module as it is. Not within `running()`."""
+        logits = self.model(input_ids=ids[None], use_cache=False).logits[0, :-1].float()
+        return cross_entropy(logits, ids[1:], reduction="none")
+
     def _logits(self, packed: Packed, tables: Tables, noise: torch.Tensor | None) -> torch.Tensor:
         embeddings = self._begin(packed, tables, noise)
         hooks = [
@@ -128,16 +136,13 @@ def prove(frozen: FrozenBase, vocab_size: int) -> None:
     from softmux.tuning.rows import Row
 
     rows = [Row(tuple((7 * i + 3) % vocab_size for i in range(n)), tuple(range(1, 6))) for n in (9, 4)]
-    prepared = [prepare(row, 0, 1.0) for row in rows]
+    prepared = [prepare(row, 0, float(frozen.says_inputs)) for row in rows]
     with torch.no_grad():
         with frozen.running():
             packed = frozen.losses(pack([(row, Place(0)) for row in prepared], frozen.device), Tables())
-        alone = []
-        for row in prepared:
-            ids = torch.from_numpy(row.ids).to(frozen.device)
-            logits = frozen.model(input_ids=ids[None], use_cache=False).logits[0, :-1].float()
-            alone.append(cross_entropy(logits, ids[1:], reduction="none"))
-    expected = torch.cat(alone)
+        expected = torch.cat(
+            [frozen.alone(torch.from_numpy(row.ids).to(frozen.device), row.answer_tokens) for row in prepared]
+        )
     allowed = 1e-3 if frozen.dtype == torch.float32 else 0.08
     if not torch.allclose(packed, expected, rtol=allowed, atol=allowed):
         raise InvalidRequest(

@@ -2,13 +2,15 @@
 
 `FrozenBase`      a causal language model, whose logits are compared with tokens or with a teacher's (`frozen.py`)
 `FrozenEncoder`   an encoder, whose last hidden states go to each task's own head (`frozen_encoder.py`)
+
+`FrozenEncoderDecoder` is a `FrozenBase` that does not run packed rows packed (`frozen_encoder_decoder.py`).
 """
 
 from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -22,7 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from softmux.errors import InvalidRequest
 from softmux.tuning.attention import RowAttention, best_attention
-from softmux.tuning.packing import Packed
+from softmux.tuning.packing import Packed, Placed, packs
 from softmux.tuning.tables import Tables
 
 _names = itertools.count()
@@ -51,6 +53,10 @@ class FrozenModule(ABC):
         self._hooks: list[Any] = []
         AttentionInterface.register(self._name, self._attend)
 
+    def packs(self, rows: Sequence[Placed], tokens: int) -> Iterator[list[Placed]]:
+        """Cuts rows into packs of at most `tokens` tokens that it runs at once."""
+        return packs(rows, tokens)
+
     @abstractmethod
     def losses(self, packed: Packed, tables: Tables, noise: torch.Tensor | None = None) -> torch.Tensor:
         """`[targets]`, the loss of each target in float32. Within `running()`. `noise [tokens, embedding width]` is
@@ -73,15 +79,19 @@ class FrozenModule(ABC):
             for layer in restore:
                 del layer.forward
 
-    def _begin(self, packed: Packed, tables: Tables, noise: torch.Tensor | None) -> torch.Tensor:
-        """`[tokens, width]`, the pack's embeddings, its learned vectors among them; from here on the module's attention
-        is that of these rows behind their prefixes."""
+    def _embedded(self, packed: Packed, tables: Tables, noise: torch.Tensor | None) -> torch.Tensor:
+        """`[tokens, width]`, the pack's embeddings, its learned vectors among them."""
         embeddings: torch.Tensor = self.model.get_input_embeddings()(packed.tokens)
         if noise is not None:
             embeddings = embeddings + noise.to(embeddings.dtype)
         if tables.vectors is not None and len(packed.vector_at):
             vectors = embedding(packed.vector_from, tables.vectors).to(embeddings.dtype)
             embeddings = embeddings.index_copy(0, packed.vector_at, vectors)
+        return embeddings
+
+    def _begin(self, packed: Packed, tables: Tables, noise: torch.Tensor | None) -> torch.Tensor:
+        """As `_embedded`; from here on the module's attention is that of these rows behind their prefixes."""
+        embeddings = self._embedded(packed, tables, noise)
         self._packed = packed
         self._prefixes = ()
         if packed.prefix_from is not None:

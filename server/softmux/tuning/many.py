@@ -17,7 +17,7 @@ import torch
 from softmux.errors import SoftmuxError
 from softmux.tuning.cohort import Adam, Cohort, Rates, Start, tables_of
 from softmux.tuning.frozen_module import FrozenModule
-from softmux.tuning.packing import Packed, Place, Placed, Prepared, pack, packs, prepare
+from softmux.tuning.packing import Packed, Place, Placed, Prepared, pack, prepare
 from softmux.tuning.recipe import Train
 from softmux.tuning.room import tokens_at_once
 from softmux.tuning.rows import TaskRow
@@ -207,7 +207,7 @@ class Trainer:
         tables, parts = tables_of(self._cohorts, made)
         placed = self._placed(rows, training=True)
         losses = torch.zeros(len(self.active), device=self.base.device)
-        for few in packs(placed, self.tokens):
+        for few in self.base.packs(placed, self.tokens):
             packed = pack(few, self.base.device)
             own = self.base.losses(packed, tables, self._noise(few)) * packed.shares
             if own.requires_grad:
@@ -290,7 +290,7 @@ class Trainer:
         tables, _ = tables_of(self._cohorts, [cohort.made() for cohort in self._cohorts])
         sums = torch.zeros(len(self.active), dtype=torch.float64, device=self.base.device)
         exact = torch.zeros_like(sums)
-        for few in packs(self._placed(rows, training=False), self.tokens):
+        for few in self.base.packs(self._placed(rows, training=False), self.tokens):
             packed: Packed = pack(few, self.base.device)
             losses, right = self.base.scored(packed, tables)
             sums.index_add_(0, packed.owners, (losses * packed.shares).double())

@@ -23,7 +23,7 @@ from softmux.formats.template import Template
 from softmux.tuning.base import Base
 from softmux.tuning.cohort import Start
 from softmux.tuning.recipe import Lora, LoraPrefixTuning, PrefixTuning, PromptTuning, PTuning
-from softmux.tuning.rows import IGNORE, Batch, Row, collate
+from softmux.tuning.rows import IGNORE, Batch, Row
 from softmux.types import Method
 
 try:
@@ -85,8 +85,7 @@ class Learned:
     def losses(self, rows: Sequence[Row]) -> torch.Tensor:
         """Of the answers' tokens; the prompt's own weigh nothing."""
         batch = self.collate(rows)
-        width = batch.targets.shape[1]
-        logits = self.base.model(**self.inputs(batch), logits_to_keep=width + 1).logits[:, :-1]
+        logits = self.base.answering(self.inputs(batch), batch)
         kept = batch.targets != IGNORE
         return cross_entropy(logits[kept], batch.targets[kept], reduction="none")
 
@@ -97,7 +96,7 @@ class Learned:
         return without
 
     def collate(self, rows: Sequence[Row]) -> Batch:
-        return collate(rows, prefix=self.prefix, device=self.base.device)
+        return self.base.collate(rows, self.prefix)
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         """What the frozen module is called with: embeddings with the learned vectors in them, or a cache that begins
@@ -110,20 +109,15 @@ class Learned:
             at = batch.virtual >= 0
             vectors = self.peft.get_prompt(batch_size=1)[0].to(embeddings.dtype)
             embeddings = embeddings.index_put(torch.where(at), vectors[batch.virtual[at]])
-        return {
-            "inputs_embeds": embeddings,
-            "attention_mask": batch.mask,
-            "position_ids": batch.positions,
-            "past_key_values": past,
-        }
+        return self.base.inputs(batch, embeddings, past)
 
 
 def begin(recipe: SoftRecipe | Lora, base: Base, words: Sequence[str] = ()) -> Learned:
     """Fresh numbers to learn. Random parts come from torch's global generator: seed it first. `words` are the task's
     labels, for vectors that begin as their embeddings. Raises `InvalidRequest` where these are needed and missing."""
     if isinstance(recipe, Lora):
-        return Learned(base, Layout(0, None, "lora"), _peft(base, _lora_config(recipe)))
-    lora = _peft(base, _lora_config(recipe)) if isinstance(recipe, LoraPrefixTuning) else None
+        return Learned(base, Layout(0, None, "lora"), _low_rank(base, recipe))
+    lora = _low_rank(base, recipe) if isinstance(recipe, LoraPrefixTuning) else None
     peft = _peft(base, _config(recipe, base))
     template = recipe.template if isinstance(recipe, PTuning) else None
     method: Method = "prefix_tuning" if isinstance(recipe, LoraPrefixTuning) else recipe.kind
@@ -193,14 +187,42 @@ def _peft(base: Base, config: PeftConfig) -> Any:
         return get_peft_model(base.model, config).to(base.device)
 
 
-def _lora_config(recipe: Lora | LoraPrefixTuning) -> PeftConfig:
+def _low_rank(base: Base, recipe: Lora | LoraPrefixTuning) -> Any:
+    """Raises `InvalidRequest` where its modules are not known, not there, or the output head, of which a step computes
+    the answers' places alone."""
+    names = recipe.target_modules
+    try:
+        model = _peft(base, _lora_config(recipe, base))
+    except ValueError as error:
+        kind = base.model.config.model_type
+        what = f"{', '.join(names)} are not all there" if names else f"PEFT knows no modules of {kind} by default"
+        raise InvalidRequest(
+            f"{what}: name linear modules of {base.label} in method.target_modules, as its checkpoint calls them.",
+            param="method.target_modules",
+        ) from error
+    if isinstance(base.model.get_output_embeddings(), LoraLayer):
+        model.unload()
+        raise InvalidRequest(
+            "method.target_modules names the output head, and a LoRA there is not tuned: leave it out.",
+            param="method.target_modules",
+        )
+    return model
+
+
+def _lora_config(recipe: Lora | LoraPrefixTuning, base: Base) -> PeftConfig:
     return LoraConfig(
-        task_type="CAUSAL_LM", r=recipe.rank, lora_alpha=recipe.alpha, target_modules=recipe.target_modules
+        task_type=base.task_type, r=recipe.rank, lora_alpha=recipe.alpha, target_modules=recipe.target_modules
     )
 
 
 def _config(recipe: SoftRecipe, base: Base) -> PeftConfig:
-    common: dict[str, Any] = {"task_type": "CAUSAL_LM", "num_virtual_tokens": recipe.virtual_tokens}
+    common: dict[str, Any] = {"task_type": base.task_type, "num_virtual_tokens": recipe.virtual_tokens}
+    if isinstance(recipe, PrefixTuning | LoraPrefixTuning):
+        return PrefixTuningConfig(
+            prefix_projection=recipe.projected, encoder_hidden_size=recipe.encoder_hidden_size, **common,
+            **base.prefix_options,
+        )  # fmt: skip
+    common |= base.vector_options
     if isinstance(recipe, PromptTuning):
         if recipe.begins != "text":
             sampled = recipe.begins == "sampled"
@@ -210,10 +232,6 @@ def _config(recipe: SoftRecipe, base: Base) -> PeftConfig:
             prompt_tuning_init_text=recipe.init_text,
             tokenizer_name_or_path=base.tokenizer.name_or_path,
             **common,
-        )
-    if isinstance(recipe, PrefixTuning | LoraPrefixTuning):
-        return PrefixTuningConfig(
-            prefix_projection=recipe.projected, encoder_hidden_size=recipe.encoder_hidden_size, **common
         )
     return PromptEncoderConfig(
         encoder_reparameterization_type=recipe.encoder, encoder_hidden_size=recipe.encoder_hidden_size, **common

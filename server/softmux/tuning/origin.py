@@ -15,7 +15,7 @@ from softmux.inspection.base import UNKNOWN, describe
 from softmux.tuning.base import Base
 from softmux.tuning.library import Library, Published
 from softmux.tuning.recipe import Lora, LoraPrefixTuning, PrefixTuning, PromptTuning
-from softmux.types import ModelSpec
+from softmux.types import Family, ModelSpec
 
 PARAM = "method.init_from"
 Begun = PromptTuning | PrefixTuning | Lora | LoraPrefixTuning
@@ -33,12 +33,14 @@ _LEARNS: dict[str, frozenset[str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """An adapter of the base that is tuned over. `name` is `task@2`, or a folder's; `digest` names what it is."""
+    """An adapter of the base that is tuned over. `name` is `task@2`, or a folder's; `digest` names what it is;
+    `family` is the base's."""
 
     name: str
     digest: str
     method: str
     parts: tuple[Part, ...]
+    family: Family = "decoder"
 
     @property
     def vectors(self) -> PromptPart | None:
@@ -143,7 +145,7 @@ class Origins:
                 "an adapter without a template.",
                 param=PARAM,
             )
-        return Origin(name, manifest.digest, manifest.method, adapter.parts)
+        return Origin(name, manifest.digest, manifest.method, adapter.parts, self.spec.family)
 
 
 def fits(one: Published, method: Begun) -> bool:

@@ -75,7 +75,8 @@ class Packed:
     `cu_q`, `cu_kv` `[rows + 1]`: where rows begin among tokens, and among keys with prefixes; `prefix_from [P]` says
     which prefix tokens are keys here, `kv_order [tokens + P]` puts `cat(tokens, prefixes)` into the rows' order.
     Logits are wanted at `wanted [targets]`; loss i is `targets[i]`'s, weighs `shares[i]`, and is task `owners[i]`'s.
-    `low_rank`: the tokens of each cohort with a LoRA; `heads`: the targets of each with a head. A teacher's hidden
+    `low_rank`: the tokens of each cohort with a LoRA; `heads`: the targets of each with a head. `lengths`: of each row,
+    without and with its prefix; `answers`: how many of its tokens are its answer's. A teacher's hidden
     state `taught[i]` is what the target at `taught_at[i]` of `targets` is learned from; None where none has a teacher.
     """
 
@@ -95,6 +96,7 @@ class Packed:
     low_rank: tuple[Members, ...]
     heads: tuple[Members, ...]
     lengths: tuple[tuple[int, int], ...]
+    answers: tuple[int, ...]
     taught: torch.Tensor | None = None
     taught_at: torch.Tensor | None = None
 
@@ -185,6 +187,7 @@ def pack(rows: Sequence[Placed], device: torch.device) -> Packed:
         low_rank=tuple(_members([place.low_rank for place in places], starts[:-1], starts[1:], put)),
         heads=tuple(_members([place.head for place in places], ends - each, ends, put)),
         lengths=tuple(zip(lengths.tolist(), (lengths + prefixes).tolist(), strict=True)),
+        answers=tuple(row.answer_tokens for row in prepared),
         taught=taught,
         taught_at=taught_at,
     )

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from softmux.errors import InvalidRequest, SoftmuxError
 from softmux.formats.softmux_json import SOFTMUX_FILE, SoftmuxJson
-from softmux.tuning.base import Base, as_base, device_of
+from softmux.tuning.base import Base, as_base, open_source
 from softmux.tuning.beginning import Beginner, Beginning, Beginnings
 from softmux.tuning.board import shown
 from softmux.tuning.data import Example, checked
@@ -82,14 +82,11 @@ class Tuned:
 
 
 def open_base(model: Any, tokenizer: Any = None, *, device: str = "auto", label: str = "") -> Base:
-    """A base to tune over: a folder, a hub id, or a loaded causal language model with its tokenizer. In float32; it is
-    frozen, and stays as it is."""
+    """A base to tune over: a folder, a hub id, or a loaded decoder or encoder-decoder with its tokenizer. In float32;
+    it is frozen, and stays as it is."""
     if isinstance(model, str | Path):
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
         name = Path(model).name if Path(model).is_dir() else str(model)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-        return as_base(loaded.to(device_of(device)), AutoTokenizer.from_pretrained(model), label or name)
+        return open_source(str(model), label or name, device)
     if tokenizer is None:
         raise InvalidRequest("A loaded model needs its tokenizer.", param="tokenizer")
     return as_base(model, tokenizer, label or str(getattr(model.config, "name_or_path", "") or "base"))
@@ -145,7 +142,8 @@ def tune(
 
 def _job(task: Task, base: Base, beginnings: Beginnings) -> tuple[Job, Method, tuple[int, int], Beginning]:
     known = isinstance(task.method, PromptTuning | PTuning | PrefixTuning | Lora | LoraPrefixTuning)
-    method: Method = task.method if known else method_of(task.method)
+    method: Method = task.method if known else method_of(task.method, base.task_type)
+    base.check(method, task.train)
     examples = _examples(task.rows, task.name)
     if task.validation is None:
         parts = split(examples, task.train.validation_rows)

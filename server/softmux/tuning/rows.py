@@ -115,3 +115,21 @@ def collate(rows: Sequence[Row], *, prefix: int, device: torch.device) -> Batch:
         targets=targets.to(device),
         prefix=prefix,
     )
+
+
+def collate_apart(rows: Sequence[Row], *, prefix: int, device: torch.device) -> Batch:
+    """As `collate`, of inputs whose answers are another stack's to say: `tokens` are the inputs alone, and everything
+    is padded on the right. `mask` and `positions` know nothing of the prefix, which is not theirs."""
+    inputs = [row.ids[prefix:] for row in rows]
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in inputs], batch_first=True)
+    mask = torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in inputs])[:, None]
+    answers = [torch.tensor(row.answer, dtype=torch.int64) for row in rows]
+    targets = torch.nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=IGNORE)
+    return Batch(
+        tokens=ids.clamp(min=0).to(device),
+        virtual=torch.where(ids < 0, -1 - ids, -1).to(device),
+        mask=mask.long().to(device),
+        positions=torch.arange(ids.shape[1]).expand_as(ids).to(device),
+        targets=targets.to(device),
+        prefix=prefix,
+    )

@@ -204,6 +204,7 @@ def fresh(recipe: Recipe, base: Base, method: MethodRecipe | None = None) -> Lea
     """The numbers that a recipe's method (or `method`) has of its own, by its seed."""
     method = method or recipe.method
     assert not isinstance(method, PTuningV2)
+    base.check(method, recipe.train)
     torch.manual_seed(recipe.train.seed)
     return begin(method, base, answers_of(recipe) or ())
 

@@ -19,9 +19,9 @@ from softmux.tuning.base import Base, source_of
 from softmux.tuning.data import BadData, Example, decode
 from softmux.tuning.distillation import INPUT, Distillation
 from softmux.tuning.evaluate import continued, likeliest
-from softmux.tuning.frozen import FrozenBase
-from softmux.tuning.packing import Place, pack, packs, prepare
-from softmux.tuning.rows import Batch, Row, collate
+from softmux.tuning.frozen_encoder_decoder import frozen_over
+from softmux.tuning.packing import Place, pack, prepare
+from softmux.tuning.rows import Batch, Row
 from softmux.tuning.tables import Tables
 
 PACK_TOKENS = 4096
@@ -43,7 +43,7 @@ class Teacher:
         return lay_out(self.layout, self.base.encoder, vocab_size=self.base.vocab_size, prompt=words)
 
     def collate(self, rows: Sequence[Row]) -> Batch:
-        return collate(rows, prefix=0, device=self.base.device)
+        return self.base.collate(rows)
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         embeddings = self.base.model.get_input_embeddings()(batch.tokens)
@@ -51,7 +51,7 @@ class Teacher:
             at = batch.virtual >= 0
             vectors = self.vectors.to(embeddings.dtype)
             embeddings = embeddings.index_put(torch.where(at), vectors[batch.virtual[at]])
-        return {"inputs_embeds": embeddings, "attention_mask": batch.mask, "position_ids": batch.positions}
+        return self.base.inputs(batch, embeddings)
 
     def answers(
         self, prompts: Sequence[str], max_tokens: int, *, temperature: float = 0.0, seed: int = 0
@@ -64,12 +64,12 @@ class Teacher:
     def states(self, rows: Sequence[Row]) -> list[Row]:
         """The rows with what the output head is given before each token of their answers: from it the teacher's logits
         are made again, over the whole vocabulary, exactly, wherever they are needed."""
-        frozen = FrozenBase(self.base.model)
+        frozen = frozen_over(self.base)
         tables = Tables(vectors=self.vectors)
         placed = [(prepare(row, 0, 0.0), Place(number)) for number, row in enumerate(rows)]
         found: dict[int, np.ndarray[Any, np.dtype[np.float32]]] = {}
         with frozen.running():
-            for few in packs(placed, PACK_TOKENS):
+            for few in frozen.packs(placed, PACK_TOKENS):
                 hidden = frozen.hidden(pack(few, self.base.device), tables).cpu().numpy()
                 at = np.cumsum([0, *(row.answer_tokens for row, _ in few)])
                 for (_, place), start, end in zip(few, at[:-1], at[1:], strict=True):
@@ -130,6 +130,12 @@ def invented(recipe: Distillation, base: Base) -> list[str]:
     """
     how, wanted = recipe.inputs, recipe.inputs.generate
     assert wanted is not None
+    if base.task_type == "SEQ_2_SEQ_LM" and not how.instruction:
+        raise InvalidRequest(
+            f"{base.label} is an encoder-decoder, which goes on from nothing with nothing: say in inputs.instruction "
+            "what an input is like, or give inputs.path.",
+            param="inputs.instruction",
+        )
     begin = tuple(base.encoder.encode(how.instruction, add_special_tokens=True)) if how.instruction else ()
     if not begin:
         first = base.tokenizer.bos_token_id
@@ -156,10 +162,10 @@ def check_fits(prompts: Sequence[Example], teacher: Teacher, max_tokens: int) ->
     """Raises `BadData` for an input that, with the long prompt and an answer, is longer than the base's context."""
     context = getattr(teacher.base.model.config.get_text_config(), "max_position_embeddings", None)
     for prompt in prompts:
-        length = len(teacher.ids(prompt.text)) + max_tokens
+        length = teacher.base.context(len(teacher.ids(prompt.text)), max_tokens)
         if context is not None and length > context:
             raise BadData(
-                f"this input, the teacher's prompt and its answer of teacher.max_tokens = {max_tokens} are {length} "
+                f"this input, the teacher's prompt and its answer of teacher.max_tokens = {max_tokens} take {length} "
                 f"tokens, and the base's context is {context}: shorten one of them",
                 file=prompt.file,
                 row=prompt.row,

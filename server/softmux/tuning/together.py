@@ -13,8 +13,9 @@ from rich.console import Console
 from softmux.tuning.base import Base, tensor_cores
 from softmux.tuning.checkpoint import Checkpoint, run_digest
 from softmux.tuning.fetch import cache_dir
-from softmux.tuning.frozen import FrozenBase, prove
+from softmux.tuning.frozen import prove
 from softmux.tuning.frozen_encoder import FrozenEncoder, prove_encoder
+from softmux.tuning.frozen_encoder_decoder import frozen_over
 from softmux.tuning.frozen_module import FrozenModule
 from softmux.tuning.head_base import HeadBase
 from softmux.tuning.many import Finished, Job, Trainer, Watch
@@ -87,6 +88,6 @@ def _proved(
         encoder = FrozenEncoder(model, checkpointing=checkpointing)
         prove_encoder(encoder, base.vocab_size)
         return encoder
-    frozen = FrozenBase(model, checkpointing=checkpointing, teacher=teacher)
+    frozen = frozen_over(base, model, checkpointing=checkpointing, teacher=teacher)
     prove(frozen, base.vocab_size)
     return frozen

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,7 +79,7 @@ def transferred(start: Start, method: Begun, origin: Origin) -> Transferred:
     said, lost = [], []
     if start.soft is not None:
         own = start.values()[f"soft.{_VECTORS}"].cpu()
-        flat = _flat(origin).to(own.dtype)
+        flat = _flat(origin, own.shape[1]).to(own.dtype)
         taken = min(len(own), len(flat))
         vectors = torch.cat([flat[:taken], own[taken:]])
         start = replace(start, soft=_embedding(start.soft, vectors))
@@ -114,14 +115,33 @@ def _of_rank(method: Begun) -> str:
     return f" (rank {method.residual_rank})" if method.residual_rank is not None else ""
 
 
-def _flat(origin: Origin) -> torch.Tensor:
+def _flat(origin: Origin, width: int) -> torch.Tensor:
     """`[k, width]`, laid out as PEFT saves them: of a prefix, layer by layer keys, then values."""
     part = origin.prefix or origin.vectors
     assert part is not None
     if isinstance(part, PrefixPart):
         stacked = np.stack([part.keys, part.values]).transpose(2, 1, 0, 3, 4)
+        if origin.family == "encoder-decoder":
+            stacked = _undealt(origin.name, stacked, width // int(np.prod(stacked.shape[2:])))
         return torch.from_numpy(np.ascontiguousarray(stacked.reshape(part.virtual_tokens, -1)))
     return torch.from_numpy(part.vectors.copy())
+
+
+def _undealt(name: str, stacked: Any, layers: int) -> Any:
+    """An encoder-decoder's prefix `[k, decoder's layers, 2, heads, head_dim]` as PEFT keeps it, in `layers` layers, of
+    which decoder layer l is given the one at 2l, counted around (`formats.methods.prefix`). The others are zero.
+
+    Raises `InvalidRequest` where two layers that would have one place differ: it was made with other `num_layers`."""
+    kept = np.zeros((len(stacked), layers, *stacked.shape[2:]), stacked.dtype)
+    places = [2 * layer % layers for layer in range(stacked.shape[1])]
+    kept[:, places] = stacked
+    if not np.array_equal(kept[:, places], stacked):
+        raise InvalidRequest(
+            f"{name} was made with num_layers that are not this base's encoder's, so that nothing tuned here can begin "
+            "as it is: begin from another.",
+            param=PARAM,
+        )
+    return kept
 
 
 def _embedding(soft: nn.Module, vectors: torch.Tensor) -> nn.Module:

@@ -15,8 +15,9 @@ from transformers import DynamicCache
 from softmux.formats.layout import Layout, lay_out
 from softmux.formats.parts import LoraLayer, LoraPart, Parts, PrefixPart, PromptPart
 from softmux.tuning.base import Base
-from softmux.tuning.evaluate import Pick, continued, inputs_of, likeliest
+from softmux.tuning.evaluate import continued, inputs_of, likeliest
 from softmux.tuning.frozen import before
+from softmux.tuning.reading import Pick
 from softmux.tuning.rows import IGNORE, Batch, Row, collate
 
 BATCH = 16

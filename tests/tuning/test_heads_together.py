@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers as tf
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
@@ -190,3 +191,20 @@ def test_tasks_share_one_encoder_and_each_has_its_own_head(head_base: HeadBase) 
     assert one.peft.base_model.bert.pooler is not other.peft.base_model.bert.pooler
     assert type(head_base.model.pooler).__name__ == "BertPooler", "PEFT's wrapper is in no other's way"
     assert not torch.equal(*(each.peft.base_model.classifier.original_module.weight for each in (one, other)))
+
+
+def test_a_fresh_head_is_as_the_model_begins_one(head_base: HeadBase) -> None:
+    torch.manual_seed(3)
+    head = head_base.classifier("sequence", 25).classifier
+    assert not head.bias.any()
+    assert float(head.weight.detach().std()) == pytest.approx(head_base.model.config.initializer_range, rel=0.1)
+
+
+def test_an_encoder_without_a_head_that_is_known_is_refused() -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    none = tf.BertGenerationConfig(vocab_size=40, bos_token_id=1, eos_token_id=2, **sizes)
+    other = tf.FlaubertConfig(vocab_size=40, emb_dim=32, n_layers=1, n_heads=4)
+    for config, words in ((none, "tiny .bert-generation. has no sequence head"), (other, "head is of a build")):
+        base = HeadBase("", "tiny", None, None, tf.AutoModel.from_config(config), True)
+        with pytest.raises(InvalidRequest, match=words):
+            base.classifier("sequence", 2)

@@ -49,19 +49,27 @@ class HeadBase:
 
     def classifier(self, head: str, labels: int) -> Any:
         """This encoder under a fresh head, in evaluation mode. The head comes from torch's global generator; all else
-        is the encoder's own, and what takes a module's place in one classifier takes it in no other."""
+        is the encoder's own, and what takes a module's place in one classifier takes it in no other.
+
+        Raises `InvalidRequest` where the model has no such head, or one of another build.
+        """
         config = copy.deepcopy(self.model.config)
         config.num_labels = labels
-        with torch.device("meta"):
-            model = _CLASSES[head].from_config(config)
+        try:
+            with torch.device("meta"):
+                model = _CLASSES[head].from_config(config)
+        except ValueError as error:
+            raise InvalidRequest(f"{self.label} ({config.model_type}) has no {head} head.", param="base") from error
         empty = getattr(model, model.base_model_prefix)
-        shared = copy.copy(self.model)
-        shared._modules = {name: part for name, part in self.model._modules.items() if getattr(empty, name) is not None}
-        for name in self.model._modules.keys() - shared._modules.keys():  # RoBERTa's classifiers leave the pooler out
-            shared._modules[name] = None
+        shared = copy.copy(self.model)  # RoBERTa's classifiers leave the pooler out
+        shared._modules = {
+            name: None if getattr(empty, name, None) is None else part for name, part in self.model._modules.items()
+        }
         setattr(model, model.base_model_prefix, shared)
-        model.classifier.to_empty(device=self.device)
-        model.classifier.apply(model._init_weights)
+        if hasattr(model, "classifier"):
+            model.classifier.to_empty(device=self.device).apply(model._init_weights)
+        if not hasattr(model, "classifier") or any(part.is_meta for part in model.parameters()):
+            raise InvalidRequest(f"{type(model).__name__}'s head is of a build that softmux can't tune.", param="base")
         return model.eval()
 
     def whole(self, head: str, labels: int) -> Any:

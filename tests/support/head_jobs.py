@@ -10,7 +10,7 @@ from transformers import AutoModel
 
 from softmux.tuning.head_base import HeadBase
 from softmux.tuning.heads import HeadLearned, begin_prefix, head_start
-from softmux.tuning.many import Job
+from softmux.tuning.job import Job
 from softmux.tuning.recipe import PTuningV2, Train
 from softmux.tuning.rows import IGNORE, HeadRow
 from support.headed import config_of

@@ -13,7 +13,8 @@ from torch.nn.functional import cross_entropy
 from softmux.tuning.base import Base
 from softmux.tuning.cohort import Start
 from softmux.tuning.frozen import padded_base
-from softmux.tuning.many import Job, Trainer
+from softmux.tuning.job import Job
+from softmux.tuning.many import Trainer
 from softmux.tuning.methods import begin, start_of, take_out
 from softmux.tuning.origin import Begun, Origins
 from softmux.tuning.recipe import Lora, LoraPrefixTuning, PrefixTuning, PromptTuning, Train

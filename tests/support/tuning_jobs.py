@@ -9,7 +9,8 @@ import torch
 
 from softmux.tuning.base import Base
 from softmux.tuning.frozen import FrozenBase
-from softmux.tuning.many import Job, Trainer
+from softmux.tuning.job import Job
+from softmux.tuning.many import Trainer
 from softmux.tuning.methods import Learned, begin, start_of, take_out
 from softmux.tuning.packing import prepare
 from softmux.tuning.recipe import Lora, LoraPrefixTuning, PrefixTuning, PromptTuning, PTuning, Train

@@ -26,7 +26,8 @@ from softmux.tuning.distillation import read_distillation
 from softmux.tuning.distilled import Distilled
 from softmux.tuning.evaluate import continued
 from softmux.tuning.frozen import FrozenBase
-from softmux.tuning.many import Job, Trainer
+from softmux.tuning.job import Job
+from softmux.tuning.many import Trainer
 from softmux.tuning.methods import begin, start_of, take_out
 from softmux.tuning.packing import Place, pack, prepare
 from softmux.tuning.recipe import PrefixTuning, PromptTuning, Train

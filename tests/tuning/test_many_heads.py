@@ -13,7 +13,8 @@ from softmux.errors import InvalidRequest
 from softmux.tuning.frozen_encoder import FrozenEncoder, positions_of, prove_encoder
 from softmux.tuning.head_base import HeadBase
 from softmux.tuning.heads import head_start
-from softmux.tuning.many import Finished, Job, Trainer
+from softmux.tuning.job import Finished, Job
+from softmux.tuning.many import Trainer
 from softmux.tuning.packing import prepare
 from softmux.tuning.rows import IGNORE, HeadRow
 from softmux.tuning.trainer import mean_loss, train

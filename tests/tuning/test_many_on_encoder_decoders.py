@@ -11,7 +11,7 @@ from softmux.errors import InvalidRequest
 from softmux.tuning.base import Base
 from softmux.tuning.frozen import prove
 from softmux.tuning.frozen_encoder_decoder import FrozenEncoderDecoder, frozen_over
-from softmux.tuning.many import Job
+from softmux.tuning.job import Job
 from softmux.tuning.methods import Learned, begin, start_of, take_out
 from softmux.tuning.packing import Packed
 from softmux.tuning.recipe import Lora, LoraPrefixTuning

@@ -12,7 +12,8 @@ from softmux.errors import InvalidRequest
 from softmux.tuning.base import Base
 from softmux.tuning.evaluate import continued, likeliest
 from softmux.tuning.frozen import FrozenBase, padded_base, prove
-from softmux.tuning.many import Finished, Job, Trainer
+from softmux.tuning.job import Finished, Job
+from softmux.tuning.many import Trainer
 from softmux.tuning.methods import start_of, take_out
 from softmux.tuning.packing import prepare
 from softmux.tuning.rows import Row

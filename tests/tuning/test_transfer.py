@@ -19,7 +19,8 @@ from softmux.tuning.base import Base
 from softmux.tuning.checkpoint import run_digest
 from softmux.tuning.distillation import Distillation
 from softmux.tuning.frozen import padded_base
-from softmux.tuning.many import Job, Trainer
+from softmux.tuning.job import Job
+from softmux.tuning.many import Trainer
 from softmux.tuning.origin import Origins
 from softmux.tuning.public import Tuned
 from softmux.tuning.recipe import Lora

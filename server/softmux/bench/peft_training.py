@@ -26,7 +26,7 @@ from softmux.errors import InvalidRequest
 from softmux.tuning.base import Base, load_base
 from softmux.tuning.data import Example
 from softmux.tuning.evaluate import evaluate
-from softmux.tuning.many import Job
+from softmux.tuning.job import Job
 from softmux.tuning.methods import Learned, put, start_of, take_out
 from softmux.tuning.plan import Plan, plan_of
 from softmux.tuning.recipe import Lora, LoraPrefixTuning, PTuningV2, Recipe, read_recipe

@@ -27,7 +27,8 @@ from softmux.bench.random_base import SHAPES as GPU_SHAPES
 from softmux.tuning.base import Base
 from softmux.tuning.cohort import Start
 from softmux.tuning.frozen import FrozenBase
-from softmux.tuning.many import Active, Job, Trainer
+from softmux.tuning.job import Active, Job
+from softmux.tuning.many import Trainer
 from softmux.tuning.methods import begin, start_of, take_out
 from softmux.tuning.recipe import Lora, PrefixTuning, PromptTuning, PTuning, Train
 from softmux.tuning.rows import Row

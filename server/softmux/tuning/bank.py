@@ -17,7 +17,8 @@ from rich.table import Table
 
 from softmux.tuning.cohort import Start
 from softmux.tuning.frozen import FrozenBase
-from softmux.tuning.many import Job, Trainer
+from softmux.tuning.job import Job
+from softmux.tuning.many import Trainer
 from softmux.tuning.origin import Origin
 from softmux.tuning.recipe import Train
 from softmux.tuning.rows import Row

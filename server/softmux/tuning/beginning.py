@@ -14,8 +14,8 @@ from softmux.tuning.bank import Candidate, Score, ranked, tell
 from softmux.tuning.base import Base
 from softmux.tuning.cohort import Start
 from softmux.tuning.frozen_encoder_decoder import frozen_over
+from softmux.tuning.job import Job
 from softmux.tuning.library import Library
-from softmux.tuning.many import Job
 from softmux.tuning.method_recipe import AUTO, MethodRecipe
 from softmux.tuning.methods import Learned, start_of, take_out
 from softmux.tuning.origin import Begun, Origin, Origins

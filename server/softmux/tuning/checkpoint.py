@@ -19,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from softmux.tuning.cohort import Adam
-from softmux.tuning.many import Finished, Job, Trainer
+from softmux.tuning.job import Finished, Job
+from softmux.tuning.many import Trainer
 from softmux.tuning.rows import HeadRow
 from softmux.tuning.trainer import Trained
 

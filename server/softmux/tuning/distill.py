@@ -25,7 +25,7 @@ from softmux.tuning.device_words import device_words
 from softmux.tuning.distillation import Distillation, read_distillation
 from softmux.tuning.distilled import Distilled, readme, saved, softmux_json, table
 from softmux.tuning.evaluate import Speaker
-from softmux.tuning.many import Job
+from softmux.tuning.job import Job
 from softmux.tuning.methods import Learned, begin, put, start_of, take_out
 from softmux.tuning.recipe import Data
 from softmux.tuning.rows import Row

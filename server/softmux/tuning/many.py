@@ -9,88 +9,18 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
 from softmux.errors import SoftmuxError
-from softmux.tuning.cohort import Adam, Cohort, Rates, Start, tables_of
+from softmux.tuning.cohort import Adam, Cohort, Start, tables_of
 from softmux.tuning.frozen_module import FrozenModule
+from softmux.tuning.job import Active, Finished, Job
 from softmux.tuning.packing import Packed, Place, Placed, Prepared, pack, prepare
-from softmux.tuning.recipe import Train
 from softmux.tuning.room import tokens_at_once
-from softmux.tuning.rows import TaskRow
-from softmux.tuning.trainer import Progress, Trained, batches, rate
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A task to train: where it starts, what it learns from, how. `prefix`: how many leading ids of its rows are keys
-    and values. `measures_start`: it is validated before its first step, too, and kept as it was where no step is
-    better. Names are unique within a trainer."""
-
-    name: str
-    start: Start
-    rows: Sequence[TaskRow]
-    validation: Sequence[TaskRow]
-    how: Train
-    prefix: int = 0
-    measures_start: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """A job that has left: `values` are its best step's. Or `error` says why it can't be learned so."""
-
-    name: str
-    trained: Trained
-    values: dict[str, torch.Tensor]
-    error: str | None = None
-
-
-@dataclass(slots=True, eq=False)
-class Active:
-    """A job that is in: what it has seen so far, and where its numbers are."""
-
-    job: Job
-    cohort: Cohort
-    draws: Iterator[list[TaskRow]]
-    prepared: dict[int, Prepared]
-    validation: list[Prepared]
-    best: list[torch.Tensor]
-    losses: list[float] = field(default_factory=list)
-    validations: list[tuple[int, float]] = field(default_factory=list)
-    best_step: int = 0
-    best_loss: float = math.inf
-    exact: list[float] = field(default_factory=list)
-
-    @property
-    def step(self) -> int:
-        return len(self.losses)
-
-    @property
-    def due(self) -> bool:
-        how = self.job.how
-        return self.step % how.validate_every == 0 or self.step == how.steps
-
-    @property
-    def done(self) -> bool:
-        how = self.job.how
-        stale = sum(at > self.best_step for at, _ in self.validations)
-        return self.step >= how.steps or stale >= how.patience
-
-    def next_rows(self) -> list[Prepared]:
-        how, found = self.job.how, []
-        for row in next(self.draws):
-            if id(row) not in self.prepared:
-                self.prepared[id(row)] = prepare(row, self.job.prefix, how.dampening)
-            found.append(self.prepared[id(row)])
-        return found
-
-    def trained(self) -> Trained:
-        return Trained(tuple(self.losses), tuple(self.validations), self.best_step, self.best_loss, tuple(self.exact))
-
+from softmux.tuning.trainer import Progress, batches
 
 Watch = Callable[[str, Progress], None]
 
@@ -174,7 +104,7 @@ class Trainer:
         self._validate([one for one in members if one.job.measures_start and not one.step and not one.validations])
         losses = self.gradients([active.next_rows() for active in members]).tolist()
         for cohort in self._cohorts:
-            cohort.update([_rates(active) for active in members if active.cohort is cohort])
+            cohort.update([active.rates for active in members if active.cohort is cohort])
         for active, loss in zip(members, losses, strict=True):
             active.losses.append(loss)
         broken = [active for active in members if not math.isfinite(active.losses[-1])]
@@ -313,8 +243,3 @@ class Trainer:
                     self._leave(active)
                 self.finished.clear()
         return found
-
-
-def _rates(active: Active) -> Rates:
-    how = active.job.how
-    return Rates(how.learning_rate * rate(active.step, how.steps, how.warmup_steps), how.weight_decay, how.clip_norm)

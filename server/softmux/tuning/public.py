@@ -18,8 +18,8 @@ from softmux.tuning.beginning import Beginner, Beginning, Beginnings
 from softmux.tuning.board import shown
 from softmux.tuning.data import Example, checked
 from softmux.tuning.from_peft import method_of
+from softmux.tuning.job import Finished, Job
 from softmux.tuning.library import Library
-from softmux.tuning.many import Finished, Job
 from softmux.tuning.method_recipe import MethodRecipe
 from softmux.tuning.methods import Learned, begin, put, start_of, take_out
 from softmux.tuning.recipe import Lora, LoraPrefixTuning, PrefixTuning, PromptTuning, PTuning, Train

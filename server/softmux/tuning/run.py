@@ -23,8 +23,8 @@ from softmux.tuning.data import BadData, Example
 from softmux.tuning.device_words import device_words
 from softmux.tuning.evaluate import evaluate
 from softmux.tuning.head_base import HeadBase, load_head_base
+from softmux.tuning.job import Finished
 from softmux.tuning.library import Library
-from softmux.tuning.many import Finished
 from softmux.tuning.methods import Learned, begin, put, start_of, take_out
 from softmux.tuning.plan import Plan, announce, answers_of, plan_of
 from softmux.tuning.recipe import MethodRecipe, PTuningV2, Recipe

@@ -18,7 +18,7 @@ from softmux.tuning.frozen_encoder import positions_of
 from softmux.tuning.head_base import HeadBase
 from softmux.tuning.head_rows import encode_row, labels_of
 from softmux.tuning.heads import HeadLearned, begin_full, begin_prefix, head_start, put_head
-from softmux.tuning.many import Finished, Job
+from softmux.tuning.job import Finished, Job
 from softmux.tuning.plan import Plan, announce, count
 from softmux.tuning.probe import probe, probe_parameters
 from softmux.tuning.recipe import PTuningV2, Recipe

@@ -21,8 +21,8 @@ from softmux.tuning.base import Base, load_base
 from softmux.tuning.beginning import Beginnings
 from softmux.tuning.board import shown
 from softmux.tuning.head_base import HeadBase, load_head_base
+from softmux.tuning.job import Job
 from softmux.tuning.library import Library
-from softmux.tuning.many import Job
 from softmux.tuning.method_recipe import OWN_INITS
 from softmux.tuning.methods import start_of, take_out
 from softmux.tuning.plan import Plan, plan_of

@@ -18,7 +18,8 @@ from softmux.tuning.frozen_encoder import FrozenEncoder, prove_encoder
 from softmux.tuning.frozen_encoder_decoder import frozen_over
 from softmux.tuning.frozen_module import FrozenModule
 from softmux.tuning.head_base import HeadBase
-from softmux.tuning.many import Finished, Job, Trainer, Watch
+from softmux.tuning.job import Finished, Job
+from softmux.tuning.many import Trainer, Watch
 from softmux.tuning.recipe import Train
 
 

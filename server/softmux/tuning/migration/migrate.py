@@ -27,7 +27,7 @@ from softmux.tuning.base import Base
 from softmux.tuning.board import shown
 from softmux.tuning.device_words import device_words
 from softmux.tuning.fetch import cache_dir
-from softmux.tuning.many import Finished, Job
+from softmux.tuning.job import Finished, Job
 from softmux.tuning.migration.carrying import Carrier, parts_of, start_of
 from softmux.tuning.migration.files import files_of
 from softmux.tuning.migration.inputs import described, plain_notes

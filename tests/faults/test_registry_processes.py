@@ -33,7 +33,10 @@ import asyncio, sys, time
 from pathlib import Path
 from registry.registry_fixtures import BASE
 from softmux.errors import SoftmuxError
+from softmux.registry import connection
 from softmux.registry.registry import Registry
+
+connection.BUDGET = 30.0  # a busy machine is slow
 
 async def main():
     registry = await Registry.open(sys.argv[1], Path(sys.argv[2]), begin=False)
@@ -58,7 +61,10 @@ _UPLOADER = """
 import asyncio, itertools, random, sys
 from pathlib import Path
 from registry.registry_fixtures import LARGE, adapter
+from softmux.registry import connection
 from softmux.registry.registry import Registry
+
+connection.BUDGET = 30.0  # a busy machine is slow
 
 async def main():
     registry = await Registry.open(sys.argv[1], Path(sys.argv[2]), begin=False)
@@ -85,7 +91,10 @@ asyncio.run(main())
 _COLLECTOR = """
 import asyncio, sys
 from pathlib import Path
+from softmux.registry import connection
 from softmux.registry.registry import Registry
+
+connection.BUDGET = 30.0  # a busy machine is slow
 
 async def main():
     registry = await Registry.open(sys.argv[1], Path(sys.argv[2]), begin=False)
@@ -148,7 +157,7 @@ def test_processes_started_and_killed_while_publishing_goes_on_converge(tmp_path
                 outputs.append(output)
                 arguments = (publisher.url, str(tmp_path / "data"), ",".join(tasks))
                 own.enter_context(_running(_FOLLOWER, *arguments, output=output))
-                await eventually(lambda: ["ready"] in _lines(output), 60, "a process has started")
+                await eventually(lambda: ["ready"] in _lines(output), 150, "a process has started")
                 alive.append((own, output))
 
             for _ in range(3):
@@ -163,7 +172,7 @@ def test_processes_started_and_killed_while_publishing_goes_on_converge(tmp_path
             await publishing
             latest = {task: max(version for name, version in acknowledged if name == task) for task in tasks}
             for _, output in alive:
-                await eventually(lambda output=output: _seen(output) == latest, 30, "all know the same")  # type: ignore[misc]
+                await eventually(lambda output=output: _seen(output) == latest, 60, "all know the same")  # type: ignore[misc]
         behind = sorted(
             max(0.0, float(line[2]) - acknowledged[line[0], int(line[1])])
             for output in outputs
@@ -212,7 +221,7 @@ def test_collecting_never_races_uploads_that_are_killed_or_stopped(tmp_path: Pat
                 which = number % len(roles)
                 process, output = running[which]
                 least = 1 if roles[which][0] is _COLLECTOR else 4
-                await eventually(lambda output=output, least=least: len(_lines(output)) >= least, 60, "it is at work")  # type: ignore[misc]
+                await eventually(lambda output=output, least=least: len(_lines(output)) >= least, 150, "it is at work")  # type: ignore[misc]
                 await asyncio.sleep(random.uniform(0, 0.05))
                 if number % 3 == 2:
                     process.send_signal(signal.SIGSTOP)

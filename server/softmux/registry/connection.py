@@ -104,9 +104,12 @@ def _pause(attempt: int) -> float:
 
 
 class Connection:
-    """A pool of connections for one event loop. `read_timeout` (s) bounds one reply, blocking reads included."""
+    """A pool of connections for one event loop. `read_timeout` (s) bounds one reply, blocking reads included; both are
+    `BUDGET` where nothing is said."""
 
-    def __init__(self, url: str, *, budget: float = BUDGET, read_timeout: float = BUDGET) -> None:
+    def __init__(self, url: str, *, budget: float | None = None, read_timeout: float | None = None) -> None:
+        budget = BUDGET if budget is None else budget
+        read_timeout = BUDGET if read_timeout is None else read_timeout
         self.url = url
         self.wiped = False
         """Where set, every call is refused: what answers now must not be taken for the registry."""
@@ -159,7 +162,8 @@ class Connection:
 class SyncConnection:
     """The same for threads, without an event loop. Thread-safe."""
 
-    def __init__(self, url: str, *, budget: float = BUDGET) -> None:
+    def __init__(self, url: str, *, budget: float | None = None) -> None:
+        budget = BUDGET if budget is None else budget
         self.url = url
         self._budget = budget
         self._client = redis.Redis.from_url(

@@ -139,6 +139,7 @@ def test_in_bfloat16_the_losses_are_near_and_heads_stay_in_float32(bert: HeadBas
     each = [job(kind, kind, bert, 1) for kind in KINDS]
     whole = gradients(FrozenEncoder(bert.model), each, 500)
     half = FrozenEncoder(head_base("bert").model.to(torch.bfloat16))
+    prove_encoder(half, bert.vocab_size)
     for name, (loss, found) in gradients(half, each, 500).items():
         assert loss == pytest.approx(whole[name][0], rel=0.1)
         assert {gradient.dtype for gradient in found} == {torch.float32}

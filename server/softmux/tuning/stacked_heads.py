@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -20,8 +20,8 @@ class Head(nn.Module):
     def __init__(self, classifier: nn.Module, pooler: nn.Module | None, *, first: bool, learns_pooler: bool) -> None:
         super().__init__()
         self.classifier, self.pooler, self.first = classifier, pooler, first
-        frozen = () if learns_pooler else ("pooler.",)
-        self.learned = [name for name, _ in self.named_parameters() if not name.startswith(frozen or "-")]
+        named = [name for name, _ in self.named_parameters()]
+        self.learned = [name for name in named if learns_pooler or not name.startswith("pooler.")]
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         given = states[:, None] if self.first else states
@@ -43,7 +43,7 @@ class StackedHeads:
     """Those of one cohort: `values` by name `[tasks, …]`; what `head` has of numbers beside these is the base's."""
 
     head: Head
-    values: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    values: Mapping[str, torch.Tensor]
 
     def logits(self, states: torch.Tensor, rows: Members) -> torch.Tensor:
         """`[len(rows.at), labels]` of the pack's states `[targets, hidden]`, in float32."""

@@ -15,6 +15,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from softmux.cli import app
+from softmux.cli.publishing import Publisher
 from support.served import Served
 
 
@@ -247,6 +248,71 @@ def test_a_recipe_begins_from_a_task_of_the_server_or_of_its_registry(
     local = run("tune", str(recipe), *options, *again)
     assert local.exit_code == 0, local.output
     assert f"| {digest} |" in (tmp_path / "again" / "README.md").read_text()
+
+
+def test_what_is_tuned_is_published_at_once(
+    server: Served, base: tuple[Any, Path], adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    rows = "".join(f"film {i} was {('dull', 'good')[i % 2]},{('no', 'yes')[i % 2]}\n" for i in range(60))
+    recipes = []
+    for name in ("first", "second"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "rows.csv").write_text(f"prompt,answer\n{rows}")
+        recipes.append(folder / "recipe.toml")
+        recipes[-1].write_text(
+            f'task = "{name}"\nbase = "{base[1]}"\n[data]\nsource = "file"\npath = "rows.csv"\n'
+            '[method]\nkind = "prompt_tuning"\nvirtual_tokens = 2\n'
+            "[train]\nsteps = 1\nlearning_rate = 1e-2\n[evaluate]\nmax_tokens = 2\nbare = false\n"
+        )
+    options = ("--device", "cpu", "--cache", str(tmp_path / "cache"), "--no-report", "--publish")
+    done = on(server, "tune", *map(str, recipes), *options, "--json")
+    assert done.exit_code == 0, done.output
+    for one in json.loads(done.stdout):
+        served = server.http.get(f"/v1/adapters/{one['task']}").json()
+        assert one["published"] == {"version": 1, "active": True, "digest": served["digest"]}
+        body = {"prompt": "film", "max_tokens": 1}
+        assert server.http.post(f"/v1/generate?task={one['task']}", json=body).status_code == 200
+    told = on(server, "tune", str(recipes[0]), *options)
+    assert "first@1 prompt_tuning" in told.stdout, "the same files are the same version"
+    assert "now active" in told.stdout
+
+    distillation = tmp_path / "short" / "recipe.toml"
+    distillation.parent.mkdir()
+    distillation.write_text(
+        f'task = "short"\nbase = "{base[1]}"\n[teacher]\ntext = "Say it: {{input}}"\nmax_tokens = 2\n'
+        '[inputs]\npath = "../first/rows.csv"\n[method]\nkind = "prompt_tuning"\nvirtual_tokens = 2\n'
+        "[train]\nsteps = 1\nlearning_rate = 1e-2\n"
+    )
+    distilled = on(server, "distill", str(distillation), *options[:4], "--publish", "--json")
+    assert distilled.exit_code == 0, distilled.output
+    assert json.loads(distilled.stdout)["published"]["version"] == 1
+
+
+def test_what_should_not_ship_is_published_and_not_active_and_what_is_refused_stays(
+    server: Served, adapters: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publisher = Publisher(server.url, None)
+    answer = publisher.publish(adapters["prompt-tuning"], "unfit", "do not ship", tell=True)
+    assert answer is not None
+    assert not answer["active"]
+    said = capsys.readouterr()
+    assert "not active" in said.out
+    assert "softmux activate unfit 1 does all the same" in said.err
+    broken = tmp_path / "broken"
+    shutil.copytree(adapters["prompt-tuning"], broken)
+    (broken / "adapter_model.safetensors").write_bytes(b"cut off")
+    assert publisher.publish(broken, "broken", "ship", tell=True) is None
+    assert f"softmux upload {broken} --task broken" in capsys.readouterr().err
+
+
+def test_a_server_to_publish_to_is_asked_for_before_anything_is_trained(tmp_path: Path) -> None:
+    away = run("tune", str(tmp_path / "none.toml"), "--publish", "--url", "http://127.0.0.1:9")
+    assert away.exit_code == 1
+    assert "127.0.0.1:9" in away.output
+    assert "no recipe" not in away.output
+    elsewhere = run("tune", str(tmp_path / "none.toml"), "--publish", "--data", str(tmp_path))
+    assert "a server tries what it takes: give its --url" in elsewhere.output
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -47,18 +47,16 @@ def evaluate(
 
 
 def after_tuning(
-    recipes: Sequence[Path], tasks: Sequence[str], out: Path | None, device: str, cache: Path | None
+    recipes: Sequence[Path], folders: Mapping[str, Path], device: str, cache: Path | None
 ) -> dict[str, str]:
-    """Evaluates what was tuned, where `softmux tune` has written it; whether to ship each task. What can't be evaluated
-    is said and no more: what was trained is there."""
+    """Evaluates what was tuned, each recipe's where `softmux tune` has written it (`folders`, by task); whether to ship
+    each task. What can't be evaluated is said and no more: what was trained is there."""
     from softmux.evaluation.run import Subject, evaluate_all
     from softmux.formats.folder import load_folder
 
-    several = len(recipes) > 1
-    subjects = []
-    for recipe, task in zip(recipes, tasks, strict=True):
-        folder = recipe.parent if out is None else out / task if several else out
-        subjects.append(Subject(load_folder(folder), recipe, folder))
+    subjects = [
+        Subject(load_folder(folder), recipe, folder) for recipe, folder in zip(recipes, folders.values(), strict=True)
+    ]
     try:
         found = evaluate_all(subjects, device, cache=cache)
     except SoftmuxError as error:

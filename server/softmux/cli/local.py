@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +11,10 @@ import typer
 
 from softmux.cli.evaluation import after_tuning
 from softmux.cli.output import as_json, fail
+from softmux.cli.publishing import Publish, publisher, told_of
 from softmux.cli.remote import DEFAULT_URL
+from softmux.cli.remote import Key as ServerKey
+from softmux.cli.remote import Url as ServerUrl
 from softmux.cli.tuning_library import Data, Key, Redis, Tenant, Url, library
 
 if TYPE_CHECKING:
@@ -49,6 +52,7 @@ def tune(
     redis: Redis = None,
     data: Data = None,
     tenant: Tenant = None,
+    publish: Publish = False,
 ) -> None:
     """Tune adapters from recipes, and write their folders with the held-out figures and an evaluation."""
     with needing_packages():
@@ -56,14 +60,23 @@ def tune(
         from softmux.tuning.run import tune as run
         from softmux.tuning.run import tune_all
     together = Together(at_once, tokens, save_every, cache and cache / "tuning", fresh, checkpointing, tensorboard)
+    server = publisher(publish, url, key, elsewhere=redis is not None or data is not None)
     with library(url, key, redis, data, tenant) as found:
         if len(recipes) == 1:
             reports = [run(recipes[0], out, device, cache=cache, together=together, library=found)]
         else:
             reports = tune_all(recipes, out, device, cache=cache, together=together, library=found)
-    verdicts = after_tuning(recipes, [one.recipe.task for one in reports], out, device, cache) if report else {}
+    folders = folders_of(recipes, [one.recipe.task for one in reports], out)
+    verdicts = after_tuning(recipes, folders, device, cache) if report else {}
+    answers = {
+        task: server.publish(folder, task, verdicts.get(task), tell=not json_)
+        for task, folder in folders.items()
+        if server is not None
+    }
     if json_:
-        as_json([_told(one, verdicts.get(one.recipe.task)) for one in reports])
+        as_json([_told(one, verdicts.get(one.recipe.task), answers.get(one.recipe.task)) for one in reports])
+    if None in answers.values():
+        raise typer.Exit(1)
 
 
 def sweep(
@@ -107,6 +120,9 @@ def distill(
     checkpointing: Checkpointing = False,
     tensorboard: Board = None,
     json_: Json = False,
+    url: ServerUrl = DEFAULT_URL,
+    key: ServerKey = None,
+    publish: Publish = False,
 ) -> None:
     """Distil a long prompt, a text's or an adapter's, into a short soft prompt that answers as it does."""
     with needing_packages():
@@ -114,12 +130,27 @@ def distill(
         from softmux.tuning.distill import distill as run
         from softmux.tuning.distilled import figures
     together = Together(1, tokens, save_every, cache and cache / "tuning", fresh, checkpointing, tensorboard)
+    server = publisher(publish, url, key)
     distilled = run(recipe, out, device, cache=cache, together=together)
+    task, answer = distilled.recipe.task, None
+    if server is not None:
+        answer = server.publish(out or recipe.parent, task, None, tell=not json_)
     if json_:
-        as_json(figures(distilled))
+        as_json(figures(distilled) | told_of(answer))
+    if server is not None and answer is None:
+        raise typer.Exit(1)
 
 
-def _told(report: Report, verdict: str | None) -> dict[str, Any]:
+def folders_of(recipes: Sequence[Path], tasks: Sequence[str], out: Path | None) -> dict[str, Path]:
+    """Where each task was written, by its name."""
+    several = len(recipes) > 1
+    return {
+        task: recipe.parent if out is None else out / task if several else out
+        for recipe, task in zip(recipes, tasks, strict=True)
+    }
+
+
+def _told(report: Report, verdict: str | None, published: dict[str, Any] | None) -> dict[str, Any]:
     figures = {"tuned": report.tuned, **report.beside}
     return {
         "task": report.recipe.task,
@@ -127,6 +158,7 @@ def _told(report: Report, verdict: str | None) -> dict[str, Any]:
         "seconds": round(report.seconds, 1),
         "figures": {name: {"rows": held.rows, **held.values} for name, held in figures.items()},
         **({"verdict": verdict} if verdict else {}),
+        **told_of(published),
     }
 
 

@@ -90,9 +90,6 @@ def upload(
     json_: Json = False,
 ) -> None:
     """Upload an adapter: a new version of its task."""
-    from softmux.formats.folder import load_folder
-
-    files = load_folder(folder)
     name = task or folder.resolve().name
     answer = (
         Remote(url, key)
@@ -100,11 +97,18 @@ def upload(
             "PUT",
             f"/v1/adapters/{name}",
             params={"activate": str(activate).lower()},
-            files={part: (part, data) for part, data in files.items()},
+            files=parts_of(folder),
         )
         .json()
     )
     tell_upload(answer, json_=json_)
+
+
+def parts_of(folder: Path) -> dict[str, tuple[str, bytes]]:
+    """An adapter's files as the parts of an upload. Raises what is wrong with the folder."""
+    from softmux.formats.folder import load_folder
+
+    return {part: (part, data) for part, data in load_folder(folder).items()}
 
 
 def tell_upload(answer: dict[str, Any], *, json_: bool) -> None:

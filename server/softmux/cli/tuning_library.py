@@ -15,10 +15,12 @@ from softmux.cli.output import fail
 if TYPE_CHECKING:
     from softmux.tuning.library import Library
 
-_BEGIN = "For a recipe that begins from a published task (init_from):"
-Url = Annotated[str, typer.Option(envvar="SOFTMUX_URL", help=f"{_BEGIN} the server that has it.")]
+_SERVER = "The server; it has the tasks that a recipe begins from (init_from)."
+Url = Annotated[str, typer.Option(envvar="SOFTMUX_URL", help=_SERVER)]
 Key = Annotated[str | None, typer.Option(envvar="SOFTMUX_KEY", help="Your key there.", show_default=False)]
-Redis = Annotated[str | None, typer.Option(help="The same without a server: the registry at redis://…")]
+Redis = Annotated[
+    str | None, typer.Option(help="What a recipe begins from without a server: the registry at redis://…")
+]
 Data = Annotated[Path | None, typer.Option(help="Or the registry in a server's --data folder.")]
 Tenant = Annotated[
     str | None, typer.Option(help="Whose tasks these are, of a registry; by default the first tenant's.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -15,14 +16,19 @@ from softmux.formats.layout import Layout
 from softmux.tuning.base import Base, as_base
 from softmux.tuning.data import Example
 from softmux.tuning.rows import IGNORE, encode
+from softmux.tuning.trainer import rate
 from support.toy_language import ANSWERS, FIRST, answer, text, tokenizer_in
+from support.toy_language import rows as toy_rows
+
+NEW_TOKENS = 6
+"""Of an answer, at most."""
 
 _T5 = {"d_model": 32, "d_ff": 48, "d_kv": 12, "num_heads": 4, "num_layers": 3, "num_decoder_layers": 2,
        "pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0}  # fmt: skip
 _BART = {"d_model": 32, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 48,
          "decoder_ffn_dim": 48, "encoder_layers": 2, "decoder_layers": 1, "max_position_embeddings": 64,
          "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2,
-         "forced_eos_token_id": 2, "init_std": 0.1, "dropout": 0.0}  # fmt: skip
+         "forced_eos_token_id": 2, "init_std": 0.2, "dropout": 0.0}  # fmt: skip
 CONFIGS: dict[str, Callable[[int], Any]] = {
     "t5": lambda words: tf.T5Config(vocab_size=words, **_T5),
     "bart": lambda words: tf.BartConfig(vocab_size=words, **_BART),
@@ -42,8 +48,8 @@ def new_base(architecture: str, folder: Path) -> Base:
     return as_base(model, tokenizer, folder.name)
 
 
-def speaking(architecture: str, folder: Path, steps: int = 120) -> Base:
-    """One that answers the marked questions, saved to `folder`."""
+def speaking(architecture: str, folder: Path) -> Path:
+    """The folder of one that answers the marked questions."""
     base = new_base(architecture, folder)
     draw, rows = random.Random(1), []
     for _ in range(800):
@@ -51,7 +57,9 @@ def speaking(architecture: str, folder: Path, steps: int = 120) -> Base:
         example = Example(f"{FIRST[task]} {said}", answer(task, said))
         rows.append(encode(example, Layout(), base.encoder, base.vocab_size, base.end_id))
     model = base.model.requires_grad_(True)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    steps, highest = {"t5": (90, 1e-2), "bart": (120, 5e-3)}[architecture]
+    optimiser = torch.optim.AdamW(model.parameters(), lr=highest)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate(step, steps, 10))
     for _ in range(steps):
         batch = base.collate(draw.sample(rows, 24))
         logits = base.answering(base.inputs(batch, model.get_input_embeddings()(batch.tokens)), batch)
@@ -59,6 +67,21 @@ def speaking(architecture: str, folder: Path, steps: int = 120) -> Base:
         cross_entropy(logits[kept], batch.targets[kept]).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
+        schedule.step()
         optimiser.zero_grad()
     model.requires_grad_(False).save_pretrained(folder)
-    return base
+    return folder
+
+
+def mood_recipe(folder: Path, base: Path, method: str, rate: float = 0.1, train: str = "", more: str = "") -> Path:
+    """A recipe of the task that unmarked lines have the answers of `mood:`, beside its rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "rows.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("prompt", "answer"), *toy_rows("mood")])
+    recipe = folder / "recipe.toml"
+    recipe.write_text(
+        f'task = "{folder.name}"\nbase = "{base}"\n[data]\nsource = "file"\npath = "rows.csv"\n[method]\n{method}\n'
+        f"[train]\nsteps = 40\nbatch_rows = 8\nlearning_rate = {rate}\nwarmup_steps = 5\nvalidate_every = 20\n{train}"
+        f"[evaluate]\nmax_tokens = {NEW_TOKENS}\n{more}"
+    )
+    return recipe

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from support.encoder_tokenizer import save as save_encoder
 from support.encoder_tokenizer import word_piece
 from support.recipe_methods import METHODS
 from support.tokenizers_made import byte_level, save
+from support.toy_encoder_decoders import speaking
 
 DATA = '[data]\nsource = "file"\npath = "rows.csv"\n'
 TRAIN = "[train]\nsteps = {steps}\nbatch_rows = 8\nlearning_rate = 0.05\nwarmup_steps = 5\nvalidate_every = 5\n"
@@ -48,6 +50,17 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     ).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of an encoder-decoder that answers the toy language's questions, by its architecture."""
+
+    @cache
+    def of(architecture: str) -> Path:
+        return speaking(architecture, tmp_path_factory.mktemp("speaks") / architecture)
+
+    return of
 
 
 @pytest.fixture

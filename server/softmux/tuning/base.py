@@ -15,9 +15,13 @@ from softmux.demo import BASES, DemoName, demo_model
 from softmux.engine.bases import family_of
 from softmux.errors import InvalidRequest
 from softmux.formats.layout import TransformersEncoder
+from softmux.tuning.data import BadData, Example
 from softmux.tuning.reading import Read, Reading
 from softmux.tuning.recipe import MethodRecipe, Train
 from softmux.tuning.rows import Batch, Row, collate
+
+_POSITION_TABLES = {"wpe", "embed_positions"}
+"""What GPT-2's and BART's kin call the modules that have a row for each position."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,38 @@ class Base:
     def check(self, method: MethodRecipe, how: Train) -> None:
         """Raises `InvalidRequest` for what can't be tuned on it."""
 
+    @property
+    def positions(self) -> int | None:
+        """How many positions a row may have, where a table ends them; None where nothing does (rotary, distances)."""
+        tables = {name.rpartition(".")[2] for name, _ in self.model.named_modules()} & _POSITION_TABLES
+        return int(self.model.config.get_text_config().max_position_embeddings) if tables else None
+
+    def context(self, prompt: int, answer: int, prefix: int = 0) -> int:
+        """How many positions an input (learned tokens included, of which `prefix` are keys and values) and an answer of
+        so many tokens need."""
+        return prompt + answer
+
+    def fitting(self, rows: Sequence[Row], prefix: int = 0) -> list[Row]:
+        """Those that there are positions for."""
+        most = self.positions
+        return [row for row in rows if most is None or self.context(len(row.ids), len(row.answer), prefix) <= most]
+
+    def check_room(
+        self, examples: Sequence[Example], rows: Sequence[Row], prefix: int = 0, max_tokens: int = 0
+    ) -> None:
+        """Raises `BadData` for the first of the examples whose row, with `max_tokens` in the place of its answer where
+        these are more, has too few positions."""
+        most = self.positions
+        for example, row in zip(examples, rows, strict=True):
+            answer = max(len(row.answer), max_tokens)
+            if most is not None and self.context(len(row.ids), answer, prefix) > most:
+                raise BadData(
+                    f"its {len(row.ids)} tokens, learned ones included, and an answer of {answer} have no room in the "
+                    f"{most} positions that {self.label} has: shorten the text, or leave the row out",
+                    file=example.file,
+                    row=example.row,
+                )
+
     # --- how it is asked ---------------------------------------------------------------------------------------------
 
     def collate(self, rows: Sequence[Row], prefix: int = 0) -> Batch:
@@ -86,10 +122,6 @@ class Base:
         """`[*batch.targets.shape, vocabulary]`: logits before each token of the batch's answers."""
         logits: torch.Tensor = self.model(**inputs, logits_to_keep=batch.targets.shape[1] + 1).logits[:, :-1]
         return logits
-
-    def context(self, prompt: int, answer: int) -> int:
-        """How much of the model's context an input and an answer of so many tokens need."""
-        return prompt + answer
 
     def read(self, inputs: dict[str, Any]) -> Reading:
         """The inputs of a batch without answers, to go on from."""

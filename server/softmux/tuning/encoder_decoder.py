@@ -78,8 +78,9 @@ class EncoderDecoderBase(Base):
         logits: torch.Tensor = self.model(**inputs, decoder_input_ids=said, use_cache=past is not None).logits
         return logits[:, begins.shape[1] - 1 :]
 
-    def context(self, prompt: int, answer: int) -> int:
-        return max(prompt, answer)
+    def context(self, prompt: int, answer: int, prefix: int = 0) -> int:
+        """The longer of the two stacks: a prefix is before the answer, as are the decoder's first tokens but one."""
+        return max(prompt - prefix, prefix + len(self.says.begins) - 1 + answer)
 
     def read(self, inputs: dict[str, Any]) -> Reading:
         mask, past = inputs["attention_mask"], inputs["past_key_values"]

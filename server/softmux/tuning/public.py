@@ -159,11 +159,15 @@ def _job(task: Task, base: Base, beginnings: Beginnings) -> tuple[Job, Method, t
     end_id = base.end_id if task.train.end_token else None
 
     def encoded(some: Sequence[Example]) -> list[Row]:
-        return [encode(example, learned.layout, base.encoder, base.vocab_size, end_id) for example in some]
+        found = [encode(example, learned.layout, base.encoder, base.vocab_size, end_id) for example in some]
+        base.check_room(some, found, learned.prefix)
+        return found
 
-    rows, kept = encoded(train), encoded(validation)
-    start = start_of(learned)
-    take_out(learned)
+    try:
+        rows, kept = encoded(train), encoded(validation)
+        start = start_of(learned)
+    finally:
+        take_out(learned)
     begun = beginnings.of(Beginner(task.name, method, task.train, Path(), fresh, kept, learned.prefix), start)
     job = begun.job(task.name, rows, kept, task.train, learned.prefix)
     return job, method, (min(row.prompt_tokens for row in rows), max(row.prompt_tokens for row in rows)), begun

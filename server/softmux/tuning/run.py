@@ -137,10 +137,14 @@ def _tune_words(
     for plan in plans:
         recipe = plan.recipe
         learned = fresh(recipe, base)
-        rows = encode_all([*plan.parts.train, *plan.extra], learned, recipe)
-        validation = encode_all(plan.parts.validation, learned, recipe)
-        start = start_of(learned)
-        take_out(learned)
+        try:
+            rows = encode_all([*plan.parts.train, *plan.extra], learned, recipe)
+            validation = encode_all(plan.parts.validation, learned, recipe)
+            test = [encode(one, learned.layout, base.encoder, base.vocab_size, None) for one in plan.parts.test]
+            base.check_room(plan.parts.test, test, learned.prefix, recipe.evaluate.max_tokens)
+            start = start_of(learned)
+        finally:
+            take_out(learned)
         begun = beginnings.of(beginner(recipe, base, plan.path.parent, validation, learned.prefix), start)
         laid[recipe.task] = _Laid(plan, rows, validation, begun)
         announce(console, recipe, len(rows), plan.parts, begun.start.values().values(), base.label)
@@ -217,7 +221,7 @@ def beginner(recipe: Recipe, base: Base, folder: Path, validation: Sequence[Row]
 
 
 def encode_all(examples: Sequence[Example], learned: Learned, recipe: Recipe) -> list[Row]:
-    """The rows that fit into `data.max_tokens`. Raises `BadData` where none does."""
+    """The rows that fit into `data.max_tokens`, and into the base. Raises `BadData` where none does."""
     base = learned.base
     end_id = base.end_id if recipe.train.end_token else None
     rows = [encode(example, learned.layout, base.encoder, base.vocab_size, end_id) for example in examples]
@@ -227,7 +231,10 @@ def encode_all(examples: Sequence[Example], learned: Learned, recipe: Recipe) ->
             f"every row is longer than data.max_tokens = {recipe.data.max_tokens} tokens; raise it",
             file=examples[0].file,
         )
-    return kept
+    fitting = base.fitting(kept, learned.prefix)
+    if not fitting:
+        base.check_room(examples, rows, learned.prefix)
+    return fitting
 
 
 def _fixedanswers_of(examples: Sequence[Example]) -> list[str]:

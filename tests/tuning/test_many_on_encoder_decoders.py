@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForSeq2SeqLM
 
 from softmux.errors import InvalidRequest
-from softmux.tuning.base import Base
+from softmux.tuning.base import Base, as_base
 from softmux.tuning.frozen import prove
 from softmux.tuning.frozen_encoder_decoder import FrozenEncoderDecoder, frozen_over
 from softmux.tuning.job import Job
 from softmux.tuning.methods import Learned, begin, start_of, take_out
 from softmux.tuning.packing import Packed
 from softmux.tuning.recipe import Lora, LoraPrefixTuning
+from support.encoder_decoders import ARCHITECTURES
 from support.toy_encoder_decoders import CONFIGS, new_base
 from support.tuning_jobs import HOW, METHODS, apart, gradients, rows_for
 
@@ -72,6 +74,13 @@ def test_noise_is_on_the_inputs_alone(base: Base) -> None:
     found = gradients(frozen_over(base), jobs, 100)
     assert found["noisy"][0] != pytest.approx(found["prompt"][0], rel=1e-4)
     assert gradients(frozen_over(base), jobs[1:], 1000)["noisy"][0] == pytest.approx(found["noisy"][0], rel=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_padded_rows_are_rows_alone_on_every_architecture_that_is_served(architecture: str) -> None:
+    torch.manual_seed(0)
+    own = as_base(AutoModelForSeq2SeqLM.from_config(ARCHITECTURES[architecture]()), None, architecture)
+    prove(frozen_over(own), own.vocab_size)
 
 
 def test_a_base_that_gives_padded_rows_other_values_is_refused(base: Base) -> None:

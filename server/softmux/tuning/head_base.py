@@ -82,10 +82,16 @@ def load_head_base(recipe: OverBase, device: str = "auto", cache: Path | None = 
     """Raises `InvalidRequest` where the recipe's base is no encoder that takes a prefix."""
     source = source_of(recipe, cache)
     config = AutoConfig.from_pretrained(source)
-    if family_of(config) != "encoder" or not takes_prefix(config.model_type):
+    family = family_of(config)
+    if family != "encoder" or not takes_prefix(config.model_type):
+        instead = ""
+        if family != "encoder":
+            instead = (
+                " On this one tune prompt_tuning, p_tuning, prefix_tuning, lora or lora+prefix_tuning: it says labels."
+            )
         raise InvalidRequest(
             f"{recipe.base} is of type {config.model_type}, and p_tuning_v2 is tuned on encoders that take a prefix: "
-            "BERT, RoBERTa, XLM-R, ELECTRA and models of their build.",
+            f"BERT, RoBERTa, XLM-R, ELECTRA and models of their build.{instead}",
             param="base",
         )
     return open_head_base(source, label_of(recipe), device)

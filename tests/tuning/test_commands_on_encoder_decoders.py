@@ -19,7 +19,7 @@ from softmux.formats.folder import load_folder, parse_adapter
 from softmux.inspection.base import describe
 from softmux.tuning.base import Base, as_base, open_source
 from softmux.tuning.distill import distill
-from softmux.tuning.evaluate import continued
+from softmux.tuning.evaluate import continued, inputs_of
 from softmux.tuning.frozen_encoder_decoder import frozen_over
 from softmux.tuning.migration.migrate import Bases
 from softmux.tuning.packing import Place, pack, prepare
@@ -59,6 +59,15 @@ def test_what_is_said_is_what_the_engine_says_however_short(base: Base) -> None:
         for name, ids in zip(names, said, strict=True):
             assert base.text(engine.done[name].tokens) == base.text(ids)
     engine.close()
+
+
+@torch.no_grad()
+def test_answers_that_begin_alike_are_each_scored_as_alone(base: Base) -> None:
+    inputs = inputs_of(base, None, [Row((5, 9, 7), ()), Row((6, 8), ())])
+    answers = [(7, 9, 11), (7, 4), (7,), (12, 9)]
+    together = base.read(inputs).scores(answers)
+    alone = torch.cat([base.read(inputs).scores([answer]) for answer in answers], 1)
+    assert torch.allclose(together, alone, atol=1e-5)
 
 
 def test_a_sweep_tries_ways_on_it_and_its_pick_tunes(spoken: Spoken, tmp_path: Path) -> None:

@@ -118,12 +118,12 @@ class ReadSource:
     def scores(self, answers: Sequence[tuple[int, ...]]) -> torch.Tensor:
         assert self.logits is not None
         first = self.logits.log_softmax(-1)
-        found = [first[:, answer[0]] for answer in answers]
+        found = [first[:, answer[0]] for answer in answers]  # views: of answers that begin alike the same
         for number, answer in enumerate(answers):
             if answer[1:]:
                 tokens = torch.tensor(answer, device=self.mask.device).expand(len(self.mask), -1)
                 words = self.after(tokens[:, :-1], copy.deepcopy(self.past)).log_softmax(-1)
-                found[number] += words.gather(2, tokens[:, 1:, None])[:, :, 0].sum(1)
+                found[number] = found[number] + words.gather(2, tokens[:, 1:, None])[:, :, 0].sum(1)
         return torch.stack(found, 1)
 
     def continued(self, max_tokens: int, pick: Pick) -> list[tuple[int, ...]]:

@@ -37,7 +37,7 @@ class Read:
 
     def scores(self, answers: Sequence[tuple[int, ...]]) -> torch.Tensor:
         first = self.logits.log_softmax(-1)
-        found = [first[:, answer[0]] for answer in answers]
+        found = [first[:, answer[0]] for answer in answers]  # views: of answers that begin alike the same
         for number, answer in enumerate(answers):
             if not answer[1:]:
                 continue
@@ -49,7 +49,7 @@ class Read:
                 past_key_values=copy.deepcopy(self.past),
                 use_cache=True,
             )
-            found[number] += out.logits.log_softmax(-1).gather(2, tokens[:, 1:, None])[:, :, 0].sum(1)
+            found[number] = found[number] + out.logits.log_softmax(-1).gather(2, tokens[:, 1:, None])[:, :, 0].sum(1)
         return torch.stack(found, 1)
 
     def continued(self, max_tokens: int, pick: Pick) -> list[tuple[int, ...]]:

@@ -11,7 +11,7 @@ from softmux import page_table
 from softmux.engine.serves import SERVES
 from softmux.formats.methods import METHODS
 from softmux.formats.parts import PAIR
-from softmux.formats.peft_types import FAMILIES, GENERATES, HEADS, INSTEAD, TRANSFORMS, why_not
+from softmux.formats.peft_types import FAMILIES, GENERATES, HEADS, INSTEAD, NO_PREFIX, TRANSFORMS, why_not
 from softmux.types import Family
 
 BEGIN, END = "<!-- support table: begin -->", "<!-- support table: end -->"
@@ -54,6 +54,12 @@ def table() -> str:
         "refused, because",
     ]
     lines += ["", *(f"{number}. {reason}" for reason, number in reasons.items()), ""]
+    prefixes = [f"`{name}`" for name, method in METHODS.items() if "prefix" in method.kinds]
+    lines += [
+        f"Encoders of type {', '.join(NO_PREFIX)} take no keys and values, in PEFT neither: {' and '.join(prefixes)} "
+        "are refused there.",
+        "",
+    ]
     lines += ["These are refused by name:", ""]
     for instead in dict.fromkeys(INSTEAD.values()):
         types = ", ".join(f"`{name}`" for name in sorted(INSTEAD) if INSTEAD[name] == instead)

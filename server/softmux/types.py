@@ -53,6 +53,16 @@ class LinearShape(msgspec.Struct, frozen=True, array_like=True):
     outputs: int
 
 
+class BaseHead(msgspec.Struct, frozen=True, array_like=True):
+    """How the dense layer and the norm before a head are built, where the base's config says so: the activation between
+    the two (by transformers' name), which of them has a bias, and the norm's epsilon."""
+
+    activation: str
+    bias: bool
+    norm_bias: bool
+    eps: float
+
+
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What everything outside the engine may know of the base model.
 
@@ -94,6 +104,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Paths of the module's embedding and of its output projection; empty where it has none."""
     tied_embeddings: bool = False
     """Whether these two share one weight."""
+    base_head: BaseHead | None = None
+    """None, too, where the base's config is not known."""
 
     @property
     def kv_format(self) -> str:

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from softmux.cli import app
-from support import encoder_decoders
+from support import encoder_decoders, headed
 from support.models import VOCABULARY, make_adapter, make_base
 
 
@@ -209,6 +209,7 @@ def test_the_guide_knows_small_bases(tmp_path: Path) -> None:
         ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}, "c_attn"),
         ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, "q, v"),
         ({"model_type": "distilbert", "architectures": ["DistilBertForMaskedLM"]}, "q_lin, v_lin"),
+        ({"model_type": "modernbert", "architectures": ["ModernBertForMaskedLM"]}, "Wqkv, rank"),
         ({"model_type": "gpt_neox", "architectures": ["GPTNeoXForCausalLM"]}, "query_key_value"),
     ],
 )
@@ -217,7 +218,25 @@ def test_other_families_are_compared_too(fields: dict[str, Any], targets: str, t
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(fields))
     facts = told("compare-methods", "--model", str(folder))
-    assert facts["methods"][4]["acts_on"].startswith(targets)
+    acts_on = {method["method"]: method["acts_on"] for method in facts["methods"]}
+    assert acts_on["lora"].startswith(targets)
+    takes_prefix = fields["model_type"] not in ("distilbert", "modernbert")
+    assert ("prefix_tuning" in acts_on) == ("prefix_tuning" in {each["use"] for each in facts["guide"]}) == takes_prefix
+    assert ("p_tuning_v2" in acts_on) == (takes_prefix and fields["model_type"] != "t5")
+
+
+@pytest.mark.parametrize("method", ["prompt", "lora"])
+@pytest.mark.parametrize("architecture", ["modernbert", "modernbert-mean"])
+def test_a_modernberts_heads_are_told(architecture: str, method: str, tmp_path: Path) -> None:
+    base = headed.make_base(architecture, tmp_path / "base")
+    headed.tuned(base, architecture, "TOKEN_CLS", method, 2, tmp_path / "head")
+    facts = told("inspect", str(tmp_path / "head"))
+    assert "problem" not in facts
+    own = 48 * 48 + 3 * 48 if architecture == "modernbert-mean" else 0
+    learned = {"modernbert": 3 * 3 * (48 + 144 + 48 + 128), "modernbert-mean": 3 * 3 * (48 + 144 + 48 + 48 + 64 + 48)}
+    assert facts["parameters"] == (5 * 48 if method == "prompt" else learned[architecture]) + 2 * 49 + own
+    held = told("inspect", str(tmp_path / "head"), "--model", str(tmp_path / "base"))
+    assert (held["fits"], held["served"]) == (True, True)
 
 
 @pytest.mark.parametrize("architecture", ["t5", "bart"])

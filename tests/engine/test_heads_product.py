@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,22 +14,26 @@ from softmux.engine import heads as module
 from softmux.engine.heads import Heads, head_rows
 from softmux.engine.host_adapter import HostAdapter
 from softmux.engine.transfer import best_copies
-from softmux.formats.parts import Activation, Dense, HeadPart
+from softmux.formats.parts import Activation, Dense, HeadPart, Norm
 from softmux.scheduler.radix import RootKey
 
 WIDTH = 24
 CPU = torch.device("cpu")
 
 
-def make(labels: int, dense: Activation | None = None, *, biased: bool = True, pooled: bool = False) -> HeadPart:
+def make(
+    labels: int, dense: Activation | None = None, *, biased: bool = True, pooled: bool = False, eps: float | None = None
+) -> HeadPart:
     def noise(*shape: int) -> object:
         return (torch.randn(shape) / WIDTH**0.5).numpy()
 
+    norm = Norm(noise(WIDTH), noise(WIDTH) if biased else None, eps) if eps else None  # type: ignore[arg-type]
+    before = noise(WIDTH) if biased or norm is None else None
     return HeadPart(
         head="sequence",
         weight=noise(labels, WIDTH),  # type: ignore[arg-type]
         bias=noise(labels) if biased else None,  # type: ignore[arg-type]
-        dense=Dense(noise(WIDTH, WIDTH), noise(WIDTH), dense) if dense else None,  # type: ignore[arg-type]
+        dense=Dense(noise(WIDTH, WIDTH), before, dense, norm) if dense else None,  # type: ignore[arg-type]
         base_pooler=pooled,
         labels=tuple(map(str, range(labels))),
         problem_type="single_label_classification",
@@ -40,13 +45,22 @@ class Pooler(nn.Module):
         super().__init__()
         self.dense = nn.Linear(WIDTH, WIDTH)
 
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.dense(states))
+
+
+def tensor(array: Any) -> torch.Tensor | None:
+    return None if array is None else torch.from_numpy(array)
+
 
 def plain(part: HeadPart, x: torch.Tensor, pooler: Pooler) -> torch.Tensor:
     if part.base_pooler:
-        x = torch.tanh(pooler.dense(x))
+        x = pooler(x)
     if part.dense is not None:
-        inner = x @ torch.from_numpy(part.dense.weight).T + torch.from_numpy(part.dense.bias)
+        inner = nn.functional.linear(x, *map(tensor, (part.dense.weight, part.dense.bias)))
         x = {"tanh": torch.tanh, "gelu": nn.functional.gelu, "relu": torch.relu}[part.dense.activation](inner)
+        if (norm := part.dense.norm) is not None:
+            x = nn.functional.layer_norm(x, (WIDTH,), *map(tensor, (norm.weight, norm.bias)), norm.eps)
     bias = torch.from_numpy(part.bias) if part.bias is not None else 0.0
     return x @ torch.from_numpy(part.weight).T + bias
 
@@ -60,7 +74,11 @@ def test_each_row_is_read_by_its_own_head(room: int, monkeypatch: pytest.MonkeyP
     kinds: list[Activation | None] = [None, "tanh", "gelu", "relu"]
     parts = {
         RootKey("t", str(i), "b", "f"): make(
-            draw.choice([1, 2, 4, 25]), draw.choice(kinds), biased=i % 3 > 0, pooled=i % 5 == 0
+            draw.choice([1, 2, 4, 25]),
+            draw.choice(kinds),
+            biased=i % 3 > 0,
+            pooled=i % 5 == 0,
+            eps=draw.choice([None, 1e-5, 0.1]),
         )
         for i in range(40)
     }
@@ -81,8 +99,8 @@ def test_each_row_is_read_by_its_own_head(room: int, monkeypatch: pytest.MonkeyP
 
 def test_a_head_comes_back_from_disk_as_it_was(tmp_path: Path) -> None:
     torch.manual_seed(1)
-    adapter = HostAdapter.from_parts((make(4, "gelu", pooled=True),), torch.bfloat16)
-    assert adapter.nbytes == 4 * (4 + WIDTH) * (WIDTH + 8), "heads stay in float32"
+    adapter = HostAdapter.from_parts((make(4, "gelu", pooled=True, eps=0.5),), torch.bfloat16)
+    assert adapter.nbytes == 4 * (4 + WIDTH + 2) * (WIDTH + 8), "heads stay in float32"
     adapter.write(tmp_path / "file")
     again = HostAdapter.read(tmp_path / "file")
     assert again.head_shape == adapter.head_shape

@@ -18,6 +18,7 @@ from softmux.engine.selftest import self_test
 from softmux.errors import SelfTestFailed
 from softmux.settings import Settings
 from support.engines import TestEngine
+from support.headed import make_base as make_encoder
 
 SMALL: dict[str, Callable[[], Any]] = {
     "bloom": lambda: tf.BloomConfig(vocab_size=96, hidden_size=32, n_layer=2, n_head=4),
@@ -27,6 +28,11 @@ SMALL: dict[str, Callable[[], Any]] = {
     ),
     "gptj": lambda: tf.GPTJConfig(vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=64, rotary_dim=4),
 }
+
+
+_ENCODER = {
+    "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("architecture", SMALL)
@@ -75,6 +81,51 @@ class ForgetsTheFirst(TorchAttention):
         table[:, 0] = table[:, 1]
         rows.table = table
         super().begin(rows)
+
+
+class SeesAnotherWindow(TorchAttention):
+    """By how far a key is behind a token: whether that is seen, in place of the window."""
+
+    sees: Callable[[torch.Tensor], torch.Tensor]
+
+    def begin(self, rows: PackedRows) -> None:
+        super().begin(rows)
+        for group in self._groups:
+            key = torch.arange(group.keys)
+            seen = self.sees(group.query_positions[:, :, None] - key) & (key < group.lengths[:, None, None])
+            group.masks[5] = torch.zeros(seen.shape).masked_fill(~seen, float("-inf"))[:, None]
+
+
+def test_an_encoders_window_that_is_another_is_caught(tmp_path: Path) -> None:
+    make_encoder("modernbert", tmp_path)
+    engine = TestEngine(tmp_path)
+    runner = engine.engine.runner
+    assert runner.model.windows == {5}
+    broken = SeesAnotherWindow(runner.pool)
+    runner.backend = broken
+    runner.model.use(broken)
+    broken.sees = lambda behind: behind.abs() < 5
+    self_test(runner, engine.engine.spec)
+    for sees in (lambda behind: behind < 5, lambda behind: behind.abs() < 6, lambda behind: behind.abs() < 4):
+        broken.sees = sees
+        with pytest.raises(SelfTestFailed, match="differs from the eager module by"):
+            self_test(runner, engine.engine.spec)
+    engine.close()
+
+
+OTHER_ENCODERS: dict[str, Callable[[], Any]] = {
+    "deberta-v2": lambda: tf.DebertaV2Config(**_ENCODER, pad_token_id=0),
+    "eurobert": lambda: tf.EuroBertConfig(**_ENCODER, num_key_value_heads=4, pad_token_id=0),
+}
+
+
+@pytest.mark.parametrize("architecture", OTHER_ENCODERS)
+def test_encoders_whose_attention_or_heads_are_not_known_are_refused_in_words(
+    architecture: str, tmp_path: Path
+) -> None:
+    tf.AutoModel.from_config(OTHER_ENCODERS[architecture]()).save_pretrained(tmp_path)
+    with pytest.raises(SelfTestFailed, match="softmux"):
+        TestEngine(tmp_path)
 
 
 @pytest.mark.parametrize("broken", [SeesOneTooMany, SeesOneTooFew, ForgetsTheFirst])

@@ -10,6 +10,7 @@ import peft
 import pytest
 import torch
 from formats_fixtures import edited
+from msgspec import structs
 from zoo_fixtures import DECODERS, HIDDEN, make_base, retensored, save, spec_of, tune
 
 from softmux.errors import InvalidAdapter
@@ -47,10 +48,16 @@ CASES = [
     ("bert", "TOKEN_CLS", "cartridge"),
     ("deberta-v2", "SEQ_CLS", "prompt"),
     ("deberta-v2", "TOKEN_CLS", "prompt"),
-]
-MORE = {
+    *((f"modernbert{kind}", task, method) for kind in ("", "-mean") for task in ("SEQ_CLS", "TOKEN_CLS")
+      for method in ("prompt", "p_tuning", "lora")),
+]  # fmt: skip
+MORE: dict[tuple[str, str], dict[str, Any]] = {
     ("distilbert", "lora"): {"target_modules": ["q_lin"], "modules_to_save": ["pre_classifier"]},
     ("deberta-v2", "prompt"): {"modules_to_save": ["pooler"]},
+    ("modernbert", "lora"): {"target_modules": ["Wqkv", "attn.Wo", "Wi", "mlp.Wo"]},
+    ("modernbert-mean", "prompt"): {"modules_to_save": ["head"]},
+    ("modernbert-mean", "p_tuning"): {"modules_to_save": ["head"]},
+    ("modernbert-mean", "lora"): {"target_modules": ["Wqkv", "Wi", "Wo"], "modules_to_save": ["head"]},
 }
 
 
@@ -62,15 +69,23 @@ def tuned_head(model: str, task: str, method: str, labels: int = 3) -> Any:
 def by_hand(head: HeadPart, hidden: torch.Tensor, base: Any, decoder: bool) -> torch.Tensor:
     """The part's own words, over the last hidden states `[tokens, hidden]` of one row."""
     if head.head == "sequence":
-        hidden = hidden[-1] if decoder else hidden[0]
+        mean = getattr(base.config, "classifier_pooling", "cls") == "mean"
+        hidden = hidden.mean(0) if mean else hidden[-1] if decoder else hidden[0]
     if head.base_pooler:
-        hidden = torch.tanh(base.pooler.dense(hidden))
+        own = getattr(base, "pooler", None)
+        hidden = base.before_head(hidden) if own is None else torch.tanh(own.dense(hidden))
     if head.dense is not None:
         activation = {"tanh": torch.tanh, "gelu": torch.nn.functional.gelu, "relu": torch.relu}
-        dense = torch.from_numpy(head.dense.weight), torch.from_numpy(head.dense.bias)
+        dense = tensor(head.dense.weight), tensor(head.dense.bias)
         hidden = activation[head.dense.activation](torch.nn.functional.linear(hidden, *dense))
-    bias = torch.from_numpy(head.bias) if head.bias is not None else None
-    return torch.nn.functional.linear(hidden, torch.from_numpy(head.weight), bias)
+        if (norm := head.dense.norm) is not None:
+            learned = tensor(norm.weight), tensor(norm.bias)
+            hidden = torch.nn.functional.layer_norm(hidden, hidden.shape[-1:], *learned, norm.eps)
+    return torch.nn.functional.linear(hidden, tensor(head.weight), tensor(head.bias))
+
+
+def tensor(array: Any) -> Any:
+    return None if array is None else torch.from_numpy(array)
 
 
 @torch.no_grad()
@@ -82,6 +97,7 @@ def scores(tuned: Any, model: str) -> tuple[torch.Tensor, torch.Tensor, Any]:
     hook = bare.register_forward_hook(lambda module, given, output: seen.update(hidden=output[0]))
     logits = tuned(input_ids=IDS, attention_mask=torch.ones_like(IDS)).logits[0]
     hook.remove()
+    bare.before_head = getattr(wrapped, "head", None)
     return logits, seen["hidden"][0], bare
 
 
@@ -209,7 +225,38 @@ def test_what_was_made_with_the_head_and_not_saved_is_asked_for() -> None:
         read_adapter(save(tuned) | LABELS, spec_of("deberta-v2"))
 
 
-@pytest.mark.parametrize("model", ["deberta-v2", "distilbert", "modernbert"])
+def test_a_head_in_parts_or_of_another_build_is_refused_by_name() -> None:
+    whole = save(tuned_head("modernbert-mean", "TOKEN_CLS", "prompt")) | LABELS
+    spec = spec_of("modernbert-mean")
+    assert spec.base_head is not None
+    for name in ("dense__weight", "dense__bias", "norm__weight", "norm__bias"):
+        files = retensored(whole, **{f"base_model__head__{name}": None})
+        with pytest.raises(InvalidAdapter, match=r"missing.*modules_to_save=\['head'\]") as refused:
+            read_adapter(files, spec)
+        assert str(refused.value.param).endswith(f"base_model.head.{name.replace('__', '.')}")
+    with pytest.raises(InvalidAdapter, match="says that it has none there"):
+        read_adapter(whole, spec_of("modernbert-mean", base_head=spec_of("modernbert").base_head))
+    narrow = retensored(whole, base_model__head__norm__weight=torch.zeros(HIDDEN - 1))
+    with pytest.raises(InvalidAdapter, match="its shape is"):
+        read_adapter(narrow, spec)
+    silu = structs.replace(spec.base_head, activation="silu")
+    with pytest.raises(InvalidAdapter, match=r"“silu”.*gelu, relu, tanh"):
+        read_adapter(whole, spec_of("modernbert-mean", base_head=silu))
+
+
+@pytest.mark.parametrize(("model", "before"), [("bert", "bert.pooler.dense"), ("modernbert", "head.dense")])
+def test_a_lora_between_the_layers_and_the_head_is_refused_by_name(model: str, before: str) -> None:
+    tuned = tune(make_base(model, "SEQ_CLS"), METHODS["lora"]("SEQ_CLS", target_modules="all-linear"))
+    with pytest.raises(InvalidAdapter, match=rf"exclude_modules=\['{before}'\]"):
+        read_adapter(save(tuned) | LABELS, spec_of(model))
+    without = METHODS["lora"]("SEQ_CLS", target_modules="all-linear", exclude_modules=[before])
+    assert read_adapter(save(tune(make_base(model, "SEQ_CLS"), without)) | LABELS, spec_of(model)).parts
+    # a model that labels tokens has no pooler, and its base may have one all the same
+    tuned = tune(make_base("bert", "TOKEN_CLS"), METHODS["lora"]("TOKEN_CLS", target_modules=["dense"]))
+    assert read_adapter(save(tuned) | LABELS, spec_of("bert")).parts
+
+
+@pytest.mark.parametrize("model", ["deberta-v2", "distilbert", "modernbert", "modernbert-mean"])
 def test_encoders_that_take_no_prefix_refuse_it_by_name(model: str) -> None:
     files = bert() | LABELS
     with pytest.raises(InvalidAdapter, match="takes no keys and values"):
@@ -217,9 +264,9 @@ def test_encoders_that_take_no_prefix_refuse_it_by_name(model: str) -> None:
 
 
 def test_a_head_of_an_encoder_that_is_not_known_is_refused_by_name() -> None:
-    tuned = tune(make_base("modernbert", "SEQ_CLS"), METHODS["prompt"]("SEQ_CLS"))
-    with pytest.raises(InvalidAdapter, match="is not known to this server"):
-        read_adapter(save(tuned) | LABELS, spec_of("modernbert"))
+    files = save(tuned_head("bert", "SEQ_CLS", "prompt")) | LABELS
+    with pytest.raises(InvalidAdapter, match=r"mpnet.*is not known to this server"):
+        read_adapter(files, spec_of("bert", model_type="mpnet"))
 
 
 def test_a_head_on_a_generative_adapter_is_a_tensor_too_many() -> None:

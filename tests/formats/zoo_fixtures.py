@@ -14,6 +14,7 @@ import transformers as tf
 from formats_fixtures import VOCAB, make_spec, read_files
 
 from softmux.engine.anatomy import embeddings, linear_shapes
+from softmux.engine.poolers import base_head
 from softmux.formats.parts import KINDS, PAIR, POOLER
 from softmux.types import LayerKV, ModelSpec
 
@@ -34,10 +35,16 @@ CONFIGS: Mapping[str, Callable[[], Any]] = {
     "electra": lambda: tf.ElectraConfig(**_SIZES, embedding_size=HIDDEN),
     "distilbert": lambda: tf.DistilBertConfig(vocab_size=VOCAB, dim=HIDDEN, hidden_dim=48, n_layers=2, n_heads=4),
     "deberta-v2": lambda: tf.DebertaV2Config(**_SIZES),
-    "modernbert": lambda: tf.ModernBertConfig(**_SIZES, bos_token_id=1, eos_token_id=2, cls_token_id=3,
-                                              sep_token_id=4),
+    "modernbert": lambda: _modernbert(),
+    "modernbert-mean": lambda: _modernbert(classifier_pooling="mean", classifier_bias=True, norm_bias=True,
+                                           classifier_activation="relu", norm_eps=1e-3),
 }  # fmt: skip
 DECODERS = ("llama", "llama-tied", "gpt2")
+
+
+def _modernbert(**head: Any) -> Any:
+    return tf.ModernBertConfig(**_SIZES, **head, bos_token_id=1, eos_token_id=2, cls_token_id=3, sep_token_id=4)
+
 
 _CLASSES = {"CAUSAL_LM": tf.AutoModelForCausalLM, "SEQ_CLS": tf.AutoModelForSequenceClassification,
             "TOKEN_CLS": tf.AutoModelForTokenClassification, None: tf.AutoModel}  # fmt: skip
@@ -68,6 +75,7 @@ def spec_of(name: str, **changes: Any) -> ModelSpec:
         "input_embedding": given,
         "output_embedding": output,
         "tied_embeddings": tied,
+        "base_head": base_head(module.config),
     }
     return make_spec(**(fields | changes))
 

@@ -18,6 +18,7 @@ from support.headed import (
     DECODERS,
     ENCODERS,
     LABELS,
+    MASKED,
     METHODS,
     WITHOUT_PREFIX,
     lora,
@@ -39,7 +40,7 @@ def read(engine: TestEngine, folder: Path, ids: list[int]) -> str:
 
 def methods_of(architecture: str) -> list[str]:
     if architecture in WITHOUT_PREFIX:
-        return ["prompt", "p_tuning"]
+        return ["prompt", "p_tuning", *(["lora"] if architecture in MASKED else [])]
     return [*METHODS, "lora"]
 
 
@@ -57,6 +58,9 @@ def test_scores_are_pefts_mixed_with_whatever_else_runs(architecture: str, devic
         return [draw.randrange(3, VOCABULARY) for _ in range(draw.randint(1, most))]
 
     inputs = {cell: text() for cell in cells}
+    windows = engine.engine.model.windows
+    assert all(max(map(len, inputs.values())) > 2 * window for window in windows), "some see not all of themselves"
+    assert bool(windows) == (architecture in MASKED)
     expected = {cell: reference(models[cell], ids, cell[0]) for cell, ids in inputs.items()}
     spoken = [text() for _ in range(6)] if architecture in DECODERS else []
     said = [greedy_reference(base, ids, 6) for ids in spoken]
@@ -80,9 +84,11 @@ def test_scores_are_pefts_mixed_with_whatever_else_runs(architecture: str, devic
     engine.close()
 
 
-@pytest.mark.parametrize("method", ["prompt", "prefix"])
 @pytest.mark.parametrize("task", ["SEQ_CLS", "TOKEN_CLS"])
-@pytest.mark.parametrize("architecture", ["bert", "llama"])
+@pytest.mark.parametrize(
+    ("architecture", "method"),
+    [("bert", "prompt"), ("bert", "prefix"), ("llama", "prompt"), ("llama", "prefix"), ("modernbert", "prompt")],
+)
 def test_a_lora_and_a_soft_prompt_with_a_head_are_as_on_the_merged_base(
     architecture: str, task: str, method: str, tmp_path: Path
 ) -> None:
@@ -117,6 +123,29 @@ def test_a_head_behind_a_pooler_that_the_checkpoint_lacks_is_refused(tmp_path: P
     with pytest.raises(InvalidAdapter, match="modules_to_save"):
         engine.adapter(tmp_path / "adapter")
     engine.close()
+
+
+def test_heads_behind_layers_that_a_modernbert_lacks_bring_them_or_are_refused(tmp_path: Path) -> None:
+    base = make_base("modernbert", tmp_path / "base")
+    model = tuned(base, "modernbert", "TOKEN_CLS", "prompt", 2, tmp_path / "without")
+    whole = make_base("modernbert-mean", tmp_path / "whole")
+    brings = tuned(whole, "modernbert-mean", "SEQ_CLS", "prompt", 2, tmp_path / "brings")
+    base.base_model.save_pretrained(tmp_path / "bare")
+    whole.base_model.save_pretrained(tmp_path / "bare-mean")
+    engine = TestEngine(tmp_path / "bare")
+    with pytest.raises(InvalidAdapter, match=r"modules_to_save=.*\['head'\]"):
+        engine.adapter(tmp_path / "without")
+    engine.close()
+    for folder, adapter, peft_model, task in (
+        ("base", "without", model, "TOKEN_CLS"), ("bare-mean", "brings", brings, "SEQ_CLS"),
+    ):  # fmt: skip
+        engine = TestEngine(tmp_path / folder)
+        name = read(engine, tmp_path / adapter, list(range(3, 33)))
+        engine.run()
+        expected = reference(peft_model, list(range(3, 33)), task)
+        found = np.frombuffer(engine.done[name].scores, np.float32).reshape(expected.shape)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+        engine.close()
 
 
 @pytest.mark.parametrize("architecture", ENCODERS)

@@ -15,8 +15,9 @@ from softmux.tuning.head_base import HeadBase
 from softmux.tuning.heads import head_start
 from softmux.tuning.job import Finished, Job
 from softmux.tuning.many import Trainer
-from softmux.tuning.packing import prepare
+from softmux.tuning.packing import Place, pack, prepare
 from softmux.tuning.rows import IGNORE, HeadRow
+from softmux.tuning.tables import Tables
 from softmux.tuning.trainer import mean_loss, train
 from support.head_jobs import HOW, KINDS, fresh, head_base, job
 from support.headed import ENCODERS
@@ -63,6 +64,7 @@ def test_packed_rows_are_rows_alone_on_every_encoder(architecture: str) -> None:
         (tf.EsmConfig, "EsmModel does not number its positions in order"),
         (tf.RoFormerConfig, "RoFormerModel numbers its positions in a way that softmux does not know"),
         (tf.MPNetConfig, "MPNetModel gives other values for packed rows"),
+        (tf.ModernBertConfig, "ModernBertModel gives other values for packed rows"),
     ],
 )
 def test_an_encoder_that_can_not_run_packed_is_refused(config: Any, words: str) -> None:
@@ -70,6 +72,21 @@ def test_an_encoder_that_can_not_run_packed_is_refused(config: Any, words: str) 
     model = tf.AutoModel.from_config(config(**TINY)).eval()
     with pytest.raises(InvalidRequest, match=words):
         prove_encoder(FrozenEncoder(model), 90)
+
+
+@torch.no_grad()
+def test_windows_reach_both_ways_in_packed_rows() -> None:
+    torch.manual_seed(0)
+    model = tf.AutoModel.from_config(tf.ModernBertConfig(**TINY, local_attention=4)).eval()
+    frozen = FrozenEncoder(model)
+    rows = [torch.randint(0, 90, (length,)).tolist() for length in (17, 2, 9)]
+    with frozen.running():
+        packed = pack(
+            [(prepare(HeadRow(tuple(ids), (0,) * len(ids)), 0, 0.0), Place(0)) for ids in rows], frozen.device
+        )
+        found = frozen.states(packed, Tables())
+    alone = torch.cat([model(input_ids=torch.tensor([ids]))[0][0] for ids in rows])
+    torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "electra"])

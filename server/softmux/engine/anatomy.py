@@ -12,9 +12,12 @@ from softmux.types import LinearShape
 
 
 def linear_shapes(module: nn.Module) -> tuple[LinearShape, ...]:
-    """Every linear module, whatever holds its weight (a quantised one says its widths too), in the module's order."""
+    """Every linear module, whatever holds its weight (a quantised one says its widths too), in the module's order; but
+    for an encoder's pooler, which heads run, and the layers' step does not."""
     shapes = []
     for name, child in module.named_modules():
+        if name.endswith("pooler.dense"):
+            continue
         if isinstance(child, Conv1D):
             shapes.append(LinearShape(name, int(child.nx), int(child.nf)))
         elif hasattr(child, "in_features") and hasattr(child, "out_features"):

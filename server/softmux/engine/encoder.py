@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 import torch
-from safetensors import safe_open
 from torch import nn
 from transformers import AutoModel
 
@@ -19,6 +18,7 @@ from softmux.engine.attention.base import PackedRows
 from softmux.engine.encoder_tail import LastLayer
 from softmux.engine.numbering import numbering
 from softmux.engine.packed import PackedModel
+from softmux.engine.poolers import base_head, pooler_of
 from softmux.engine.serves import SERVES
 from softmux.errors import SelfTestFailed
 from softmux.formats.parts import POOLER
@@ -39,6 +39,8 @@ class PackedEncoder(PackedModel):
         super().__init__(module, folder, model_id)
         two = self.embedding(torch.zeros(2, dtype=torch.int64, device=self.device))
         self.position_offset, self._positions = numbering(self.module, lambda: self.eager(two))
+        self.pooler = pooler_of(self.module, folder)
+        self.reads_mean = getattr(self.config, "classifier_pooling", None) == "mean"
         self.last_layer = LastLayer.of(self.module, lambda: self._backend)
         self._narrow = False
 
@@ -73,7 +75,7 @@ class PackedEncoder(PackedModel):
 
     @property
     def context_length(self) -> int:
-        return self._positions - self.position_offset
+        return min(self._positions, super().context_length) - self.position_offset
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -82,12 +84,6 @@ class PackedEncoder(PackedModel):
     @property
     def state_width(self) -> int:
         return int(self.config.hidden_size)
-
-    @property
-    def pooler(self) -> Any:
-        """None, too, where the checkpoint has none: transformers then makes one of random numbers."""
-        known = self.folder is None or any(name.endswith("pooler.dense.weight") for name in _tensor_names(self.folder))
-        return super().pooler if known else None
 
     def spec(self, context_length: int) -> ModelSpec:
         described = super().spec(context_length)
@@ -100,14 +96,5 @@ class PackedEncoder(PackedModel):
             serves -= {"prompt"}
         return msgspec.structs.replace(
             described, family="encoder", serves=serves, hidden_size=self.state_width, output_embedding="",
-            tied_embeddings=False,
+            tied_embeddings=False, base_head=base_head(self.config),
         )  # fmt: skip
-
-
-def _tensor_names(folder: Path) -> list[str]:
-    """Of all the checkpoint's files."""
-    names: list[str] = []
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            names += file.keys()
-    return names

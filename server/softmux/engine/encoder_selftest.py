@@ -17,6 +17,9 @@ from softmux.types import ModelSpec, SamplingParams
 
 _VIRTUAL = 3
 _LENGTHS = (5, 9, 1, 6)
+_BEYOND = 8
+"""Tokens by which a row is longer than each window that the layers have."""
+_STEP = 64
 _LABELS = 4
 _TOLERANCE = {torch.float32: 2e-3}
 _HALF_TOLERANCE = 0.1
@@ -27,7 +30,8 @@ _HALF_TOLERANCE = 0.1
 def self_test_encoder(runner: ModelRunner, spec: ModelSpec) -> None:
     """Runs four short rows, two of them behind random learned vectors where the base takes any, packed in one step, and
     compares the scores that a random head gives each of their tokens with those it gives the eager module's states;
-    then the same of each row's first token alone, as a sequence's head reads it.
+    then the same of each row's first token alone, as a sequence's head reads it. Where layers see a window of their row
+    alone, a longer row is among them.
 
     Raises `SelfTestFailed` where they differ by more than rounding.
     """
@@ -42,9 +46,11 @@ def self_test_encoder(runner: ModelRunner, spec: ModelSpec) -> None:
     runner.tiers.hold(key)
     try:
         worst = 0.0
-        for most in (max(_LENGTHS), 1):
-            scheduler = trial_scheduler(runner, spec, rows=len(_LENGTHS), step_tokens=64)
-            sequences = [_row(i, min(most, length), key, spec, generator) for i, length in enumerate(_LENGTHS)]
+        lengths = [*_LENGTHS, *_beyond_windows(runner, spec)]
+        for most in (max(lengths), 1):
+            step_tokens = _STEP + sum(lengths)
+            scheduler = trial_scheduler(runner, spec, rows=len(lengths), step_tokens=step_tokens)
+            sequences = [_row(i, length, min(most, length), key, spec, generator) for i, length in enumerate(lengths)]
             for sequence in sequences:
                 scheduler.add(sequence)
             found = {sequence.id: output.scores for sequence, output in run_trial(runner, scheduler)}
@@ -66,10 +72,16 @@ def self_test_encoder(runner: ModelRunner, spec: ModelSpec) -> None:
         )
 
 
-def _row(number: int, read: int, key: RootKey, spec: ModelSpec, generator: torch.Generator) -> Sequence:
+def _beyond_windows(runner: ModelRunner, spec: ModelSpec) -> list[int]:
+    """Lengths of rows that are longer than the windows of the model's layers, as far as this server runs such rows."""
+    most = min(spec.context_length, runner.pool.slots - _STEP) - _VIRTUAL
+    return [window + _BEYOND for window in sorted(runner.model.windows) if window + _BEYOND <= most]
+
+
+def _row(number: int, length: int, read: int, key: RootKey, spec: ModelSpec, generator: torch.Generator) -> Sequence:
     """A row of its length, of which a head reads so many tokens."""
     lead = _VIRTUAL * (number % 2)
-    text = torch.randint(0, spec.vocab_size, (_LENGTHS[number],), generator=generator).tolist()
+    text = torch.randint(0, spec.vocab_size, (length,), generator=generator).tolist()
     reading = Reading("head", lead, lead + read, 0, alone=True)
     prompt = [*(-1 - j for j in range(lead)), *text]
     sampling = SamplingParams(max_tokens=1, ignore_eos=True)

@@ -299,7 +299,8 @@ class Engine:
         elif head == "token":
             reading = Reading("head", lead, length, whole_from if alone else lead, alone)
         elif alone:
-            reading = Reading("head", whole_from, whole_from + 1, whole_from, alone)
+            end = length if self.model.reads_mean else whole_from + 1
+            reading = Reading("head", whole_from, end, whole_from, alone, mean=self.model.reads_mean)
         else:
             reading = Reading("head", length - 1, length, length - 1)
         sequence = Sequence(

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from softmux.engine.device import to_device
+from softmux.engine.poolers import Pooler
 from softmux.engine.transfer import Copies
 from softmux.engine.vocabulary import VirtualVocabulary
 from softmux.formats.parts import Activation, HeadPart
@@ -31,18 +32,26 @@ _ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
 
 class HeadShape(msgspec.Struct, frozen=True, array_like=True):
     """What a head's rows mean: the first `labels` are its outputs', those behind them its dense layer's, if it has
-    one, which `activation` follows. `base_pooler`: the base's own pooler comes before both."""
+    one, which `activation` follows; with `eps` two more are weight and bias of the layer norm that follows in turn.
+    `base_pooler`: the base's own pooler comes before all."""
 
     labels: int
     activation: Activation | None
     base_pooler: bool
+    eps: float | None = None
 
 
 def head_rows(head: HeadPart) -> tuple[HeadShape, torch.Tensor]:
-    """A head as rows of the table: `[labels (+ width), width + 8]` float32, weights and bias side by side."""
+    """A head as rows of the table: `[labels (+ width (+ 2)), width + 8]` float32, weights and bias side by side."""
     layers = [(head.weight, head.bias)]
+    activation, eps = None, None
     if head.dense is not None:
+        activation = head.dense.activation
         layers.append((head.dense.weight, head.dense.bias))
+        if (norm := head.dense.norm) is not None:
+            eps = norm.eps
+            shift = np.zeros_like(norm.weight) if norm.bias is None else norm.bias
+            layers.append((np.stack([norm.weight, shift]), None))
     rows = torch.zeros((sum(len(weight) for weight, _ in layers), head.weight.shape[1] + _MARGIN))
     at = 0
     for weight, bias in layers:
@@ -50,15 +59,13 @@ def head_rows(head: HeadPart) -> tuple[HeadShape, torch.Tensor]:
         if bias is not None:
             rows[at : at + len(weight), -_MARGIN] = torch.from_numpy(bias)
         at += len(weight)
-    activation = head.dense.activation if head.dense is not None else None
-    return HeadShape(len(head.weight), activation, head.base_pooler), rows
+    return HeadShape(len(head.weight), activation, head.base_pooler, eps), rows
 
 
 class Heads:
     """The heads in use, as rows of one float32 table on the device (`VirtualVocabulary`, least recently used give way).
 
-    `shape_of` and `rows_of` say what a running sequence's adapter has; `pooler` is the base's, if it has one: a module
-    with a `dense` layer, which tanh follows.
+    `shape_of` and `rows_of` say what a running sequence's adapter has; `pooler` is the base's, if it has one.
     """
 
     def __init__(
@@ -69,7 +76,7 @@ class Heads:
         *,
         shape_of: Callable[[RootKey], HeadShape],
         rows_of: Callable[[RootKey], torch.Tensor],
-        pooler: Any = None,
+        pooler: Pooler | None = None,
     ) -> None:
         self._width = width
         self._device = device
@@ -100,17 +107,30 @@ class Heads:
         heads = [(shape, found[adapter]) for adapter, shape in shapes.items()]
         pooled = np.flatnonzero(np.array([shape.base_pooler for shape, _ in heads])[owners])
         if len(pooled):
+            assert self._pooler is not None, "admission asks for it"
             at = to_device(pooled, self._device)
-            states = states.index_copy(0, at, torch.tanh(self._pooler.dense(states[at])).to(states.dtype))
+            states = states.index_copy(0, at, self._pooler(states[at]).to(states.dtype))
         x = states.float()
         for activation in sorted({shape.activation for shape, _ in heads if shape.activation}):
             these = np.flatnonzero(np.array([shape.activation == activation for shape, _ in heads])[owners])
             at = to_device(these, self._device)
-            dense = [numbers[shape.labels :] for shape, numbers in heads]
+            dense = [numbers[shape.labels :][: self._width] for shape, numbers in heads]
             inner = self._product(x[at], owners[these], dense, self._width)
             x = x.index_copy(0, at, _ACTIVATIONS[activation](inner))
+        for eps in sorted({shape.eps for shape, _ in heads if shape.eps is not None}):
+            these = np.flatnonzero(np.array([shape.eps == eps for shape, _ in heads])[owners])
+            at = to_device(these, self._device)
+            norms = [numbers[-2:] if shape.eps == eps else [0, 0] for shape, numbers in heads]
+            x = x.index_copy(0, at, self._normed(x[at], owners[these], norms, eps))
         most = max(shape.labels for shape, _ in heads)
         return self._product(x, owners, [numbers[: shape.labels] for shape, numbers in heads], most)
+
+    def _normed(self, x: torch.Tensor, owners: np.ndarray[Any, Any], rows: list[list[int]], eps: float) -> torch.Tensor:
+        """`[tokens, width]`, each by its owner's two rows."""
+        assert self._table is not None
+        learned = self._table.gather([row for pair in rows for row in pair]).view(-1, 2, self._width + _MARGIN)
+        weight, bias = learned[to_device(owners, self._device), :, : self._width].unbind(1)
+        return F.layer_norm(x, (self._width,), eps=eps) * weight + bias
 
     def _product(self, x: torch.Tensor, owners: np.ndarray[Any, Any], rows: list[list[int]], most: int) -> torch.Tensor:
         """`x [tokens, width]` → `[tokens, most]`, each by the rows of its owner. The tokens of one owner are cut into

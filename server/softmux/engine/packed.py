@@ -23,6 +23,7 @@ from softmux.engine.fp8_loading import load_fp8
 from softmux.engine.host_adapter import HostAdapter
 from softmux.engine.kv import as_kept
 from softmux.engine.parallel.ranks import Ranks
+from softmux.engine.poolers import Pooler
 from softmux.engine.quantised import QuantisedLinear, format_of, size
 from softmux.engine.quantised_loading import load_quantised, own_method
 from softmux.engine.serves import SERVES
@@ -41,12 +42,17 @@ class _Probe:
     """Stands in for a backend during one forward, and takes down what each layer asks of attention."""
 
     layers: dict[int, LayerKV]
+    windows: set[int]
     name: str = "probe"
 
-    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **_: Any) -> torch.Tensor:
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, window: int | None, **_: Any
+    ) -> torch.Tensor:
         if key.shape != value.shape:
             raise SelfTestFailed(f"layer {layer} has keys and values of different shapes; softmux cannot serve that")
         self.layers[layer] = LayerKV(kv_heads=key.shape[1], head_dim=key.shape[2])
+        if window is not None:
+            self.windows.add(window)
         repeats = query.shape[1] // value.shape[1]
         return value.repeat_interleave(repeats, 1)
 
@@ -63,6 +69,10 @@ class PackedModel:
     loads_as: Any = AutoModelForCausalLM
     ranks: Ranks | None = None
     """The processes it runs over, where they are several."""
+    pooler: Pooler | None = None
+    """The base's own before a head, if it has one."""
+    reads_mean = False
+    """Whether a sequence's head reads the mean of all its row's last hidden states."""
 
     def __init__(self, module: nn.Module, folder: Path | None, model_id: str) -> None:
         loaded: Any = module
@@ -86,6 +96,8 @@ class PackedModel:
         self._numbers: dict[nn.Module, int] = {}
         self._last: torch.Tensor = torch.empty(0)
         self.module.base_model.register_forward_hook(self._keep_states)
+        self.windows: frozenset[int] = frozenset()
+        """How far its layers' attention reaches, where that is not over the whole row (`AttentionBackend.attend`)."""
         self.layers = self._probe()
 
     @classmethod
@@ -248,7 +260,7 @@ class PackedModel:
 
     def _probe(self) -> tuple[LayerKV, ...]:
         """The layers' KV shapes, as the module itself shows them in a forward of one token."""
-        probe = _Probe({})
+        probe = _Probe({}, set())
         self._backend = probe
         self.module.set_attn_implementation(self._attention)
         try:
@@ -270,6 +282,7 @@ class PackedModel:
         layers = tuple(probe.layers[layer] for layer in range(expected))
         if len(set(layers)) != 1:
             raise SelfTestFailed(f"{self.architecture}: its layers' keys differ in shape; softmux needs one for all")
+        self.windows = frozenset(probe.windows)
         return layers
 
     # --- what others may know ----------------------------------------------------------------------------------------
@@ -285,11 +298,6 @@ class PackedModel:
     def state_width(self) -> int:
         """Of the hidden states that heads read."""
         return int(self.embedding.weight.shape[1])
-
-    @property
-    def pooler(self) -> Any:
-        """The base's own layer before a head, if it has one."""
-        return getattr(self.module.base_model, "pooler", None)
 
     @property
     def architecture(self) -> str:

@@ -26,7 +26,7 @@ TokenIds = Annotated[list[Annotated[int, Field(strict=True, ge=0, le=1 << 31)]],
 _EXECUTING = frozenset({"auto_mapping", "auto_map", "trust_remote_code"})
 """Fields by which a loader would import code. Null is nothing; anything else is refused, at any depth."""
 
-_HEAD_MODULES = frozenset({"classifier", "score", "pooler", "pre_classifier"})
+_HEAD_MODULES = frozenset({"classifier", "score", "pooler", "pre_classifier", "head"})
 """Modules that may be saved whole: the heads PEFT adds by itself, and what some encoders have before them."""
 
 

@@ -110,12 +110,29 @@ class TokenRowsPart:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Dense:
-    """`activation(x weightᵀ + bias)`, `weight` `[outputs, inputs]`. `gelu` is the exact one (erf)."""
+class Norm:
+    """A layer norm (1607.06450): `weight` and `bias`, if it has one, `[width]`."""
 
     weight: Float32Array
-    bias: Float32Array
+    bias: Float32Array | None
+    eps: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dense:
+    """`norm(activation(x weightᵀ + bias))`, `weight` `[outputs, inputs]`. `gelu` is the exact one (erf)."""
+
+    weight: Float32Array
+    bias: Float32Array | None
     activation: Activation
+    norm: Norm | None = None
+
+    def arrays(self) -> Iterator[tuple[str, Float32Array]]:
+        for name, layer in (("dense", self), ("norm", self.norm)):
+            if layer is not None:
+                yield name, layer.weight
+                if layer.bias is not None:
+                    yield f"{name} bias", layer.bias
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,9 +140,10 @@ class HeadPart:
     """A classification head over the base's last hidden states, dropout left out: `x weightᵀ + bias`.
 
     `x` is, for `sequence`, one row: on a decoder the last token's; on an encoder the first position's, which is the
-    first text token behind a prefix, and the first virtual token where vectors lead, as PEFT has it. For `token` it is
-    every text token's. Before it acts `dense` where there is one, and before that, with `base_pooler`, the base's own
-    pooler (BERT's). `weight` `[labels, inputs]`, `bias` `[labels]` or None. `labels[i]` names output i.
+    first text token behind a prefix, and the first virtual token where vectors lead, as PEFT has it, or the mean of all
+    positions, vectors included, where the base's config says so. For `token` it is every text token's. Before it acts
+    `dense` where there is one, or, with `base_pooler`, what the base itself has there (`softmux.engine.poolers`).
+    `weight` `[labels, inputs]`, `bias` `[labels]` or None. `labels[i]` names output i.
     """
 
     head: HeadKind
@@ -146,8 +164,7 @@ class HeadPart:
         if self.bias is not None:
             yield "classifier bias", self.bias
         if self.dense is not None:
-            yield "dense", self.dense.weight
-            yield "dense bias", self.dense.bias
+            yield from self.dense.arrays()
 
 
 Part = PromptPart | PrefixPart | LoraPart | TokenRowsPart | HeadPart

@@ -49,7 +49,7 @@ _NOT_ON_PAIRS: Mapping[str, str] = MappingProxyType(
     }
 )
 """What is not served on encoder-decoders, and why."""
-_NO_PREFIX = ("deberta", "deberta-v2", "distilbert", "modernbert")
+NO_PREFIX = ("deberta", "deberta-v2", "distilbert", "modernbert")
 """Encoders that take no past keys and values, in PEFT neither."""
 
 
@@ -79,7 +79,7 @@ def why_not(peft_type: str, task_type: str | None, family: Family) -> str | None
 
 def takes_prefix(model_type: str) -> bool:
     """Whether bases of that type can attend to keys and values that were not computed from text."""
-    return model_type not in _NO_PREFIX
+    return model_type not in NO_PREFIX
 
 
 def _a(family: str) -> str:

@@ -20,7 +20,7 @@ _NAMES: Mapping[str, tuple[str, str]] = MappingProxyType(
         "token_head": ("a token classification head", "train it with CAUSAL_LM"),
         POOLER: (
             "a pooler of the base's own, which its checkpoint lacks,",
-            "train it with modules_to_save=['pooler'], so that the trained one is saved",
+            "train it with modules_to_save=['pooler'] (on ModernBERT ['head']), so that the trained one is saved",
         ),
         PAIR: ("a LoRA and a soft prompt in one request", "train and publish one of the two"),
     }

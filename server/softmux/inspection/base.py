@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 from softmux.engine.anatomy import embeddings, linear_shapes
 from softmux.engine.bases import family_of
 from softmux.engine.fingerprint import base_fingerprint, tokenizer_fingerprint
+from softmux.engine.poolers import base_head
 from softmux.engine.serves import SERVES
 from softmux.errors import InvalidRequest
 from softmux.types import Family, LayerKV, ModelSpec
@@ -67,6 +68,7 @@ def describe(model: str, *, fingerprints: bool = False, quantization: str | None
         input_embedding=given,
         output_embedding=output,
         tied_embeddings=bool(tied or (output and getattr(text, "tie_word_embeddings", False))),
+        base_head=base_head(text),
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from softmux.errors import InvalidRequest
+from softmux.formats.peft_types import takes_prefix
 from softmux.types import LinearShape, ModelSpec
 
 _BF16, _FP32 = 2, 4
@@ -77,12 +78,14 @@ def costs(spec: ModelSpec, *, virtual_tokens: int = 20, rank: int = 8, labels: i
         cost("qlora", f"{where}, rank {rank}, over a 4-bit base", low_rank, base=_quantised(spec)),
         cost("full_fine_tuning", "every weight", spec.parameters, shared=False),
     ]
-    return [each for each in found if each.method != "p_tuning_v2" or _has_heads(spec)]
+    return [each for each in found if _exists(each.method, spec)]
 
 
-def _has_heads(spec: ModelSpec) -> bool:
-    """Whether tasks on this kind of base have classification heads."""
-    return spec.family != "encoder-decoder"
+def _exists(method: str, spec: ModelSpec) -> bool:
+    """Whether there is that on this base: not every kind has classification heads, or takes keys and values."""
+    if method == "p_tuning_v2" and spec.family == "encoder-decoder":
+        return False
+    return method not in ("prefix_tuning", "p_tuning_v2") or takes_prefix(spec.model_type)
 
 
 def lora_targets(spec: ModelSpec) -> Sequence[LinearShape]:
@@ -108,7 +111,7 @@ def _quantised(spec: ModelSpec) -> int:
 def guide(spec: ModelSpec, found: Sequence[Cost]) -> list[dict[str, str]]:
     """When to take which, with this base's own numbers."""
     by_name = {cost.method: cost for cost in found}
-    lora, prompt = by_name["lora"], by_name["prompt_tuning"]
+    lora, prompt, prefix = by_name["lora"], by_name["prompt_tuning"], by_name.get("prefix_tuning")
     small = spec.parameters < _SMALL
     prompt_when = (
         "the base is large, the tasks are many, each is a narrow change of behaviour"
@@ -130,7 +133,7 @@ def guide(spec: ModelSpec, found: Sequence[Cost]) -> list[dict[str, str]]:
         {
             "use": "prefix_tuning",
             "when": "the text generated must change more than a prompt can change it, and nothing may be merged",
-            "because": f"every layer is reached with {by_name['prefix_tuning'].parameters:,} numbers; nothing is "
+            "because": f"every layer is reached with {prefix.parameters if prefix else 0:,} numbers; nothing is "
             "computed to prefill them",
         },
         {

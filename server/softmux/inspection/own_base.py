@@ -100,4 +100,6 @@ def _kind_of_head(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> s
         return ""
     if any("classifier.dense" in name for name in tensors):
         return "roberta"
+    if any(".head.dense" in name or ".Wqkv" in name for name in tensors):
+        return "modernbert"
     return "distilbert" if any("pre_classifier" in name for name in tensors) else "bert"

@@ -13,6 +13,7 @@ class Reading:
     `head`: its adapter's head reads the last hidden states of positions `first … end`, the latter not included.
     `likelihood`: of the tokens at those positions, each after all that come before it. From `whole_from` on the input
     is computed in one step, and never taken from the cache: hidden states are kept nowhere.
+    `mean`: the head reads one state, the mean of all these.
     `alone`: every position attends to all of its row, so none of its keys and values is another row's, but those of a
     trained prefix.
     """
@@ -22,7 +23,13 @@ class Reading:
     end: int
     whole_from: int
     alone: bool = False
+    mean: bool = False
 
     @property
     def count(self) -> int:
         return self.end - self.first
+
+    @property
+    def results(self) -> int:
+        """How many tokens' scores it gives."""
+        return 1 if self.mean else self.count

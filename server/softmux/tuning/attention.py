@@ -35,7 +35,8 @@ class RowAttention(Protocol):
         window: int | None,
         softcap: float | None,
     ) -> torch.Tensor:
-        """`[tokens, heads, dim]`."""
+        """`[tokens, heads, dim]`. `window` w: a token sees itself and the w − 1 before it, or, not causal, the w − 1 on
+        either side."""
 
 
 class VarlenAttention:
@@ -61,7 +62,8 @@ class VarlenAttention:
     ) -> torch.Tensor:
         assert softcap is None
         longest_q, longest_kv = self._packed.longest
-        sides = {} if window is None else {"window_size_left": window - 1, "window_size_right": 0}
+        after = 0 if self._causal or window is None else window - 1
+        sides = {} if window is None else {"window_size_left": window - 1, "window_size_right": after}
         out: torch.Tensor = torch.ops.aten._flash_attention_forward(
             query,
             key,
@@ -113,6 +115,8 @@ class PaddedAttention:
                 seen = seen & (keys <= at)
             if window is not None:
                 seen = seen & (keys > at - window)
+                if not self._causal:
+                    seen = seen & (keys < at + window)
             self._masks[window] = (seen | ~self._real[:, :, None])[:, None]
         return self._masks[window]
 

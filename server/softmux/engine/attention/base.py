@@ -83,7 +83,8 @@ class AttentionBackend(ABC):
     ) -> torch.Tensor:
         """`query [tokens, heads, head_dim]`, `key`, `value [tokens, kv_heads, head_dim]` → `[tokens, heads, head_dim]`.
 
-        `window` w: a position attends to itself and the w − 1 before it. `softcap` c: scores become c·tanh(s/c).
+        `window` w: a position attends to itself and the w − 1 before it; where the step is not causal, to the w − 1
+        after it, too. `softcap` c: scores become c·tanh(s/c).
         """
         self._pool.put(layer, self._slots.long(), key, value)
         return self.attend_written(layer, query, scaling=scaling, window=window, softcap=softcap)

@@ -105,6 +105,11 @@ class FlashInferAttention(AttentionBackend):
     def attend_written(
         self, layer: int, query: torch.Tensor, *, scaling: float, window: int | None, softcap: float | None
     ) -> torch.Tensor:
+        if window is not None and self._step is not None and not self._step.causal:
+            raise SelfTestFailed(
+                "--attention-backend flashinfer has no kernels for windows that reach forward too, as those of this "
+                "encoder's layers do; use another backend"
+            )
         query = query.contiguous()
         keys, values = self._pool.keys[layer], self._pool.values[layer]
         wrapper = self._planned((window, softcap, scaling), query.shape[1])

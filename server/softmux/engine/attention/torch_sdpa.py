@@ -58,7 +58,9 @@ class _Group:
             last = self.lengths[:, None, None] - 1
             seen = at <= (torch.minimum(position, last) if self.causal else last)
             if window is not None:
-                seen &= at > position - window
+                seen = seen & (at > position - window)
+                if not self.causal:
+                    seen &= at < position + window
             hidden = ~seen
             mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
             mask.masked_fill_(hidden, float("-inf"))

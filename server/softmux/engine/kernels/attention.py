@@ -137,6 +137,8 @@ def _extend_block(
             seen &= key[None, :] <= position[:, None]
         if WINDOW:
             seen &= key[None, :] > position[:, None] - window
+            if not CAUSAL:
+                seen &= key[None, :] < position[:, None] + window
         s = tl.where(seen, s, -float("inf"))
     higher = tl.maximum(m, tl.max(s, 1))
     safe = higher
@@ -182,9 +184,12 @@ def _extend(
     if WINDOW:
         begin = tl.maximum(0, start + first - window + 1) // BLOCK * BLOCK
         all_seen = begin
-    if not CAUSAL:  # whole rows, and no window
-        last = start + count
-        all_seen = last // BLOCK * BLOCK
+    if not CAUSAL:  # whole rows
+        if WINDOW:
+            last = tl.minimum(start + count, last + window - 1)
+        else:
+            last = start + count
+            all_seen = last // BLOCK * BLOCK
     slots_ptr = table_ptr + row * table_stride
     m = tl.full([QUERIES], -float("inf"), tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
@@ -284,7 +289,7 @@ def extend(
     """Chunks of any length. `query`, `out` `[tokens, heads, head_dim]`; `blocks` names, for each block of `queries`
     queries (`query_block`), its row (an index into `rows`) and its first query, long ones best first; `rows` are the
     rows' table rows, packed offsets, start positions and counts, int32 on the device. Not `causal`: each query sees its
-    whole row, and there is no window."""
+    whole row, or of it what is less than `window` before or after it."""
     _, heads, width = query.shape
     kv_heads = keys.shape[1]
     wide = max(16, triton.next_power_of_2(width))

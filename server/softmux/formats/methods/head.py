@@ -10,26 +10,32 @@ from types import MappingProxyType
 from softmux.errors import InvalidAdapter
 from softmux.formats.config import CONFIG_FILE, AdapterConfig, invalid_field
 from softmux.formats.methods.encoded import Tensors
-from softmux.formats.parts import Activation, Dense, HeadPart
+from softmux.formats.parts import Activation, Dense, HeadPart, Norm
 from softmux.formats.softmux_json import SOFTMUX_FILE
 from softmux.formats.tensors import Tensor, invalid_tensor
-from softmux.types import HeadKind, ModelSpec, ProblemType
+from softmux.types import BaseHead, HeadKind, ModelSpec, ProblemType
 
 _HEAD = re.compile(
     r"base_model\.(?:model\.)?(?P<module>(?:[a-z0-9_]+\.)?pooler\.dense|pre_classifier|classifier\.dense"
-    r"|classifier\.out_proj|classifier|score)(?:\.modules_to_save(?:\.default)?)?\.(?P<what>weight|bias)"
+    r"|classifier\.out_proj|classifier|score|head\.dense|head\.norm)(?:\.modules_to_save(?:\.default)?)?\.(?P<what>weight|bias)"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class _Build:
-    """How a kind of base classifies a sequence: the module before the output and its activation, whether the base has
-    that module too (BERT's pooler; else the folder must hold it), and what the output's module is called."""
+    """How a kind of base classifies: the module before the output and its activation, the norm behind that, whether the
+    base has these too (BERT's pooler; else the folder must hold them), and what the output's module is called."""
 
     dense: str | None = None
     activation: Activation = "tanh"
     from_base: bool = False
     output: tuple[str, ...] = ("classifier", "score")
+    norm: str | None = None
+
+    @property
+    def saved_by(self) -> str:
+        """What PEFT must be told to save."""
+        return (self.dense or "").partition(".")[0]
 
 
 _IN_CLASSIFIER = ("classifier.out_proj",)
@@ -42,10 +48,15 @@ _SEQUENCE: Mapping[str, _Build] = MappingProxyType(
         "electra": _Build("classifier.dense", "gelu", output=_IN_CLASSIFIER),
         "distilbert": _Build("pre_classifier", "relu"),
         "deberta-v2": _Build("pooler.dense", "gelu"),
+        "modernbert": _Build("head.dense", "gelu", from_base=True, norm="head.norm"),
     }
 )
-_TOKEN_ENCODERS = frozenset({*_SEQUENCE})
 _PLAIN = _Build()
+_TOKEN: Mapping[str, _Build] = MappingProxyType(
+    dict.fromkeys(_SEQUENCE, _PLAIN) | {"modernbert": _SEQUENCE["modernbert"]}
+)
+_ACTIVATIONS: Mapping[str, Activation] = MappingProxyType({"tanh": "tanh", "gelu": "gelu", "relu": "relu"})
+_EPSILON = 1e-5
 
 
 def split_head(tensors: Tensors) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -100,7 +111,7 @@ def read_head(
         weight=weight.float32(),
         bias=bias.float32() if bias is not None else None,
         dense=dense,
-        base_pooler=kind == "sequence" and build.from_base and dense is None,
+        base_pooler=build.from_base and dense is None,
         labels=labels,
         problem_type=_problem(config, kind, count),
     )
@@ -109,10 +120,9 @@ def read_head(
 def _build(kind: HeadKind, spec: ModelSpec) -> _Build:
     if spec.family == "decoder":
         return _PLAIN
-    if kind == "token" and spec.model_type in _TOKEN_ENCODERS:
-        return _PLAIN
-    if kind == "sequence" and spec.model_type in _SEQUENCE:
-        return _SEQUENCE[spec.model_type]
+    builds = _SEQUENCE if kind == "sequence" else _TOKEN
+    if spec.model_type in builds:
+        return builds[spec.model_type]
     raise InvalidAdapter(
         f"How {spec.model_id} ({spec.model_type or 'of unknown type'}) classifies is not known to this server: its "
         f"heads are served on decoders and on {', '.join(sorted(_SEQUENCE))}.",
@@ -123,19 +133,53 @@ def _build(kind: HeadKind, spec: ModelSpec) -> _Build:
 def _dense(build: _Build, left: dict[str, Tensor], spec: ModelSpec) -> Dense | None:
     if build.dense is None:
         return None
-    weight, bias = (left.pop(f"{build.dense}.{what}", None) for what in ("weight", "bias"))
-    if weight is None and bias is None and build.from_base:
+    known, width = spec.base_head, spec.hidden_size
+    taken = {name: left.pop(name, None) for name in _names(build)}
+    if build.from_base and all(tensor is None for tensor in taken.values()):
         return None
-    if weight is None or bias is None:
-        save = f"modules_to_save=['{build.dense.partition('.')[0]}']"
-        raise invalid_tensor(
-            f"base_model.{build.dense}.weight",
-            f"it is missing: {spec.model_type} has it between its last layer and the head, made anew for each "
-            f"training; train with {save}, so that it is saved.",
+    for name, tensor in taken.items():
+        optional = build.norm is not None and name.endswith(".bias")
+        if tensor is None and (not optional or _has_bias(name, build, known)):
+            raise invalid_tensor(
+                f"base_model.{name}",
+                f"it is missing: {spec.model_type} has it between its last layer and the head, made anew for each "
+                f"training; train with modules_to_save=['{build.saved_by}'], so that it is saved.",
+            )
+        if tensor is not None and known is not None and optional and not _has_bias(name, build, known):
+            raise invalid_tensor(tensor.name, f"the config of {spec.model_id} says that it has none there; remove it.")
+        if tensor is not None:
+            _expect(tensor, (width, width) if name == f"{build.dense}.weight" else (width,))
+    found = {name: tensor.float32() for name, tensor in taken.items() if tensor is not None}
+    norm = None
+    if build.norm is not None:
+        eps = _EPSILON if known is None else known.eps
+        norm = Norm(found[f"{build.norm}.weight"], found.get(f"{build.norm}.bias"), eps)
+    weight, bias = found[f"{build.dense}.weight"], found.get(f"{build.dense}.bias")
+    return Dense(weight, bias, _activation(build, spec), norm)
+
+
+def _names(build: _Build) -> list[str]:
+    modules = [module for module in (build.dense, build.norm) if module is not None]
+    return [f"{module}.{what}" for module in modules for what in ("weight", "bias")]
+
+
+def _has_bias(name: str, build: _Build, known: BaseHead | None) -> bool:
+    """Whether that one is there, as the base's config says; what is not known is not asked for."""
+    return known is not None and (known.norm_bias if name == f"{build.norm}.bias" else known.bias)
+
+
+def _activation(build: _Build, spec: ModelSpec) -> Activation:
+    if spec.base_head is None:
+        return build.activation
+    said = spec.base_head.activation
+    if said not in _ACTIVATIONS:
+        raise InvalidAdapter(
+            f"{spec.model_id} has “{said}” between its last layer and the head (classifier_activation), and a saved "
+            f"{build.saved_by} is served with {', '.join(sorted(_ACTIVATIONS))} alone; train it without "
+            f"modules_to_save=['{build.saved_by}'], over the base's own.",
+            param=f"{CONFIG_FILE}: modules_to_save",
         )
-    _expect(weight, (spec.hidden_size, spec.hidden_size))
-    _expect(bias, (spec.hidden_size,))
-    return Dense(weight.float32(), bias.float32(), build.activation)
+    return _ACTIVATIONS[said]
 
 
 def _expect(tensor: Tensor, shape: tuple[int, ...]) -> None:

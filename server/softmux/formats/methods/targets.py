@@ -14,6 +14,7 @@ from softmux.formats.tensors import invalid_tensor
 from softmux.types import LinearShape, ModelSpec
 
 _ALL_LINEAR = "all-linear"
+_BEFORE_HEAD = ("pooler.dense", "head.dense", "classifier.dense", "pre_classifier")
 _LAYER = re.compile(r".*?\.[^.]*\.(\d+)\.")
 
 
@@ -44,6 +45,12 @@ class Base:
         self._served = {linear.name: linear for linear in spec.linears}
         self._lead, self._cut = self._wrapped(trained)
         for module in trained:
+            if module.endswith(_BEFORE_HEAD):
+                raise invalid_tensor(
+                    f"base_model.model.{module}.lora_A.weight",
+                    "it acts between the last layer and the head, and a LoRA is served within the layers alone; train "
+                    f"it with exclude_modules=['{module}'].",
+                )
             if self.served(module) not in self._served:
                 raise invalid_tensor(
                     f"base_model.model.{module}.lora_A.weight",
@@ -111,8 +118,9 @@ class Targets:
         targets = self._config.target_modules
         for target in targets if isinstance(targets, list) else ():
             saved = any(target == name or target.startswith(f"{name}.") for name in self._config.modules_to_save or ())
+            left_out = self._among(self._config.exclude_modules, target, "exclude_modules")
             names = (*trained, *self._base.names())
-            if not saved and not any(name == target or name.endswith(f".{target}") for name in names):
+            if not (saved or left_out) and not any(name == target or name.endswith(f".{target}") for name in names):
                 raise invalid_field(
                     "target_modules",
                     f"“{shown(target)}” is no linear module of this base; remove it, or train the LoRA on this base.",

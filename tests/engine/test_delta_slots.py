@@ -115,3 +115,11 @@ def test_weights_on_the_device_are_their_own_whatever_comes_and_goes(seed: int) 
     for number in held:
         some.release(key(number))
     some.check_integrity()
+
+
+@pytest.mark.parametrize("room", [0, 1 << 20])
+def test_an_update_of_a_module_that_is_not_served_is_refused_by_name(room: int) -> None:
+    """As the disk tier may hold one that another release has admitted."""
+    served = DeltaSlots(LINEARS[:1], slots=2, largest_rank=16, room=room, dtype=torch.float32, device=CPU)
+    with pytest.raises(InvalidAdapter, match="acts on down, where none is served"):
+        served.room(key(1), delta(2))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import peft
 import pytest
+import safetensors.torch
 import torch
 from formats_fixtures import edited
 from msgspec import structs
@@ -254,6 +255,39 @@ def test_a_lora_between_the_layers_and_the_head_is_refused_by_name(model: str, b
     # a model that labels tokens has no pooler, and its base may have one all the same
     tuned = tune(make_base("bert", "TOKEN_CLS"), METHODS["lora"]("TOKEN_CLS", target_modules=["dense"]))
     assert read_adapter(save(tuned) | LABELS, spec_of("bert")).parts
+
+
+@pytest.mark.parametrize(
+    ("model", "how"),
+    [
+        ("modernbert-deep", {"exclude_modules": ["head.dense"]}),
+        ("modernbert-deep", {"exclude_modules": r".*head\.dense"}),
+        ("modernbert-deep", {"modules_to_save": ["head"]}),
+        ("roberta-deep", {}),
+    ],
+)
+def test_names_that_peft_has_shortened_may_be_those_of_what_it_left_out(model: str, how: dict[str, Any]) -> None:
+    """From 20 modules on PEFT writes the shortest ends of their names, those that it excluded among them."""
+    tuned = tune(make_base(model, "SEQ_CLS"), METHODS["lora"]("SEQ_CLS", target_modules="all-linear", **how))
+    assert {name.rpartition(".")[2] for name in tuned.peft_config["default"].target_modules} & {"dense", "out_proj"}
+    assert read_adapter(save(tuned) | LABELS, spec_of(model)).parts
+
+
+@pytest.mark.parametrize(("model", "saved"), [("bert", "pooler"), ("modernbert", "head")])
+def test_what_the_config_says_was_saved_is_not_taken_from_the_base(model: str, saved: str) -> None:
+    files = save(tuned_head(model, "SEQ_CLS", "prompt")) | LABELS
+    assert files["adapter_config.json"]
+    said = edited(files, modules_to_save=["classifier", "score", saved])
+    with pytest.raises(InvalidAdapter, match="it is missing"):
+        read_adapter(said, spec_of(model))
+
+
+def test_an_lstm_encoders_own_heads_are_read_beside_its_result() -> None:
+    how = {"modules_to_save": ["head"], "encoder_reparameterization_type": "LSTM"}
+    tuned = tune(make_base("modernbert", "SEQ_CLS"), METHODS["p_tuning"]("SEQ_CLS", **how))
+    files = save(tuned) | LABELS
+    assert any("lstm_head" in name for name in safetensors.torch.load(files["adapter_model.safetensors"]))
+    assert read_adapter(files, spec_of("modernbert")).parts
 
 
 @pytest.mark.parametrize("model", ["deberta-v2", "distilbert", "modernbert", "modernbert-mean"])

@@ -36,6 +36,8 @@ CONFIGS: Mapping[str, Callable[[], Any]] = {
     "distilbert": lambda: tf.DistilBertConfig(vocab_size=VOCAB, dim=HIDDEN, hidden_dim=48, n_layers=2, n_heads=4),
     "deberta-v2": lambda: tf.DebertaV2Config(**_SIZES),
     "modernbert": lambda: _modernbert(),
+    "modernbert-deep": lambda: _modernbert(num_hidden_layers=6),
+    "roberta-deep": lambda: tf.RobertaConfig(**_SIZES | {"num_hidden_layers": 6}),
     "modernbert-mean": lambda: _modernbert(classifier_pooling="mean", classifier_bias=True, norm_bias=True,
                                            classifier_activation="relu", norm_eps=1e-3),
 }  # fmt: skip
@@ -43,7 +45,7 @@ DECODERS = ("llama", "llama-tied", "gpt2")
 
 
 def _modernbert(**head: Any) -> Any:
-    return tf.ModernBertConfig(**_SIZES, **head, bos_token_id=1, eos_token_id=2, cls_token_id=3, sep_token_id=4)
+    return tf.ModernBertConfig(**_SIZES | head, bos_token_id=1, eos_token_id=2, cls_token_id=3, sep_token_id=4)
 
 
 _CLASSES = {"CAUSAL_LM": tf.AutoModelForCausalLM, "SEQ_CLS": tf.AutoModelForSequenceClassification,

@@ -14,6 +14,7 @@ import redis
 
 from registry.registry_fixtures import BASE, LARGE, adapter
 from softmux.errors import RegistryDown, SoftmuxError
+from softmux.registry.connection import Connection
 from softmux.registry.keyspace import ID
 from softmux.registry.registry import Registry
 from support.redis_server import RedisServer
@@ -192,6 +193,26 @@ def test_what_is_read_while_the_registry_is_wiped_is_not_taken_for_it(server: Re
         assert registry.keys.authenticate(secret) is not None
         assert registry.tenants.get("default").name == "default"
         assert _resolved(registry) == 1
+        await registry.close()
+
+    asyncio.run(story())
+
+
+def test_what_is_read_before_a_backup_is_put_back_is_not_taken_for_it(server: RedisServer, tmp_path: Path) -> None:
+    async def story() -> None:
+        registry = await Registry.open(server.url, tmp_path / "data")
+        connection = Connection(server.url)
+        with server.client() as client:
+
+            async def read() -> list[bytes]:
+                client.flushall()
+                found: list[bytes] = await connection.call(lambda client: client.hvals("softmux:keys"))
+                client.set(ID, "put back")
+                return found
+
+            with pytest.raises(RegistryDown, match="there is no registry"):
+                await connection.mirrored(read)
+        await connection.close()
         await registry.close()
 
     asyncio.run(story())

@@ -117,6 +117,12 @@ class DeltaSlots:
     # --- within ------------------------------------------------------------------------------------------------------
 
     def _check(self, delta: Delta) -> None:
+        unknown = next((update.name for update in delta.updates if update.name not in self.columns), None)
+        if unknown is not None:  # out of the disk tier, admitted by another release
+            raise InvalidAdapter(
+                f"its LoRA acts on {unknown}, where none is served; train it without that module",
+                param="adapter_config.json: target_modules",
+            )
         if delta.largest_rank > self.largest_rank:
             raise InvalidAdapter(
                 f"its LoRA has rank {delta.largest_rank}, and this server takes {self.largest_rank} at most; start it "

@@ -40,7 +40,8 @@ class PackedEncoder(PackedModel):
         two = self.embedding(torch.zeros(2, dtype=torch.int64, device=self.device))
         self.position_offset, self._positions = numbering(self.module, lambda: self.eager(two))
         self.pooler = pooler_of(self.module, folder)
-        self.reads_mean = getattr(self.config, "classifier_pooling", None) == "mean"
+        kind = self.config.model_type
+        self.reads_mean = kind == "modernbert" and self.config.classifier_pooling == "mean"
         self.last_layer = LastLayer.of(self.module, lambda: self._backend)
         self._narrow = False
 

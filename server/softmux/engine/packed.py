@@ -309,13 +309,14 @@ class PackedModel:
         long RoPE), the length up to which they do not: a packed step must not let one row change another."""
         length = int(getattr(self.text_config, "max_position_embeddings", 0) or 2048)
         rope = getattr(self.text_config, "rope_parameters", None) or {}
-        kinds = {entry.get("rope_type") for entry in [rope, *rope.values()] if isinstance(entry, dict)}
-        if kinds & _ROPE_BY_LENGTH:
-            original = rope.get("original_max_position_embeddings") or getattr(
-                self.text_config, "original_max_position_embeddings", None
-            )
-            if original:
-                length = min(length, int(original))
+        for entry in [rope, *rope.values()]:  # of all layers, or of each type of layer
+            if isinstance(entry, dict) and entry.get("rope_type") in _ROPE_BY_LENGTH:
+                original = (
+                    entry.get("original_max_position_embeddings")
+                    or rope.get("original_max_position_embeddings")
+                    or getattr(self.text_config, "original_max_position_embeddings", None)
+                )
+                length = min(length, int(original or length))
         return length
 
     @property

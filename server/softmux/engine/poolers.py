@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from transformers.models.modernbert.modeling_modernbert import ModernBertPredictionHead
 
+from softmux.errors import SelfTestFailed
 from softmux.types import BaseHead
 
 Pooler = Callable[[torch.Tensor], torch.Tensor]
@@ -48,7 +49,10 @@ def _layers_before_head(module: Any, folder: Path | None) -> Pooler | None:
     weights = {name: found[f"{_LAYERS}{name}"] for name in wanted if f"{_LAYERS}{name}" in found}
     if len(weights) < len(wanted):
         return None
-    layers.load_state_dict(weights)
+    try:
+        layers.load_state_dict(weights)
+    except RuntimeError as error:
+        raise SelfTestFailed(f"{folder}: {_LAYERS}* does not fit its config: {error}") from error
     like = next(module.parameters())
     pooler: Pooler = layers.to(device=like.device, dtype=like.dtype).eval().requires_grad_(False)
     return pooler

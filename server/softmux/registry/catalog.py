@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from heapq import nsmallest
 
 from softmux.errors import BaseMismatch
@@ -109,8 +110,7 @@ class Catalog:
                 by_tenant.setdefault(change.tenant, []).append(change.task)
         async with self._writing:
             for tenant, tasks in by_tenant.items():
-                views = await self._reader.views(tenant, tasks)
-                await self._connection.check_there()
+                views = await self._connection.mirrored(partial(self._reader.views, tenant, tasks))
                 known = self._tasks.setdefault(tenant, {})
                 for task, view in zip(tasks, views, strict=True):
                     if view.versions:
@@ -121,14 +121,15 @@ class Catalog:
 
     async def reload(self) -> None:
         async with self._writing:
-            tenants = await self._connection.call(lambda client: client.hkeys(TENANTS))
-            loaded = {tenant.decode(): await self._load(tenant.decode()) for tenant in tenants}
-            await self._connection.check_there()
-            self._tasks = loaded
+            self._tasks = await self._connection.mirrored(self._all)
             self._shares = {f"{t}/{task}" for t, tasks in self._tasks.items() for task in tasks if tasks[task].share}
 
     def confirm(self) -> None:
         """What it knows stays good however old it is."""
+
+    async def _all(self) -> dict[str, dict[str, TaskView]]:
+        tenants = await self._connection.call(lambda client: client.hkeys(TENANTS))
+        return {tenant.decode(): await self._load(tenant.decode()) for tenant in tenants}
 
     async def _load(self, tenant: str) -> dict[str, TaskView]:
         loaded: dict[str, TaskView] = {}

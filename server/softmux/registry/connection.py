@@ -12,7 +12,7 @@ import random
 import re
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import redis
@@ -24,6 +24,8 @@ from redis.retry import Retry
 
 from softmux.errors import RegistryDown
 from softmux.registry.keyspace import ID
+
+T = TypeVar("T")
 
 BUDGET = 0.9
 """Seconds an operation may take, retries included, before the registry counts as down: a write is so refused within
@@ -149,11 +151,21 @@ class Connection:
         """Runs a Lua script, as `call` does."""
         return await self.call(lambda client: client.register_script(text)(keys=keys, args=args))
 
-    async def check_there(self) -> None:
-        """Raises `RegistryWiped` where no registry is. Call it behind reading what memory is to mirror: that a registry
-        held nothing, and that none was there to be read, look the same."""
-        if not await self.call(lambda client: client.exists(ID)):
+    async def check_there(self) -> bytes:
+        """The registry's id. Raises `RegistryWiped` where none is there."""
+        registry: bytes | None = await self.call(lambda client: client.get(ID))
+        if registry is None:
             raise RegistryWiped(self.url)
+        return registry
+
+    async def mirrored(self, read: Callable[[], Awaitable[T]]) -> T:
+        """What `read` gives, for memory to mirror: that a registry holds nothing, and that none was there to be read,
+        look the same. Raises `RegistryWiped` unless one and the same was there before and after."""
+        before = await self.check_there()
+        found = await read()
+        if await self.check_there() != before:  # wiped, and a backup put back, meanwhile
+            raise RegistryWiped(self.url)
+        return found
 
     async def close(self) -> None:
         await self._client.aclose()

@@ -167,8 +167,7 @@ class KeyRing:
 
     async def reload(self) -> None:
         async with self._reading:
-            records = await self._read()
-            await self._connection.check_there()
+            records = await self._connection.mirrored(self._read)
             self._by_hash = {record.hash: record for record in records if record.revoked_at is None}
             self._any = self._any or bool(records)
             self.confirm()

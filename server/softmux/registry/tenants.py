@@ -168,9 +168,7 @@ class Tenants:
 
     async def reload(self) -> None:
         async with self._reading:
-            records = await self._read()
-            await self._connection.check_there()
-            self._records = records
+            self._records = await self._connection.mirrored(self._read)
 
     async def apply(self, changes: Sequence[Change]) -> None:
         if any(change.kind == "tenant" for change in changes):

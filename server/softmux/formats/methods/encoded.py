@@ -14,7 +14,7 @@ from softmux.formats.tensors import Tensor, expect, invalid_tensor
 SAVED = "prompt_embeddings"
 """The one tensor PEFT saves, whatever the method: what the trained encoder computes."""
 
-_HEAD = "mlp_head."
+_HEADS = ("mlp_head.", "lstm_head.")
 """PEFT takes these layers of an encoder for a module of the base that is called `head`: where it is told to save that,
 it saves them, too, without what they are given."""
 _FOLD_TOLERANCE = 1e-3
@@ -42,8 +42,8 @@ def encoded(
     if not encoder:
         return expect(rest, {SAVED: saved_shape})[SAVED]
     saved = expect(rest, {SAVED: saved_shape})[SAVED] if rest else None
-    if saved is not None and all(inner.startswith(_HEAD) for inner in encoder):
-        expect(encoder, {name: shape for name, shape in encoder_shapes.items() if name.startswith(_HEAD)})
+    if saved is not None and all(inner.startswith(_HEADS) for inner in encoder):
+        expect(encoder, {name: shape for name, shape in encoder_shapes.items() if name in encoder})
         return saved
     folded = fold(expect(encoder, encoder_shapes))
     if not np.isfinite(folded).all():

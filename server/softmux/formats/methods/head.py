@@ -83,7 +83,7 @@ def read_head(
     kind: HeadKind = "sequence" if config.task_type == "SEQ_CLS" else "token"
     build = _build(kind, spec)
     left = dict(tensors)
-    dense = _dense(build, left, spec)
+    dense = _dense(build, left, spec, saved=build.saved_by in (config.modules_to_save or ()))
     module = next((name for name in build.output if f"{name}.weight" in left), None)
     if module is None:
         raise invalid_tensor(
@@ -130,12 +130,13 @@ def _build(kind: HeadKind, spec: ModelSpec) -> _Build:
     )
 
 
-def _dense(build: _Build, left: dict[str, Tensor], spec: ModelSpec) -> Dense | None:
+def _dense(build: _Build, left: dict[str, Tensor], spec: ModelSpec, *, saved: bool) -> Dense | None:
+    """`saved`: the config says that PEFT was told to train and save it."""
     if build.dense is None:
         return None
     known, width = spec.base_head, spec.hidden_size
     taken = {name: left.pop(name, None) for name in _names(build)}
-    if build.from_base and all(tensor is None for tensor in taken.values()):
+    if build.from_base and not saved and all(tensor is None for tensor in taken.values()):
         return None
     for name, tensor in taken.items():
         optional = build.norm is not None and name.endswith(".bias")

@@ -15,6 +15,8 @@ from softmux.types import LinearShape, ModelSpec
 
 _ALL_LINEAR = "all-linear"
 _BEFORE_HEAD = ("pooler.dense", "head.dense", "classifier.dense", "pre_classifier")
+_IN_HEAD = (*_BEFORE_HEAD, "classifier.out_proj")
+"""PEFT shortens what `all-linear` found, and may so name what it then left out: the last part of these."""
 _LAYER = re.compile(r".*?\.[^.]*\.(\d+)\.")
 
 
@@ -45,13 +47,15 @@ class Base:
         self._served = {linear.name: linear for linear in spec.linears}
         self._lead, self._cut = self._wrapped(trained)
         for module in trained:
-            if module.endswith(_BEFORE_HEAD):
+            if self.served(module) in self._served:
+                continue
+            if _ends(module, _BEFORE_HEAD):
                 raise invalid_tensor(
                     f"base_model.model.{module}.lora_A.weight",
                     "it acts between the last layer and the head, and a LoRA is served within the layers alone; train "
                     f"it with exclude_modules=['{module}'].",
                 )
-            if self.served(module) not in self._served:
+            else:
                 raise invalid_tensor(
                     f"base_model.model.{module}.lora_A.weight",
                     f"{spec.model_id} has no linear module of that name; train the LoRA on this base.",
@@ -87,6 +91,10 @@ class Base:
         return [self._lead + name.removeprefix(self._cut) for name in inner]
 
 
+def _ends(module: str, names: Collection[str]) -> bool:
+    return any(module == name or module.endswith(f".{name}") for name in names)
+
+
 class Targets:
     def __init__(self, config: _Config, base: Base, patterns: Patterns) -> None:
         self._config = config
@@ -119,7 +127,7 @@ class Targets:
         for target in targets if isinstance(targets, list) else ():
             saved = any(target == name or target.startswith(f"{name}.") for name in self._config.modules_to_save or ())
             left_out = self._among(self._config.exclude_modules, target, "exclude_modules")
-            names = (*trained, *self._base.names())
+            names = (*trained, *self._base.names(), *(_IN_HEAD if self._config.has_head else ()))
             if not (saved or left_out) and not any(name == target or name.endswith(f".{target}") for name in names):
                 raise invalid_field(
                     "target_modules",

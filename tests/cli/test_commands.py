@@ -15,7 +15,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from softmux.cli import app
-from softmux.cli.publishing import Publisher
+from softmux.cli.publishing import DO_NOT_SHIP, Publisher, held_back
 from support.served import Served
 
 
@@ -293,16 +293,19 @@ def test_what_should_not_ship_is_published_and_not_active_and_what_is_refused_st
     server: Served, adapters: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     publisher = Publisher(server.url, None)
-    answer = publisher.publish(adapters["prompt-tuning"], "unfit", "do not ship", tell=True)
+    assert [held_back(verdict) is None for verdict in ("ship", "ship within limits", DO_NOT_SHIP, None)] == [
+        True, True, False, False,
+    ]  # fmt: skip
+    answer = publisher.publish(adapters["prompt-tuning"], "unfit", held_back(DO_NOT_SHIP), tell=True)
     assert answer is not None
     assert not answer["active"]
     said = capsys.readouterr()
     assert "not active" in said.out
-    assert "softmux activate unfit 1 does all the same" in said.err
+    assert "its evaluation says not to ship it; softmux activate unfit 1" in said.err
     broken = tmp_path / "broken"
     shutil.copytree(adapters["prompt-tuning"], broken)
     (broken / "adapter_model.safetensors").write_bytes(b"cut off")
-    assert publisher.publish(broken, "broken", "ship", tell=True) is None
+    assert publisher.publish(broken, "broken", tell=True) is None
     assert f"softmux upload {broken} --task broken" in capsys.readouterr().err
 
 

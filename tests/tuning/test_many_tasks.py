@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -188,3 +191,43 @@ def test_rows_are_exact_where_greedy_decoding_says_their_answer(base: Base) -> N
         active = [trainer.enter(one) for one in jobs]
         trainer.step()
     assert [(one.validations[0][0], one.exact[0]) for one in active] == [(0, share) for share in meant]
+
+
+def test_a_step_that_runs_out_of_memory_is_made_again_as_if_nothing_had_been(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With activations computed again in the backward, LoRAs are still in the base when it fails."""
+    one = job("one", "lora", base, 0)
+
+    def gradients_of(fails: int) -> list[torch.Tensor]:
+        trainer = Trainer(FrozenBase(base.model, checkpointing=True), tokens=2048)
+        active = trainer.enter(one)
+        plain, left = torch.Tensor.backward, [fails]
+
+        def backward(tensor: torch.Tensor) -> None:
+            if left[0]:
+                left[0] -= 1
+                raise torch.cuda.OutOfMemoryError
+            plain(tensor)
+
+        monkeypatch.setattr(torch.Tensor, "backward", backward)
+        with trainer.base.running():
+            trainer.gradients([[prepare(row, 0, 0.0) for row in one.rows[:4]]])
+        monkeypatch.undo()
+        return [value.grad for value in active.cohort.values if value.grad is not None]
+
+    for clean, retried in zip(gradients_of(0), gradients_of(1), strict=True):
+        torch.testing.assert_close(retried, clean)
+    hooks = [module for module in base.model.modules() if module._forward_hooks]
+    assert not hooks, "and nothing of it stays in the base"
+
+
+def test_nothing_keeps_what_was_trained_on(base_folder: Path) -> None:
+    model = LlamaForCausalLM.from_pretrained(base_folder)
+    frozen = FrozenBase(model)
+    gone = weakref.ref(frozen), weakref.ref(model)
+    with frozen.running():
+        pass
+    del frozen, model
+    gc.collect()
+    assert [held() for held in gone] == [None, None]

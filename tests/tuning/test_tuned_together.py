@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -66,12 +67,21 @@ def test_two_recipes_of_one_name_and_a_broken_task_are_said(
 ) -> None:
     with pytest.raises(InvalidRequest, match="2 recipes are of the task a"):
         tune_all([recipes[0], recipes[0]], tmp_path / "out", "cpu", console=quiet())
+    beside = recipes[0].with_name("other.toml")
+    beside.write_text(recipes[0].read_text().replace('task = "a"', 'task = "other"'))
+    with pytest.raises(InvalidRequest, match="2 recipes would write the folder"):
+        tune_all([recipes[0], beside], None, "cpu", console=quiet())
     wild = write(tmp_path, base_folder, table, "wild", METHODS["prefix_direct"], "steps = 12\nclip_norm = 1e30")
     wild.write_text(wild.read_text().replace("learning_rate = 0.05", "learning_rate = 1e38"))
     with pytest.raises(SoftmuxError, match=r"wild: The loss is (nan|inf) at step \d+: lower train.learning_rate"):
         tune_all([recipes[0], wild], tmp_path / "out", "cpu", console=quiet(), together=Together(kept=tmp_path / "k"))
     assert (tmp_path / "out" / "a" / "adapter_model.safetensors").is_file()
     assert not (tmp_path / "out" / "wild").exists()
+    arguments = ["tune", str(recipes[0]), str(wild), "--out", str(tmp_path / "cli"), "--device", "cpu", "--json"]
+    done = CliRunner().invoke(app, [*arguments, "--cache", str(tmp_path / "k"), "--no-report"])
+    assert done.exit_code == 1
+    assert [one["task"] for one in json.loads(done.stdout)] == ["a"], "what was learned is told"
+    assert "wild: The loss is" in done.stderr
 
 
 def test_the_command_takes_many(recipes: list[Path], tmp_path: Path) -> None:

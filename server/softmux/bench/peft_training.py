@@ -25,6 +25,7 @@ from rich.console import Console
 from softmux.errors import InvalidRequest
 from softmux.tuning.base import Base, load_base
 from softmux.tuning.data import Example
+from softmux.tuning.encoder_decoder import EncoderDecoderBase
 from softmux.tuning.evaluate import evaluate
 from softmux.tuning.job import Job
 from softmux.tuning.methods import Learned, put, start_of, take_out
@@ -60,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"steps": said.steps})})
         plan = plan_of(path, path.parent, said.cache, recipe)
         base = load_base(recipe, said.device, said.cache)
+        if isinstance(base, EncoderDecoderBase):
+            raise InvalidRequest("The rows of both are laid out for decoders here: name one.", param="base")
         variants = [_with_seed(recipe, seed) for seed in said.seeds]
         found = {"softmux": Found(), "PEFT": Found()}
         _own(plan, base, variants, found["softmux"], console)

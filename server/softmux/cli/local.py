@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +11,7 @@ import typer
 
 from softmux.cli.evaluation import after_tuning
 from softmux.cli.output import as_json, fail
-from softmux.cli.publishing import Publish, publisher, told_of
+from softmux.cli.publishing import Publish, held_back, publisher, told_of
 from softmux.cli.remote import DEFAULT_URL
 from softmux.cli.remote import Key as ServerKey
 from softmux.cli.remote import Url as ServerUrl
@@ -57,24 +57,37 @@ def tune(
     """Tune adapters from recipes, and write their folders with the held-out figures and an evaluation."""
     with needing_packages():
         from softmux.tuning import Together
+        from softmux.tuning.run import NotAllTuned, tune_all
         from softmux.tuning.run import tune as run
-        from softmux.tuning.run import tune_all
     together = Together(at_once, tokens, save_every, cache and cache / "tuning", fresh, checkpointing, tensorboard)
     server = publisher(publish, url, key, elsewhere=redis is not None or data is not None)
+    reports: dict[Path, Report]
+    missed = None
     with library(url, key, redis, data, tenant) as found:
-        if len(recipes) == 1:
-            reports = [run(recipes[0], out, device, cache=cache, together=together, library=found)]
-        else:
-            reports = tune_all(recipes, out, device, cache=cache, together=together, library=found)
-    folders = folders_of(recipes, [one.recipe.task for one in reports], out)
-    verdicts = after_tuning(recipes, folders, device, cache) if report else {}
+        try:
+            if len(recipes) == 1:
+                made = [run(recipes[0], out, device, cache=cache, together=together, library=found)]
+            else:
+                made = tune_all(recipes, out, device, cache=cache, together=together, library=found)
+            reports = dict(zip(recipes, made, strict=True))
+        except NotAllTuned as error:
+            missed, reports = error, error.reports
+    several = len(recipes) > 1
+    folders = {
+        one.recipe.task: path.parent if out is None else out / one.recipe.task if several else out
+        for path, one in reports.items()
+    }
+    verdicts = after_tuning(list(reports), folders, device, cache) if report and reports else {}
     answers = {
-        task: server.publish(folder, task, verdicts.get(task), tell=not json_)
+        task: server.publish(folder, task, held_back(verdicts.get(task)) if report else None, tell=not json_)
         for task, folder in folders.items()
         if server is not None
     }
     if json_:
-        as_json([_told(one, verdicts.get(one.recipe.task), answers.get(one.recipe.task)) for one in reports])
+        tasks = {one.recipe.task: one for one in reports.values()}
+        as_json([_told(one, verdicts.get(task), answers.get(task)) for task, one in tasks.items()])
+    if missed is not None:
+        fail(missed.message)
     if None in answers.values():
         raise typer.Exit(1)
 
@@ -134,20 +147,11 @@ def distill(
     distilled = run(recipe, out, device, cache=cache, together=together)
     task, answer = distilled.recipe.task, None
     if server is not None:
-        answer = server.publish(out or recipe.parent, task, None, tell=not json_)
+        answer = server.publish(out or recipe.parent, task, tell=not json_)
     if json_:
         as_json(figures(distilled) | told_of(answer))
     if server is not None and answer is None:
         raise typer.Exit(1)
-
-
-def folders_of(recipes: Sequence[Path], tasks: Sequence[str], out: Path | None) -> dict[str, Path]:
-    """Where each task was written, by its name."""
-    several = len(recipes) > 1
-    return {
-        task: recipe.parent if out is None else out / task if several else out
-        for recipe, task in zip(recipes, tasks, strict=True)
-    }
 
 
 def _told(report: Report, verdict: str | None, published: dict[str, Any] | None) -> dict[str, Any]:

@@ -28,11 +28,12 @@ class Publisher:
         self._remote = Remote(url, key)
         self._remote.call("GET", "/v1/model")
 
-    def publish(self, folder: Path, task: str, verdict: str | None, *, tell: bool) -> dict[str, Any] | None:
-        """The server's answer, told where `tell`. None where it was refused, which is said: the folder is there."""
+    def publish(self, folder: Path, task: str, held_back: str | None = None, *, tell: bool) -> dict[str, Any] | None:
+        """The server's answer, told where `tell`. It is not made active where something holds it back, in words. None
+        where it was refused, which is said: the folder is there."""
         from softmux.errors import SoftmuxError
 
-        active = verdict != DO_NOT_SHIP
+        active = held_back is None
         try:
             answer: dict[str, Any] = self._remote.call(
                 "PUT", f"/v1/adapters/{task}", params={"activate": str(active).lower()}, files=parts_of(folder)
@@ -44,9 +45,16 @@ class Publisher:
         if tell:
             tell_upload(answer, json_=False)
         if not active:
-            words = f"its evaluation says not to ship it; softmux activate {task} {answer['version']} does all the same"
+            words = f"{held_back}; softmux activate {task} {answer['version']} makes it active all the same"
             typer.secho(f"  ! {words}", err=True, fg="yellow")
         return answer
+
+
+def held_back(verdict: str | None) -> str | None:
+    """Why what was evaluated so, or could not be (None), is not made active."""
+    if verdict is None:
+        return "it could not be evaluated"
+    return "its evaluation says not to ship it" if verdict == DO_NOT_SHIP else None
 
 
 def publisher(publish: bool, url: str, key: str | None, *, elsewhere: bool = False) -> Publisher | None:

@@ -101,10 +101,9 @@ class FrozenBase(FrozenModule):
 
     def _logits(self, packed: Packed, tables: Tables, noise: torch.Tensor | None) -> torch.Tensor:
         embeddings = self._begin(packed, tables, noise)
-        hooks = [
-            hook for rows in packed.low_rank for hook in (tables.low_rank or {})[rows.cohort].attach(self.model, rows)
-        ]
         try:
+            for rows in packed.low_rank:
+                self._hooks.extend((tables.low_rank or {})[rows.cohort].attach(self.model, rows))
             logits: torch.Tensor = self.model(
                 inputs_embeds=embeddings[None],
                 position_ids=packed.positions[None],
@@ -113,7 +112,6 @@ class FrozenBase(FrozenModule):
                 logits_to_keep=packed.wanted,
             ).logits[0]
         finally:
-            self._hooks = hooks
             if not (self.checkpointing and torch.is_grad_enabled()):
                 self.detach()
         return logits

@@ -81,12 +81,9 @@ class FrozenEncoderDecoder(FrozenBase):
             return hidden[:, lead:][said][None], *others
 
         head = self.model.get_output_embeddings().register_forward_pre_hook(wanted, prepend=True)
-        self._hooks = [
-            hook
-            for rows in packed.low_rank
-            for hook in self._attach((tables.low_rank or {})[rows.cohort], rows, begins)
-        ]
         try:
+            for rows in packed.low_rank:
+                self._hooks.extend(self._attach((tables.low_rank or {})[rows.cohort], rows, begins))
             logits: torch.Tensor = self.model(
                 inputs_embeds=embeddings[source],
                 attention_mask=real.long(),

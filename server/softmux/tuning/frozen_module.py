@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -51,7 +52,7 @@ class FrozenModule(ABC):
         self._packed: Packed | None = None
         self._prefixes: tuple[torch.Tensor, ...] = ()
         self._hooks: list[Any] = []
-        AttentionInterface.register(self._name, self._attend)
+        AttentionInterface.register(self._name, _attends(self))
 
     def packs(self, rows: Sequence[Placed], tokens: int) -> Iterator[list[Placed]]:
         """Cuts rows into packs of at most `tokens` tokens that it runs at once."""
@@ -75,6 +76,7 @@ class FrozenModule(ABC):
         try:
             yield
         finally:
+            self.detach()
             self.model.set_attn_implementation(was)
             for layer in restore:
                 del layer.forward
@@ -164,6 +166,18 @@ class FrozenModule(ABC):
         for layer in layers:
             layer.forward = _again(layer.forward)
         return layers
+
+
+def _attends(frozen: FrozenModule) -> Callable[..., Any]:
+    """What transformers keeps for the life of the process: nothing of the module, which may be gone long before."""
+    held = weakref.ref(frozen)
+
+    def attend(*given: Any, **named: Any) -> Any:
+        own = held()
+        assert own is not None
+        return own._attend(*given, **named)
+
+    return attend
 
 
 @torch.no_grad()

@@ -128,6 +128,7 @@ class Trainer:
                 if self.tokens <= 256:
                     raise SoftmuxError("The device has too little memory to train on this base.") from None
                 self.tokens //= 2
+                self.base.detach()
                 torch.cuda.empty_cache()
 
     def _gradients(self, rows: Sequence[Sequence[Prepared]]) -> torch.Tensor:

@@ -35,6 +35,14 @@ from softmux.tuning.transfer import saved_method
 from softmux.tuning.write import Report, write_folder
 
 
+class NotAllTuned(SoftmuxError):
+    """Tasks could not be learned. `reports` are the others', by their recipes' paths: their folders are written."""
+
+    def __init__(self, message: str, reports: dict[Path, Report]) -> None:
+        super().__init__(message)
+        self.reports = reports
+
+
 def tune(
     recipe_path: Path,
     out: Path | None = None,
@@ -69,7 +77,7 @@ def tune_all(
     library: Library | None = None,
 ) -> list[Report]:
     """`tune` for several recipes: those of one base are trained at once. Each folder goes into `out` under its task's
-    name, by default beside its recipe. A task whose loss stops being a number is left out, and said when the others
+    name, by default beside its recipe. Raises `NotAllTuned` where a task's loss stops being a number, when the others
     are written."""
     plans = [plan_of(path, path.parent, cache) for path in recipes]
     if out is not None:
@@ -77,6 +85,12 @@ def tune_all(
     for task, count in Counter(plan.recipe.task for plan in plans).items():
         if count > 1:
             raise InvalidRequest(f"{count} recipes are of the task {task}: give each its own name.", param="task")
+    for folder, count in Counter(plan.out.resolve() for plan in plans).items():
+        if count > 1:
+            raise InvalidRequest(
+                f"{count} recipes would write the folder {folder}: give each its own, or an --out for all.",
+                param="out",
+            )
     return _run(plans, device, None, cache, console or Console(stderr=True), together or Together(), library)
 
 
@@ -112,7 +126,7 @@ def _run(
             else:
                 failed.append(f"{plan.recipe.task}: {what}" if len(plans) > 1 else what)
     if failed:
-        raise SoftmuxError(" ".join(failed))
+        raise NotAllTuned(" ".join(failed), reports)
     return [reports[plan.path] for plan in plans]
 
 

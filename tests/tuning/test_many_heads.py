@@ -64,6 +64,9 @@ def test_packed_rows_are_rows_alone_on_every_encoder(architecture: str) -> None:
         (tf.EsmConfig, "EsmModel does not number its positions in order"),
         (tf.RoFormerConfig, "RoFormerModel numbers its positions in a way that softmux does not know"),
         (tf.MPNetConfig, "MPNetModel gives other values for packed rows"),
+        (tf.XmodConfig, "XmodModel does not run on rows as softmux gives them .Input language unknown"),
+        (tf.LongformerConfig, "LongformerModel does not run on rows as softmux gives them"),
+        (tf.MraConfig, "MraModel does not run on rows as softmux gives them .shape"),
         (tf.ModernBertConfig, "ModernBertModel gives other values for packed rows"),
     ],
 )
@@ -190,3 +193,14 @@ def test_a_row_without_a_label_is_no_reason_to_fail(bert: HeadBase) -> None:
         both = trainer.gradients([[prepare(row, 0, 0.0) for row in (bare, one.rows[0])]])
         alone = trainer.gradients([[prepare(one.rows[0], 0, 0.0)]])
     assert both.tolist() == pytest.approx(alone.tolist())
+
+
+def test_a_lack_of_memory_is_not_taken_for_an_encoder_that_can_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = head_base("bert").model
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(model, "forward", full)
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        positions_of(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,14 +15,17 @@ from typer.testing import CliRunner
 from softmux.cli import app
 from softmux.errors import InvalidRequest, SoftmuxError
 from softmux.tuning.base import Base
+from softmux.tuning.data import BadData
 from softmux.tuning.recipe import PromptTuning, read_recipe, to_toml
 from softmux.tuning.run import tune
 from softmux.tuning.sweep import RATES, sweep, tries_of
-from softmux.tuning.swept import steps_to_text
+from softmux.tuning.swept import Swept, Try, figures, steps_to_text
 from softmux.tuning.together import Together
+from softmux.tuning.trainer import Trained
 from support.transfers import make_origin
 
 Write = Callable[..., Path]
+LORA = 'kind = "lora"\nrank = 1\nalpha = 1'
 LABELS = 'labels = [" no", " yes"]\n'
 SWEEP = """
 [sweep]
@@ -187,3 +191,22 @@ def test_a_recipe_written_as_toml_is_the_same_recipe(write_recipe: Write, tmp_pa
     said = read_recipe(recipe)
     (tmp_path / "again.toml").write_text(to_toml(said))
     assert read_recipe(tmp_path / "again.toml") == said
+
+
+def test_rows_that_are_refused_leave_no_lora_in_the_base(write_recipe: Write, base: Base) -> None:
+    recipe = swept_recipe(write_recipe, "[sweep]\nlearning_rates = [0.05]\n", method=LORA)
+    recipe.write_text(recipe.read_text().replace("[data]", "[data]\nmax_tokens = 1"))
+    with pytest.raises(BadData, match=r"every row is longer than data\.max_tokens = 1"):
+        sweep(recipe, base=base, console=Console(file=io.StringIO()))
+    assert not any("lora" in name for name, _ in base.model.named_modules())
+
+
+def test_a_run_that_was_never_validated_as_a_number_is_none_in_json(write_recipe: Write) -> None:
+    recipe = read_recipe(write_recipe())
+    never = Trained((1.0,), ((1, math.nan),), 0, math.inf, (0.0,))
+    once = Trained((1.0, 1.0), ((1, math.nan), (2, 0.5)), 2, 0.5, (0.0, 1.0))
+    swept = Swept((Try({}, (recipe,), (once,)), Try({}, (recipe,), (never,))), 1.0)
+    tries = json.loads(json.dumps(figures(swept), allow_nan=False))["tries"]
+    assert [one["loss"] for one in tries] == [0.5, None]
+    assert [one["runs"][0]["best_loss"] for one in tries] == [0.5, None]
+    assert [one["runs"][0]["validations"] for one in tries] == [[[1, None], [2, 0.5]], [[1, None]]]

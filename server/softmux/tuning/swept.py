@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,19 +52,25 @@ def figures(swept: Swept) -> dict[str, Any]:
         "tries": [
             {
                 "choices": one.choices,
-                "loss": None if one.loss == float("inf") else one.loss,
+                "loss": number(one.loss),
                 "steps_to_text": steps_to_text(one, swept),
                 "runs": [
                     None
                     if run is None
-                    else {"seed": r.train.seed, "best_loss": run.best_loss, "best_step": run.best_step,
-                          "validations": list(run.validations), "exact": list(run.exact)}
+                    else {"seed": r.train.seed, "best_loss": number(run.best_loss), "best_step": run.best_step,
+                          "validations": [(step, number(loss)) for step, loss in run.validations],
+                          "exact": list(run.exact)}
                     for r, run in zip(one.recipes, one.trained, strict=True)
                 ],
             }
             for one in swept.tries
         ],
     }  # fmt: skip
+
+
+def number(loss: float) -> float | None:
+    """A loss as JSON has it, which knows neither infinity nor what is not a number: None."""
+    return loss if math.isfinite(loss) else None
 
 
 def steps_to_text(one: Try, swept: Swept) -> list[int | None] | None:

@@ -14,13 +14,16 @@ from safetensors.torch import load_file
 from softmux.errors import InvalidRequest
 from softmux.formats.folder import load_folder, parse_adapter
 from softmux.inspection.base import describe
-from softmux.tuning import PromptTuning, Task, Train, tune
+from softmux.tuning import PromptTuning, Task, Train, beginning, tune
 from softmux.tuning.base import Base
+from softmux.tuning.beginning import Beginner
 from softmux.tuning.checkpoint import run_digest
+from softmux.tuning.cohort import Start
 from softmux.tuning.distillation import Distillation
 from softmux.tuning.frozen import padded_base
 from softmux.tuning.job import Job
 from softmux.tuning.many import Trainer
+from softmux.tuning.methods import Learned, begin
 from softmux.tuning.origin import Origins
 from softmux.tuning.public import Tuned
 from softmux.tuning.recipe import Lora
@@ -281,3 +284,19 @@ def test_low_rank_vectors_are_zero_at_first_and_of_their_rank() -> None:
     with torch.no_grad():
         made.b.normal_()
     assert torch.linalg.matrix_rank(made(torch.arange(6))) == 2
+
+
+def test_a_start_that_can_not_be_made_leaves_no_lora_in_the_base(
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(learned: Learned) -> Start:
+        raise InvalidRequest("No start.", param="method")
+
+    make_origin(base, "lora", tmp_path / "lora")
+    method = METHODS["lora"].model_copy(update={"init_from": "./lora", "rank": 2})
+    own = Start(None, 0, False, {}, 1.0)
+    task = Beginner("x", method, HOW, tmp_path, lambda shaped: begin(shaped, base), [], 0)  # type: ignore[arg-type]
+    monkeypatch.setattr(beginning, "start_of", broken)
+    with pytest.raises(InvalidRequest, match=r"No start\."):
+        beginning.Beginnings(base, None, Console(quiet=True)).of(task, own)
+    assert not any("lora" in name for name, _ in base.model.named_modules())

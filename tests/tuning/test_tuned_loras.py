@@ -8,18 +8,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
+from softmux.errors import InvalidRequest
 from softmux.formats.folder import load_folder, parse_adapter
 from softmux.formats.layout import Layout
 from softmux.formats.parts import LoraPart, PrefixPart
 from softmux.inspection.base import describe
+from softmux.tuning import methods
 from softmux.tuning.base import Base, as_base
 from softmux.tuning.data import Example
 from softmux.tuning.evaluate import generate
-from softmux.tuning.methods import Learned
+from softmux.tuning.methods import Learned, begin
+from softmux.tuning.recipe import Lora, LoraPrefixTuning
 from softmux.tuning.rows import encode
 from softmux.tuning.write import Report
 
@@ -88,3 +92,46 @@ def test_a_pairs_parts_are_both_trained_and_the_bare_model_is_measured_without(
     assert all(tensor.any() for name, tensor in low_rank.items() if "lora_B" in name)
     assert load_file(tmp_path / "out" / "adapter_model.safetensors")["prompt_embeddings"].shape == (3, 2 * 2 * 2 * 8)
     assert json.loads((tmp_path / "out" / "adapter_config.lora.json").read_text())["r"] == 4
+
+
+def low_rank_layers(base: Base) -> list[str]:
+    return [name for name, module in base.model.named_modules() if isinstance(module, LoraLayer)]
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["q_proj", "post_attention_layernorm"], "no linear module post_attention_layernorm, but another of that name"),
+        (
+            ["q_proj", "bogus"],
+            r"no linear module bogus: name .* \(down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v",
+        ),
+        (["embed_tokens"], "no linear module embed_tokens, but another of that name"),
+        (["proj"], "no linear module proj: name"),
+        (["q_proj", "lm_head"], "names the output head"),
+    ],
+)
+def test_modules_that_no_lora_is_tuned_on_are_named_and_the_base_is_as_it_was(
+    names: list[str], words: str, base: Base
+) -> None:
+    with pytest.raises(InvalidRequest, match=words):
+        begin(Lora(kind="lora", rank=2, alpha=4, target_modules=names), base)
+    assert not low_rank_layers(base)
+
+
+def test_a_module_is_named_by_any_end_of_its_name(base: Base) -> None:
+    names = ["layers.1.self_attn.q_proj", "model.layers.0.mlp.down_proj"]
+    begin(Lora(kind="lora", rank=2, alpha=4, target_modules=names), base)
+    assert low_rank_layers(base) == ["model.layers.0.mlp.down_proj", "model.layers.1.self_attn.q_proj"]
+
+
+def test_a_pair_whose_prefix_can_not_begin_leaves_nothing_in_the_base(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_prefix(*_: object) -> PeftConfig:
+        raise MemoryError
+
+    monkeypatch.setattr(methods, "_config", no_prefix)
+    with pytest.raises(MemoryError):
+        begin(LoraPrefixTuning(kind="lora+prefix_tuning", rank=2, alpha=4, virtual_tokens=2), base)
+    assert not low_rank_layers(base)

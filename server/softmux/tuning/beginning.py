@@ -74,8 +74,10 @@ class Beginnings:
         shaped = start_method(method, origin)
         if shaped != method:
             learned = task.fresh(shaped)
-            own = start_of(learned)
-            take_out(learned)
+            try:
+                own = start_of(learned)
+            finally:
+                take_out(learned)
         torch.manual_seed(task.how.seed)
         return transferred(own, method, origin)
 

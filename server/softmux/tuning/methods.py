@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
+from transformers.pytorch_utils import Conv1D
 
 from softmux.errors import InvalidRequest
 from softmux.formats.layout import Layout
@@ -118,7 +119,12 @@ def begin(recipe: SoftRecipe | Lora, base: Base, words: Sequence[str] = ()) -> L
     if isinstance(recipe, Lora):
         return Learned(base, Layout(0, None, "lora"), _low_rank(base, recipe))
     lora = _low_rank(base, recipe) if isinstance(recipe, LoraPrefixTuning) else None
-    peft = _peft(base, _config(recipe, base))
+    try:
+        peft = _peft(base, _config(recipe, base))
+    except BaseException:
+        if lora is not None:
+            lora.unload()
+        raise
     template = recipe.template if isinstance(recipe, PTuning) else None
     method: Method = "prefix_tuning" if isinstance(recipe, LoraPrefixTuning) else recipe.kind
     layout = Layout(recipe.virtual_tokens, Template.parse(template) if template else None, method)
@@ -188,16 +194,15 @@ def _peft(base: Base, config: PeftConfig) -> Any:
 
 
 def _low_rank(base: Base, recipe: Lora | LoraPrefixTuning) -> Any:
-    """Raises `InvalidRequest` where its modules are not known, not there, or the output head, of which a step computes
-    the answers' places alone."""
-    names = recipe.target_modules
+    """Raises `InvalidRequest` where its modules are not known, not there, not linear, or the output head, of which a
+    step computes the answers' places alone. The base is then as it was."""
+    _check_linear(base, recipe.target_modules or ())
     try:
         model = _peft(base, _lora_config(recipe, base))
     except ValueError as error:
-        kind = base.model.config.model_type
-        what = f"{', '.join(names)} are not all there" if names else f"PEFT knows no modules of {kind} by default"
         raise InvalidRequest(
-            f"{what}: name linear modules of {base.label} in method.target_modules, as its checkpoint calls them.",
+            f"PEFT knows no modules of {base.model.config.model_type} by default: name linear modules of {base.label} "
+            "in method.target_modules, as its checkpoint calls them.",
             param="method.target_modules",
         ) from error
     if isinstance(base.model.get_output_embeddings(), LoraLayer):
@@ -207,6 +212,24 @@ def _low_rank(base: Base, recipe: Lora | LoraPrefixTuning) -> Any:
             param="method.target_modules",
         )
     return model
+
+
+def _check_linear(base: Base, names: Sequence[str]) -> None:
+    """Raises `InvalidRequest` where one of the names is not of linear modules alone. PEFT sees to it only while it puts
+    its layers in, and lets a name that is of nothing pass beside others."""
+    modules = dict(base.model.named_modules())
+    linear = {name for name, module in modules.items() if isinstance(module, torch.nn.Linear | Conv1D)}
+    for wanted in names:
+        found = {name for name in modules if name == wanted or name.endswith(f".{wanted}")}
+        if found and found <= linear:
+            continue
+        head = base.model.get_output_embeddings()
+        known = sorted({name.rpartition(".")[2] for name in linear if modules[name] is not head})
+        raise InvalidRequest(
+            f"{base.label} has no linear module {wanted}{', but another of that name' if found else ''}: name linear "
+            f"modules in method.target_modules, as its checkpoint calls them ({', '.join(known)}).",
+            param="method.target_modules",
+        )
 
 
 def _lora_config(recipe: Lora | LoraPrefixTuning, base: Base) -> PeftConfig:

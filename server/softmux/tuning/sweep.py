@@ -151,13 +151,15 @@ def _word_jobs(tries: Sequence[Try], plan: Plan, base: Base, beginnings: Beginni
     laid: dict[Layout, tuple[list[Row], list[Row]]] = {}
     for label, variant in _labelled(tries):
         learned = fresh(variant, base)
-        if learned.layout not in laid:  # tries of one length share their rows
-            laid[learned.layout] = (
-                encode_all([*plan.parts.train, *plan.extra], learned, variant),
-                encode_all(plan.parts.validation, learned, variant),
-            )
-        start = start_of(learned)
-        take_out(learned)
+        try:
+            if learned.layout not in laid:  # tries of one length share their rows
+                laid[learned.layout] = (
+                    encode_all([*plan.parts.train, *plan.extra], learned, variant),
+                    encode_all(plan.parts.validation, learned, variant),
+                )
+            start = start_of(learned)
+        finally:
+            take_out(learned)
         rows, validation = laid[learned.layout]
         begun = beginnings.of(beginner(variant, base, plan.path.parent, validation, learned.prefix), start)
         job = begun.job(label, rows, validation, variant.train, learned.prefix)

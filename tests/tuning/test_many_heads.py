@@ -10,7 +10,8 @@ import torch
 import transformers as tf
 
 from softmux.errors import InvalidRequest
-from softmux.tuning.frozen_encoder import FrozenEncoder, positions_of, prove_encoder
+from softmux.tuning.checkpoint import run_digest, sample
+from softmux.tuning.frozen_encoder import FrozenEncoder, padded_encoder, positions_of, prove_encoder
 from softmux.tuning.head_base import HeadBase
 from softmux.tuning.heads import head_start
 from softmux.tuning.job import Finished, Job
@@ -204,3 +205,35 @@ def test_a_lack_of_memory_is_not_taken_for_an_encoder_that_can_not_run(monkeypat
     monkeypatch.setattr(model, "forward", full)
     with pytest.raises(torch.OutOfMemoryError, match="full"):
         positions_of(model)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["embeddings.word_embeddings.weight", "encoder.layer.1.output.dense.bias"])
+def test_a_run_over_another_fine_tune_of_the_same_checkpoint_is_another_run(name: str) -> None:
+    """Which may differ in one number alone, far from the first ones; the same numbers are the same run."""
+    first, same, other = (head_base("bert") for _ in range(3))
+    other.model.get_parameter(name).flatten()[-3] += 1e-6
+    digests = [
+        run_digest([job("a", "token", first, 0)], Trainer(padded_encoder(base.model))) for base in (first, same, other)
+    ]
+    assert digests[0] == digests[1] != digests[2]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_sample_sees_any_number_of_any_parameter(dtype: torch.dtype) -> None:
+    """In parameters of every length from 1, and one that begins within another's memory, so that its bits do not lie
+    as whole numbers do."""
+    torch.manual_seed(0)
+    model = torch.nn.Module()
+    for length in (*range(1, 12), 100):
+        setattr(model, f"of_{length}", torch.nn.Parameter(torch.randn(length).to(dtype)))
+    model.within = torch.nn.Parameter(torch.randn(103).to(dtype)[1:])
+    whole = sample(model)
+    for parameter in model.parameters():
+        for i in range(len(parameter)):
+            was = parameter[i].clone()
+            parameter[i] += 0.25
+            assert sample(model) != whole
+            parameter[i] = was
+    assert sample(model) == whole

@@ -25,15 +25,16 @@ from softmux.tuning.rows import HeadRow
 from softmux.tuning.trainer import Trained
 
 FORMAT = "2"
+_KEPT = 16
+"""Numbers of each parameter that are looked at as they are."""
 
 
 def run_digest(jobs: Sequence[Job], trainer: Trainer) -> str:
     """Names a run by all that decides what it computes."""
     said = hashlib.sha256()
-    weight = trainer.base.model.get_input_embeddings().weight
     said.update(repr((FORMAT, torch.__version__, str(trainer.base.device), trainer.tokens, trainer.at_once)).encode())
     said.update(repr((trainer.base.model.config.to_json_string(), trainer.base.dtype)).encode())
-    said.update(weight[:64].float().cpu().numpy().tobytes())
+    said.update(sample(trainer.base.model))
     for job in jobs:
         said.update(repr((job.name, job.how.model_dump(), job.prefix, job.start.shape, job.measures_start)).encode())
         for name, value in (*job.start.values().items(), *job.start.fixed().items()):
@@ -42,6 +43,24 @@ def run_digest(jobs: Sequence[Job], trainer: Trainer) -> str:
             said.update(repr((row.ids, row.answer)).encode())
             said.update(b"" if isinstance(row, HeadRow) or row.taught is None else row.taught.tobytes())
     return said.hexdigest()
+
+
+def sample(model: torch.nn.Module) -> bytes:
+    """Of every parameter the sum of its bits, and some of its numbers: two fine-tunes of one checkpoint differ in it,
+    wherever they do. Bits are summed as whole numbers of 8 bytes, which come to the same in whatever order a device
+    adds them, and are read where they lie; all that is found leaves the device at once."""
+    names, sums, kept = [], [], []
+    for name, parameter in model.named_parameters():
+        names.append(f"{name} {tuple(parameter.shape)}")
+        flat = parameter.detach().reshape(-1)
+        each = 8 // flat.element_size()
+        even = flat[: len(flat) - len(flat) % each]
+        even = even.clone() if even.storage_offset() % each else even
+        sums.append(even.view(torch.int64).sum())
+        kept += [flat[:: max(1, len(flat) // _KEPT)][:_KEPT], flat[len(even) :]]
+    return repr(names).encode() + b"".join(
+        found.contiguous().view(torch.uint8).cpu().numpy().tobytes() for found in (torch.stack(sums), torch.cat(kept))
+    )
 
 
 class Checkpoint:

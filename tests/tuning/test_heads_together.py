@@ -15,12 +15,15 @@ from safetensors.torch import load_file, save_file
 
 from softmux.errors import InvalidRequest, SoftmuxError
 from softmux.tuning.checkpoint import Checkpoint
-from softmux.tuning.data import BadData
+from softmux.tuning.data import BadData, Example, Span
 from softmux.tuning.head_base import HeadBase, open_head_base
 from softmux.tuning.heads import begin_prefix
 from softmux.tuning.many import Trainer
+from softmux.tuning.plan import Plan
 from softmux.tuning.recipe import PTuningV2, read_recipe
 from softmux.tuning.run import tune, tune_all
+from softmux.tuning.run_heads import LaidHead, lay_out_heads
+from softmux.tuning.split import is_test, is_validation, split
 from softmux.tuning.sweep import sweep
 from softmux.tuning.together import Together
 from support.head_recipes import write
@@ -148,12 +151,54 @@ def test_rows_that_the_base_has_no_room_for_are_named(encoder_folder: Path, tmp_
     room = write(tmp_path / "room", encoder_folder, method="pooler = false", name="room")
     text = room.read_text()
     room.write_text(text.replace("virtual_tokens = 4", "virtual_tokens = 60"))
-    with pytest.raises(BadData, match=r"every row is longer than 4 tokens, the lesser of data.max_tokens and what"):
+    with pytest.raises(
+        BadData, match=r"every train row is longer than 4 tokens, the lesser of data.max_tokens and what"
+    ):
         told([room], tmp_path / "out", tmp_path / "kept")
     room.write_text(text.replace("virtual_tokens = 4", "virtual_tokens = 54"))
     with pytest.raises(BadData, match=r"rows.csv, row \d+: this text is \d+ tokens, and behind the prefix .* takes 10"):
         told([room], tmp_path / "out", tmp_path / "kept")
     assert not (tmp_path / "out").exists()
+
+
+def laid(base: HeadBase, examples: Sequence[Example], folder: Path, head: str, metric: str) -> LaidHead:
+    path = write(folder, base.label, method=f'head = "{head}"', metric=metric, full=PLAIN)
+    return lay_out_heads(Plan(path, folder, read_recipe(path), examples, split(examples, 99), []), base, 4)
+
+
+def test_validation_rows_are_left_out_by_the_same_length_and_one_must_be_left(
+    head_base: HeadBase, tmp_path: Path
+) -> None:
+    texts = [f"film {number} was dull" for number in range(99)]
+    long = [f"{'long ' * 80}{text}" for text in texts]
+    held_back = [is_validation(text) and not is_test(text) for text in texts]
+    short = [Example(text, "no", "rows.csv", i) for i, text in enumerate(texts)]
+    only_long = [
+        *(one for one, back in zip(short, held_back, strict=True) if not back),
+        *(Example(text, "no", "rows.csv", 100) for text in long if is_validation(text) and not is_test(text)),
+    ]
+    with pytest.raises(BadData, match=r"rows\.csv: every validation row is longer than 60 tokens, the lesser of"):
+        laid(head_base, only_long, tmp_path, "sequence", "accuracy")
+    found = laid(head_base, [*short, *only_long[-2:]], tmp_path, "sequence", "accuracy")
+    assert len(found.validation) == sum(held_back), "a long one is left out where others are there"
+
+
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+def test_a_part_without_a_labelled_word_is_said_and_a_row_without_one_is_not_trained_on(
+    part: str, head_base: HeadBase, tmp_path: Path
+) -> None:
+    def labelled(but: str) -> list[Example]:
+        texts = [f"film {number} was dull" for number in range(99)]
+        kinds = ["test" if is_test(text) else "validation" if is_validation(text) else "train" for text in texts]
+        word = (Span(0, 4, "thing"),)
+        return [Example(t, "", "rows.csv", spans=() if k == but else word) for t, k in zip(texts, kinds, strict=True)]
+
+    with pytest.raises(BadData, match=rf"rows\.csv: no {part} row has a labelled word; give more rows"):
+        laid(head_base, labelled(part), tmp_path, "token", "token_f1")
+    whole = labelled("none")
+    bare = [Example(f"film {number} was long", "", "rows.csv") for number in range(99)]
+    found = laid(head_base, [*whole, *bare], tmp_path, "token", "token_f1")
+    assert len(found.rows) + len(found.validation) == len(whole) - sum(is_test(one.text) for one in whole)
 
 
 def test_a_head_on_a_pooler_of_random_numbers_is_refused(

@@ -64,8 +64,8 @@ class Data(Closed):
     answer: str = "answer"
     """The column of what should come back, its leading space included; of a head, the label."""
     max_tokens: Annotated[int, Field(ge=1)] = 512
-    """A training row longer than this, answer included, or than the base has positions for, is left out; test rows
-    never are: one that the base has no room for is named."""
+    """A row to train or validate on that is longer than this, answer included, or than the base has positions for, is
+    left out; test rows never are: one that the base has no room for is named."""
 
     extra_rows: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """Made-up rows to train on beside the real ones, for a source that can make them: `address`, `address-tags`."""

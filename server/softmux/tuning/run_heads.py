@@ -22,7 +22,7 @@ from softmux.tuning.job import Finished, Job
 from softmux.tuning.plan import Plan, announce, count
 from softmux.tuning.probe import probe, probe_parameters
 from softmux.tuning.recipe import PTuningV2, Recipe
-from softmux.tuning.rows import HeadRow
+from softmux.tuning.rows import IGNORE, HeadRow
 from softmux.tuning.together import Together, precision, train_together
 from softmux.tuning.trainer import Progress, train
 from softmux.tuning.write import Report, write_folder
@@ -73,26 +73,30 @@ def tune_heads(
 
 
 def lay_out_heads(plan: Plan, base: HeadBase, prefix: int) -> LaidHead:
-    """The plan's rows, which stand behind a prefix of so many at most. Those to train are left out where they are
-    longer than `data.max_tokens`; raises `BadData` where all of them are, or where a row that is measured on is longer
-    than the base takes."""
+    """The plan's rows, which stand behind a prefix of so many at most. Those to train and to validate are left out
+    where they are longer than `data.max_tokens`, or none of their words is labelled. Raises `BadData` where no row of a
+    part is left, or where one that is measured on is longer than the base takes."""
     recipe, parts = plan.recipe, plan.parts
     head, labels = method_with_head(recipe).head, labels_of(recipe, plan.examples)
     most = positions_of(base.model)[1] - prefix
-
-    def encoded(examples: Sequence[Example], at_most: int) -> list[HeadRow]:
-        rows = [encode_row(example, base, head, labels) for example in examples]
-        return [row for row in rows if row.length <= at_most]
-
     fits = min(recipe.data.max_tokens, most)
-    real, made = encoded(parts.train, fits), encoded(plan.extra, fits)
-    if not real:
-        raise BadData(
-            f"every row is longer than {fits} tokens, the lesser of data.max_tokens and what the base takes behind the "
-            "prefix; cut the texts",
-            file=parts.train[0].file,
-        )
-    test = [encode_row(example, base, head, labels) for example in parts.test]
+
+    def encoded(examples: Sequence[Example]) -> list[HeadRow]:
+        return [encode_row(example, base, head, labels) for example in examples]
+
+    def used(name: str, examples: Sequence[Example]) -> list[HeadRow]:
+        rows = [row for row in encoded(examples) if row.length <= fits]
+        if not rows:
+            raise BadData(
+                f"every {name} row is longer than {fits} tokens, the lesser of data.max_tokens and what the base takes "
+                "behind the prefix; cut the texts",
+                file=examples[0].file,
+            )
+        return _labelled(name, rows, examples[0].file)
+
+    real, validation, test = used("train", parts.train), used("validation", parts.validation), encoded(parts.test)
+    made = used("made-up", plan.extra) if plan.extra else []
+    _labelled("test", test, parts.test[0].file)
     for example, row in zip(parts.test, test, strict=True):
         if row.length > most:
             raise BadData(
@@ -100,7 +104,15 @@ def lay_out_heads(plan: Plan, base: HeadBase, prefix: int) -> LaidHead:
                 file=example.file,
                 row=example.row,
             )
-    return LaidHead(plan, labels, real, [*real, *made], encoded(parts.validation, most), test)
+    return LaidHead(plan, labels, real, [*real, *made], validation, test)
+
+
+def _labelled(name: str, rows: Sequence[HeadRow], file: str) -> list[HeadRow]:
+    """Those of the rows that have a label. Raises `BadData` where none has."""
+    found = [row for row in rows if any(target != IGNORE for target in row.targets)]
+    if not found:
+        raise BadData(f"no {name} row has a labelled word; give more rows, or label more of their words", file=file)
+    return found
 
 
 def head_job(name: str, recipe: Recipe, base: HeadBase, laid: LaidHead) -> Job:

@@ -112,6 +112,8 @@ def test_other_policies_serve_for_comparison(policy: str) -> None:
         router = await made("a", "b", policy=policy)
         for replica in "ab":
             router.on_new_queue_len_info(ReplicaID(unique_id=replica, deployment_id=DEPLOYMENT), 0)
-        assert {await routed(router, asked(number, None)) for number in range(6)} == {"a", "b"}
+        assert {await routed(router, asked(number, None)) for number in range(60)} == {"a", "b"}, (
+            "of so many one may count on both"
+        )
 
     asyncio.run(run())

@@ -161,7 +161,12 @@ def test_it_is_served_as_peft_generates_and_the_figure_is_what_is_served(world: 
 
 REFUSED = [
     ('kind = "prompt_tuning"\nvirtual_tokens = 2', "dampening = 0.1\n", "train.dampening", "says none of them"),
-    ('kind = "lora"\nrank = 1\nalpha = 1\ntarget_modules = ["nothing"]', "", "method.target_modules", "not all there"),
+    (
+        'kind = "lora"\nrank = 1\nalpha = 1\ntarget_modules = ["nothing"]',
+        "",
+        "method.target_modules",
+        "no linear module nothing",
+    ),
     ('kind = "lora"\nrank = 1\nalpha = 1\ntarget_modules = ["lm_head"]', "", "method.target_modules", "output head"),
 ]
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+import pytest
 import torch
 
 from softmux.tuning.base import Base
-from softmux.tuning.frozen import FrozenBase
+from softmux.tuning.frozen_module import FrozenModule
 from softmux.tuning.job import Job
 from softmux.tuning.many import Trainer
 from softmux.tuning.methods import Learned, begin, start_of, take_out
@@ -64,7 +65,7 @@ def job(name: str, method: str, base: Base, seed: int, how: Train = HOW) -> Job:
     return made
 
 
-def gradients(frozen: FrozenBase, jobs: Sequence[Job], tokens: int) -> dict[str, tuple[float, list[torch.Tensor]]]:
+def gradients(frozen: FrozenModule, jobs: Sequence[Job], tokens: int) -> dict[str, tuple[float, list[torch.Tensor]]]:
     """Of each job the loss and the gradients on its first four rows, all in one step."""
     trainer = Trainer(frozen, tokens=tokens, at_once=len(jobs))
     with frozen.running():
@@ -76,6 +77,16 @@ def gradients(frozen: FrozenBase, jobs: Sequence[Job], tokens: int) -> dict[str,
         own = [value.grad for value in member.cohort.values]
         found[member.job.name] = (loss, [g[trainer.index(member)] for g in own if g is not None])
     return found
+
+
+def check_alone_as_among(frozen: FrozenModule, jobs: Sequence[Job], chosen: Sequence[Job]) -> None:
+    """What each of `chosen` makes alone is what it makes among all `jobs`: losses and gradients."""
+    among = gradients(frozen, jobs, 500)
+    for each in chosen:
+        alone = gradients(frozen, [each], 10_000)[each.name]
+        assert len(alone[1]) == len(each.start.values())
+        assert among[each.name][0] == pytest.approx(alone[0], rel=1e-6)
+        assert apart(among[each.name][1], alone[1]) < 1e-5
 
 
 def apart(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:

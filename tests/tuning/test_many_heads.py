@@ -22,7 +22,7 @@ from softmux.tuning.tables import Tables
 from softmux.tuning.trainer import mean_loss, train
 from support.head_jobs import HOW, KINDS, fresh, head_base, job
 from support.headed import ENCODERS
-from support.tuning_jobs import apart, gradients
+from support.tuning_jobs import apart, check_alone_as_among, gradients
 
 TINY: dict[str, Any] = {
     "vocab_size": 90,
@@ -116,12 +116,7 @@ def test_gradients_are_the_same_alone_and_among_15(bert: HeadBase, checkpointing
     kinds = list(KINDS)
     jobs = [job(f"{i}", kinds[i % len(kinds)], bert, i) for i in range(15)]
     frozen = FrozenEncoder(bert.model, checkpointing=checkpointing)
-    among = gradients(frozen, jobs, 500)
-    for each in jobs[:: 1 if not checkpointing else 6]:
-        alone = gradients(frozen, [each], 10_000)[each.name]
-        assert len(alone[1]) == len(each.start.values())
-        assert among[each.name][0] == pytest.approx(alone[0], rel=1e-6)
-        assert apart(among[each.name][1], alone[1]) < 1e-5
+    check_alone_as_among(frozen, jobs, jobs[:: 1 if not checkpointing else 6])
 
 
 @pytest.mark.parametrize(("architecture", "kind"), [("bert", "projected"), ("bert", "token"), ("roberta", "pooler")])

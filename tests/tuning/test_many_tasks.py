@@ -22,7 +22,7 @@ from softmux.tuning.packing import prepare
 from softmux.tuning.rows import Row
 from softmux.tuning.trainer import train
 from support.models import ARCHITECTURES
-from support.tuning_jobs import HOW, METHODS, apart, fresh, gradients, job, rows_for
+from support.tuning_jobs import HOW, METHODS, apart, check_alone_as_among, fresh, gradients, job, rows_for
 
 KINDS = list(METHODS)
 
@@ -39,12 +39,7 @@ def run(frozen: FrozenBase, jobs: list[Job], at_once: int = 64, tokens: int = 20
 def test_gradients_are_the_same_alone_and_among_64(base: Base, checkpointing: bool) -> None:
     jobs = [job(f"{i}", KINDS[i % len(KINDS)], base, i) for i in range(64)]
     frozen = FrozenBase(base.model, checkpointing=checkpointing)
-    among = gradients(frozen, jobs, 500)
-    for each in jobs[:: 1 if not checkpointing else 9]:
-        alone = gradients(frozen, [each], 10_000)[each.name]
-        assert len(alone[1]) == len(each.start.values())
-        assert among[each.name][0] == pytest.approx(alone[0], rel=1e-6)
-        assert apart(among[each.name][1], alone[1]) < 1e-5
+    check_alone_as_among(frozen, jobs, jobs[:: 1 if not checkpointing else 9])
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -30,7 +30,7 @@ from softmux.tuning.evaluate import evaluate
 from softmux.tuning.job import Job
 from softmux.tuning.methods import Learned, put, start_of, take_out
 from softmux.tuning.plan import Plan, plan_of
-from softmux.tuning.recipe import Lora, LoraPrefixTuning, PTuningV2, Recipe, read_recipe
+from softmux.tuning.recipe import LoraPrefixTuning, PTuningV2, Recipe, read_recipe
 from softmux.tuning.rows import IGNORE, Row
 from softmux.tuning.run import encode_all, fresh
 from softmux.tuning.together import Together, precision, train_together
@@ -155,10 +155,6 @@ def _peft(plan: Plan, base: Base, recipe: Recipe, found: Found) -> None:
         for some in _rows(plan, learned, recipe)
     )
     how = recipe.train
-    model = learned.peft
-    if isinstance(recipe.method, Lora):
-        for parameter in learned.parameters():
-            parameter.requires_grad_(True)
     best: tuple[float, list[torch.Tensor]] = (math.inf, [])
 
     class Best(TrainerCallback):  # type: ignore[misc]
@@ -169,7 +165,7 @@ def _peft(plan: Plan, base: Base, recipe: Recipe, found: Found) -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         trainer = Trainer(
-            model=model,
+            model=learned.peft,
             args=TrainingArguments(
                 output_dir=scratch,
                 per_device_train_batch_size=how.batch_rows,

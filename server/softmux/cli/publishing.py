@@ -15,7 +15,7 @@ Publish = Annotated[
     typer.Option(
         "--publish",
         help="Upload it to the server (--url) as the next version of its task: active, unless its evaluation says not "
-        "to ship it.",
+        "to ship it, or could not be made.",
     ),
 ]
 DO_NOT_SHIP = "do not ship"

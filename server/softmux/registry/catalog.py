@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from functools import partial
 from heapq import nsmallest
 
 from softmux.errors import BaseMismatch
@@ -108,9 +107,15 @@ class Catalog:
         for change in changes:
             if change.kind == "task":
                 by_tenant.setdefault(change.tenant, []).append(change.task)
+        if not by_tenant:
+            return
+
+        async def read() -> list[list[TaskView]]:
+            return [await self._reader.views(tenant, tasks) for tenant, tasks in by_tenant.items()]
+
         async with self._writing:
-            for tenant, tasks in by_tenant.items():
-                views = await self._connection.mirrored(partial(self._reader.views, tenant, tasks))
+            found = await self._connection.mirrored(read)
+            for (tenant, tasks), views in zip(by_tenant.items(), found, strict=True):
                 known = self._tasks.setdefault(tenant, {})
                 for task, view in zip(tasks, views, strict=True):
                     if view.versions:

@@ -18,7 +18,6 @@ from rich.console import Console
 from softmux.errors import InvalidRequest, SoftmuxError
 from softmux.tuning.base import Base, load_base
 from softmux.tuning.beginning import Beginner, Beginning, Beginnings
-from softmux.tuning.board import shown
 from softmux.tuning.data import BadData, Example
 from softmux.tuning.device_words import device_words
 from softmux.tuning.evaluate import evaluate
@@ -30,7 +29,8 @@ from softmux.tuning.plan import Plan, announce, answers_of, plan_of
 from softmux.tuning.recipe import MethodRecipe, PTuningV2, Recipe
 from softmux.tuning.rows import Row, encode
 from softmux.tuning.run_heads import tune_heads
-from softmux.tuning.together import Together, precision, train_together
+from softmux.tuning.together import Together
+from softmux.tuning.train_plans import train_plans
 from softmux.tuning.transfer import saved_method
 from softmux.tuning.write import Report, write_folder
 
@@ -163,25 +163,10 @@ def _tune_words(
         laid[recipe.task] = _Laid(plan, rows, validation, begun)
         announce(console, recipe, len(rows), plan.parts, begun.start.values().values(), base.label)
         jobs.append(begun.job(recipe.task, rows, validation, recipe.train, learned.prefix))
-    with shown(console, {job.name: job.how.steps for job in jobs}, together.tensorboard) as board:
-        finished, checkpoint = train_together(
-            base, jobs, precision(base, plans[0].recipe.train), together, board.see, console
-        )
-    seconds = time.monotonic() - started
-    console.print("measuring on the held-out rows")
-    for ended in finished:
-        own = laid[ended.name]
-        if ended.error is not None:
-            yield own.plan, ended.error
-            continue
-        report = _measured(own, base, ended, seconds)
-        console.print(
-            *([f"{ended.name}:"] if len(plans) > 1 else []),
-            ", ".join(f"{name} {value:.3f}" for name, value in report.tuned.values.items()),
-            f"→ {own.plan.out}",
-        )
-        yield own.plan, report
-    checkpoint.remove()
+    yield from train_plans(
+        plans, jobs, base, console, together, started,
+        lambda ended, took: _measured(laid[ended.name], base, ended, took),
+    )  # fmt: skip
 
 
 def _measured(laid: _Laid, base: Base, ended: Finished, seconds: float) -> Report:
@@ -192,7 +177,7 @@ def _measured(laid: _Laid, base: Base, ended: Finished, seconds: float) -> Repor
     try:
         put(learned, laid.begun.start.folded(ended.values))
         learned.train(False)
-        labels = _fixedanswers_of(plan.examples) if recipe.evaluate.metric == "exact" else []
+        labels = _fixed_answers(plan.examples) if recipe.evaluate.metric == "exact" else []
         tuned = evaluate(base, learned, plan.parts.test, recipe.evaluate, learned.layout, labels)
         beside = {}
         if recipe.evaluate.bare:
@@ -251,5 +236,5 @@ def encode_all(examples: Sequence[Example], learned: Learned, recipe: Recipe) ->
     return fitting
 
 
-def _fixedanswers_of(examples: Sequence[Example]) -> list[str]:
+def _fixed_answers(examples: Sequence[Example]) -> list[str]:
     return sorted({example.answer for example in examples})

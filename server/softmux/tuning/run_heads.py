@@ -23,7 +23,8 @@ from softmux.tuning.plan import Plan, announce, count
 from softmux.tuning.probe import probe, probe_parameters
 from softmux.tuning.recipe import PTuningV2, Recipe
 from softmux.tuning.rows import IGNORE, HeadRow
-from softmux.tuning.together import Together, precision, train_together
+from softmux.tuning.together import Together
+from softmux.tuning.train_plans import train_plans
 from softmux.tuning.trainer import Progress, train
 from softmux.tuning.write import Report, write_folder
 
@@ -52,24 +53,10 @@ def tune_heads(
         job = head_job(plan.recipe.task, plan.recipe, base, own)
         announce(console, plan.recipe, len(own.rows), plan.parts, job.start.values().values(), base.label)
         jobs.append(job)
-    with shown(console, {job.name: job.how.steps for job in jobs}, together.tensorboard) as board:
-        finished, checkpoint = train_together(
-            base, jobs, precision(base, plans[0].recipe.train), together, board.see, console
-        )
-    seconds = time.monotonic() - started
-    for ended in finished:
-        own = laid[ended.name]
-        if ended.error is not None:
-            yield own.plan, ended.error
-            continue
-        report = _measured(own, base, ended, seconds, console)
-        console.print(
-            *([f"{ended.name}:"] if len(plans) > 1 else []),
-            ", ".join(f"{name} {value:.3f}" for name, value in report.tuned.values.items()),
-            f"→ {own.plan.out}",
-        )
-        yield own.plan, report
-    checkpoint.remove()
+    yield from train_plans(
+        plans, jobs, base, console, together, started,
+        lambda ended, took: _measured(laid[ended.name], base, ended, took, console),
+    )  # fmt: skip
 
 
 def lay_out_heads(plan: Plan, base: HeadBase, prefix: int) -> LaidHead:

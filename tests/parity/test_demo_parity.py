@@ -23,6 +23,10 @@ PROMPTS = {
         "PO Box 17 Salem, OR 97301",
         "One Infinite Loop Cupertino CA",
     ],
+    "summary": [
+        "The elements of `x` are compared with their neighbours along `axis`, from the first to the last, and equal "
+        "ones are counted once.\n\nParameters\n----------\nx : array_like\n    What is counted.\n\nTL;DR:"
+    ],
 }
 COUNTRIES = ["France", "Japan", "Kenya", "Peru"]
 

@@ -16,7 +16,7 @@ from softmux.formats.template import Template
 from softmux.tuning.recipe import Lora, LoraPrefixTuning, PrefixTuning, PTuningV2, read_recipe
 
 ADAPTERS = Path(__file__).parents[2] / "adapters"
-TASKS = ["address", "capital", "person-or-company", "sentiment", "source"]
+TASKS = ["address", "capital", "person-or-company", "sentiment", "source", "summary"]
 LORA_TASKS = ["address-lora", "address-lora-prefix"]
 ENCODER_TASKS = ["address-tags", "sentiment-encoder", "source-encoder"]
 HIDDEN, LAYERS, KV_WIDTH = 576, 30, 192

@@ -15,6 +15,7 @@ host       what the host does for a step, with a model that takes no time
 fairness   what a neighbour beyond its share costs a tenant, and how far two tenants' service comes apart
 faults     a server asked too much, left by its clients, ended and broken: goodput, refusals, streams cut off
 tuning     many tasks trained at once beside one by one: tasks an hour, memory, exactness
+from-csv   the time from a user's CSV to a served answer: tuned, measured, published, asked
 migrate    what the shipped tasks keep when their base changes and its successor is taught by it
 peft-training  held-out figures of a recipe by seed, as softmux trains it and as PEFT with the Hugging Face trainer does
 endurance  a service over many tasks while versions come and go: memory, every reply held against its digest
@@ -54,6 +55,7 @@ _OWN_OPTIONS = {
     "structured": "softmux.bench.structured",
     "cluster": "softmux.bench.cluster",
     "tuning": "softmux.bench.tuning",
+    "from-csv": "softmux.bench.from_csv",
     "migrate": "softmux.bench.migrate",
     "peft-training": "softmux.bench.peft_training",
 }

@@ -30,16 +30,20 @@ _START_SECONDS = 300
 
 
 class Server:
-    """A `softmux serve` process of its own, on a free port of the loopback address, for the length of a `with`."""
+    """A `softmux serve` process of its own, on a free port of the loopback address, for the length of a `with`; in
+    float32 on a CPU, in the model's own dtype on a GPU."""
 
-    def __init__(self, model: str, adapters: Path | None, data: Path, threads: int, *options: str) -> None:
+    def __init__(
+        self, model: str, adapters: Path | None, data: Path, threads: int, *options: str, device: str = "cpu"
+    ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "softmux.cli", "serve", "--model", model, *options]
         command += ["--adapters", str(adapters)] if adapters else []
-        command += ["--port", str(port), "--data", str(data), "--device", "cpu", "--dtype", "float32"]
+        command += ["--port", str(port), "--data", str(data), "--device", device]
+        command += ["--dtype", "float32" if device == "cpu" else "auto"]
         environment = os.environ | {
             "SOFTMUX_THREADS": str(threads),
             "SOFTMUX_KV_TOKENS": "16384",

@@ -15,6 +15,8 @@ from softmux.tuning.recipe import Recipe
 from softmux.tuning.trainer import Trained
 
 LEARNING_RATE = "learning rate"
+NAMED = 8
+"""Tries that the plot tells apart; the others are there, in grey."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +138,8 @@ def markdown(swept: Swept) -> list[str]:
 
 
 def plot(swept: Swept, path: Path) -> bool:
-    """The validation curves of all tries, the pick's thick; beside them, where rates were swept, the best loss by rate.
-    False where matplotlib is not installed."""
+    """The validation curves of all tries, the pick's thick and the best few by name; beside them, where rates were
+    swept, the best loss by rate. False where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
@@ -145,14 +147,22 @@ def plot(swept: Swept, path: Path) -> bool:
     by_rate = _by_rate(swept)
     figure = Figure(figsize=(16 if by_rate else 9, 5), layout="constrained")
     axes = figure.add_subplot(1, 2, 1) if by_rate else figure.add_subplot()
-    for one in swept.tries[:24]:
-        for run in one.trained:
-            if run is not None and run.validations:
-                steps, losses = zip(*run.validations, strict=True)
-                axes.plot(steps, losses, linewidth=3 if one is swept.pick else 1, label=words(one))
+    for place, one in enumerate(swept.tries):
+        curves = [list(zip(*run.validations, strict=True)) for run in one.trained if run and run.validations]
+        named = place < NAMED
+        for number, (steps, losses) in enumerate(curves):
+            axes.plot(
+                steps,
+                losses,
+                color=f"C{place}" if named else "lightgrey",
+                linewidth=3 if one is swept.pick else 1,
+                zorder=2 if named else 1,
+                label=words(one) if named and not number else None,
+            )
+    axes.set_yscale("log")
     axes.set_xlabel("step")
     axes.set_ylabel("validation loss")
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", title="the best of them" if len(swept.tries) > NAMED else None)
     if by_rate:
         beside = figure.add_subplot(1, 2, 2)
         for name, points in by_rate.items():

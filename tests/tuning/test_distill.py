@@ -24,7 +24,7 @@ from softmux.tuning.data import Example
 from softmux.tuning.distill import distill
 from softmux.tuning.distillation import read_distillation
 from softmux.tuning.distilled import Distilled
-from softmux.tuning.evaluate import continued
+from softmux.tuning.evaluate import answered, continued
 from softmux.tuning.frozen import FrozenBase
 from softmux.tuning.job import Job
 from softmux.tuning.many import Trainer
@@ -82,8 +82,8 @@ def test_the_loss_is_the_divergence_over_the_whole_vocabulary(name: str, base: B
     model = make_base(name, tmp_path)
     model.set_attn_implementation("eager")
     own = Base(model, base.tokenizer, name, torch.device("cpu"), (2,))
-    answer = (7, 9, 11)
-    (long,) = Teacher(own).states([Row((3, 4, 5, 6, 8, 12), answer)])
+    (long,) = Teacher(own).answers([(3, 4, 5, 6, 8, 12)], 3)
+    answer = long.answer
     rows = [Row((5, 6), answer, long.taught), Row((5, 13, 6), (4, 9)), Row(long.ids, answer, long.taught)]
     frozen = FrozenBase(model)
     with torch.no_grad(), frozen.running():
@@ -109,8 +109,9 @@ def test_the_loss_is_the_divergence_over_the_whole_vocabulary(name: str, base: B
 def test_gradients_are_those_of_the_plain_divergence(method: PromptTuning | PrefixTuning, base: Base) -> None:
     torch.manual_seed(1)
     learned = begin(method, base)
-    answers = [(7, 9, 11), (4,)]
-    long = Teacher(base).states([Row((3, 4, 5, 6, 8), answers[0]), Row((20, 21, 22, 23), answers[1])])
+    asked = [Row((3, 4, 5, 6, 8), ()), Row((20, 21, 22, 23), ())]
+    long = [answered(base, None, [row], tokens)[0] for row, tokens in zip(asked, (3, 1), strict=True)]
+    assert [len(row.answer) for row in long] == [3, 1]
     rows = [Row((-1, -2, -3, 30, 31 + i), row.answer, row.taught) for i, row in enumerate(long)]
     expected = torch.zeros(())
     for own, theirs in zip(rows, long, strict=True):
@@ -177,10 +178,10 @@ def test_a_long_soft_prompt_becomes_a_short_one(
 
 
 def test_a_teacher_without_a_prompt_is_the_base_and_sampled_answers_follow_the_seed(base: Base) -> None:
-    prompts = ["film 1 was", "a much longer text about film 2"]
-    bare = continued(base, None, [Row(Teacher(base).ids(prompt), ()) for prompt in prompts], 6)
-    assert Teacher(base).answers(prompts, 6) == bare
-    sampled = [Teacher(base).answers(prompts, 6, temperature=1.0, seed=seed) for seed in (1, 1, 2)]
+    inputs = [Teacher(base).ids(prompt) for prompt in ("film 1 was", "a much longer text about film 2")]
+    bare = continued(base, None, [Row(ids, ()) for ids in inputs], 6)
+    assert [row.answer for row in Teacher(base).answers(inputs, 6)] == bare
+    sampled = [Teacher(base).answers(inputs, 6, temperature=1.0, seed=seed) for seed in (1, 1, 2)]
     assert sampled[0] == sampled[1] != sampled[2]
 
 

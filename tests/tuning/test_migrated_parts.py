@@ -25,10 +25,9 @@ from softmux.tuning.frozen import FrozenBase
 from softmux.tuning.migration.carrying import Carrier, parts_of, start_of, why_not
 from softmux.tuning.migration.files import files_of
 from softmux.tuning.migration.kinship import Remembered, nearness, same_words
-from softmux.tuning.migration.output_head import head_of
 from softmux.tuning.migration.voice import Voice
+from softmux.tuning.output_head import head_of
 from softmux.tuning.packing import Place, pack, prepare
-from softmux.tuning.rows import Row
 from softmux.tuning.tables import Tables
 from support.models import greedy_reference, load_peft, make_adapter, make_base
 from support.toy_language import new_base
@@ -73,11 +72,13 @@ def test_a_loras_voice_and_its_states_are_those_of_peft(tmp_path: Path) -> None:
     spec = describe(str(tmp_path / "base"), fingerprints=True)
     adapter = read_adapter(load_folder(tmp_path / "adapter"), spec)
     voice = Voice.of(base_of(model), Layout.of(adapter.manifest), adapter.parts)
-    ids, answer = (5, 9, 33, 7), (4, 8, 2)
+    ids = (5, 9, 33, 7)
     with torch.no_grad():
         bare = model(input_ids=torch.tensor([ids])).logits
-        wanted = tuned(input_ids=torch.tensor([[*ids, *answer]])).logits[0, 3:-1]
-    (row, _) = voice.states([Row(ids, answer), Row((3, 4), (5,))])
+    (row, _) = voice.taught([ids, (3, 4)], 3)
+    with torch.no_grad():
+        wanted = tuned(input_ids=torch.tensor([[*ids, *row.answer]])).logits[0, 3:-1]
+    assert row.answer == tuple(wanted.argmax(-1).tolist())
     assert row.taught is not None
     assert torch.allclose(head_of(model)(torch.from_numpy(row.taught)), wanted, atol=1e-4)
     with torch.no_grad():
@@ -97,13 +98,12 @@ def test_a_teacher_on_another_base_is_heard_through_its_own_head(name: str, tmp_
     """Whatever that base does behind its output projection (gemma2 squashes, granite scales), without the base itself
     where it does nothing."""
     old, new = make_base(name, tmp_path / "old", seed=1), make_base("llama", tmp_path / "new", seed=2)
-    rows = [Row((3, 4, 5), (7, 9)), Row((8, 4), (6,))]
-    long = Voice(base_of(old)).states(rows)
+    long = Voice(base_of(old)).taught([(3, 4, 5), (8, 4)], 2)
     frozen = FrozenBase(new, teacher=head_of(old))
     with torch.no_grad(), frozen.running():
         found = frozen.losses(pack([(prepare(row, 0, 0.0), Place(0)) for row in long], frozen.device), Tables())
     expected = []
-    for row in rows:
+    for row in long:
         ids = torch.tensor([[*row.ids, *row.answer]])
         with torch.no_grad():
             theirs, own = (

@@ -11,7 +11,8 @@ import torch
 from torch.nn.functional import kl_div
 
 from softmux.tuning.base import Base
-from softmux.tuning.evaluate import Speaker, answering, continued, inputs_of
+from softmux.tuning.evaluate import See, Speaker, answering, continued, inputs_of
+from softmux.tuning.output_head import head_of
 from softmux.tuning.rows import Row
 
 BATCH = 16
@@ -40,23 +41,24 @@ class Cost:
 
 @torch.no_grad()
 def agreement(
-    base: Base, teacher: tuple[Speaker, Sequence[Row]], student: tuple[Speaker | None, Sequence[Row]], max_tokens: int
+    base: Base, student: Speaker | None, rows: Sequence[Row], max_tokens: int, see: See | None = None
 ) -> Agreement:
-    """Of a teacher and a student, each with its own rows of the same inputs and (the teacher's) answers. None for a
-    student is the bare model. The whole vocabulary counts; computed by the unmodified module, padded."""
-    (speaker, theirs), (learned, own) = teacher, student
+    """Of a student and its teacher, on rows of the student's that have the teacher's answers and are taught by it. None
+    for a student is the bare model. The whole vocabulary counts; computed by the unmodified module, padded."""
+    head = head_of(base.model)
     total = same = tokens = 0.0
-    order = sorted(range(len(own)), key=lambda i: theirs[i].length)
+    order = sorted(range(len(rows)), key=lambda i: rows[i].length)
     for start in range(0, len(order), BATCH):
-        chosen = order[start : start + BATCH]
-        wanted = _words(base, speaker, [theirs[i] for i in chosen])
-        said = _words(base, learned, [own[i] for i in chosen])
+        chosen = [rows[i] for i in order[start : start + BATCH]]
+        states = torch.cat([torch.from_numpy(row.taught) for row in chosen if row.taught is not None])
+        wanted = head(states.to(base.device)).float().log_softmax(-1)
+        said = answering(base, student, chosen).float().log_softmax(-1)
         total += float(kl_div(said, wanted, reduction="sum", log_target=True))
         same += float((said.argmax(-1) == wanted.argmax(-1)).sum())
         tokens += len(said)
-    answers = continued(base, learned, own, max_tokens)
-    equal = sum(_bare(base, a) == _bare(base, row.answer) for a, row in zip(answers, theirs, strict=True))
-    return Agreement(total / tokens, same / tokens, equal / len(theirs))
+    answers = continued(base, student, rows, max_tokens, see=see)
+    equal = sum(_bare(base, a) == _bare(base, row.answer) for a, row in zip(answers, rows, strict=True))
+    return Agreement(total / tokens, same / tokens, equal / len(rows))
 
 
 @torch.no_grad()
@@ -70,11 +72,6 @@ def prefill(base: Base, speaker: Speaker | None, row: Row) -> float:
         _wait(base)
         found.append(time.perf_counter() - started)
     return 1000 * median(found[1:])
-
-
-def _words(base: Base, speaker: Speaker | None, rows: Sequence[Row]) -> torch.Tensor:
-    """`[tokens, vocabulary]`, log-probabilities before each token of the rows' answers."""
-    return answering(base, speaker, rows).float().log_softmax(-1)
 
 
 def _bare(base: Base, answer: Sequence[int]) -> tuple[int, ...]:

@@ -1,14 +1,17 @@
-"""What one sees of a run: a line a task with its step, losses and curve; TensorBoard's files for who wants them."""
+"""What one sees of a run: a line a task with its step, losses and curve, or how many inputs are done;
+TensorBoard's files for who wants them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from rich import progress as bars
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
@@ -108,3 +111,16 @@ def shown(console: Console, steps: dict[str, int], tensorboard: Path | None = No
     finally:
         if writer is not None:
             writer.close()
+
+
+@contextmanager
+def counted(console: Console, doing: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Yields what is to be told how many more of `total` are done: a line with a bar, while the context is open, on a
+    terminal alone."""
+    if not console.is_terminal:
+        yield lambda _more: None
+        return
+    columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn(),
+               bars.TimeRemainingColumn())  # fmt: skip
+    with bars.Progress(*columns, console=console, transient=True) as line:
+        yield partial(line.advance, line.add_task(escape(doing), total=total))

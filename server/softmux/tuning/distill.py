@@ -19,12 +19,12 @@ from softmux.formats.layout import Layout, lay_out
 from softmux.tuning import sources
 from softmux.tuning.agreement import Agreement, Cost, agreement, prefill
 from softmux.tuning.base import Base, load_base
-from softmux.tuning.board import shown
+from softmux.tuning.board import counted, shown
 from softmux.tuning.data import Example, checked
 from softmux.tuning.device_words import device_words
 from softmux.tuning.distillation import Distillation, read_distillation
 from softmux.tuning.distilled import Distilled, readme, saved, softmux_json, table
-from softmux.tuning.evaluate import Speaker
+from softmux.tuning.evaluate import See, Speaker
 from softmux.tuning.job import Job
 from softmux.tuning.methods import Learned, begin, put, start_of, take_out
 from softmux.tuning.recipe import Data
@@ -38,7 +38,7 @@ from softmux.tuning.write import put_folder
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Inputs, and the teacher's answers to them. The teacher's rows have its hidden states where they were wanted."""
+    """Inputs, and the teacher's answers to them, which its rows are taught by."""
 
     prompts: Sequence[str]
     teacher: Sequence[Row]
@@ -105,10 +105,11 @@ def _distilled(
         f"{sum(p.numel() for p in learned.parameters()):,} numbers to learn over {base.label}"
     )
 
-    def held(student: Speaker | None, own: Sequence[Row]) -> Agreement:
-        return agreement(base, (teacher, asked[2].teacher), (student, own), recipe.teacher.max_tokens)
+    def held(student: Speaker | None, own: Sequence[Row], whose: str) -> Agreement:
+        with counted(console, f"{whose}, held-out inputs", len(own)) as see:
+            return agreement(base, student, own, recipe.teacher.max_tokens, see)
 
-    start = held(learned, test)
+    start = held(learned, test, "the start")
     job = Job(recipe.task, start_of(learned), rows, validation, recipe.train, learned.prefix)
     with shown(console, {job.name: job.how.steps}, together.tensorboard) as board:
         dtype = precision(base, recipe.train)
@@ -128,9 +129,9 @@ def _distilled(
         recipe=recipe,
         base_label=base.label,
         trained=ended.trained,
-        student=held(learned, test),
+        student=held(learned, test, "the student"),
         start=start,
-        bare=held(None, bare),
+        bare=held(None, bare, "the bare base"),
         long=cost(teacher, asked[2].teacher),
         short=cost(learned, test),
         rows=(len(rows), len(validation), len(test)),
@@ -163,23 +164,32 @@ def _asked(
         read = (Example(text, text, file, i) for i, text in enumerate(texts, start=1))
     examples = checked(read, classes=False, file=file, columns=(column, column))
     how = recipe.teacher
-    check_fits(examples, teacher, how.max_tokens)
+    inputs = {example.text: teacher.ids(example.text) for example in examples}
+    check_fits(teacher.base, examples, [inputs[example.text] for example in examples], how.max_tokens)
     parts = split(examples, recipe.train.validation_rows)
     console.print(f"the teacher answers {len(examples)} inputs")
 
-    def asked(some: Sequence[Example], temperature: float, *, learn: bool) -> Asked:
+    def asked(some: Sequence[Example], temperature: float, see: See, *, learn: bool) -> Asked:
         prompts = [example.text for example in some]
-        answers = teacher.answers(prompts, how.max_tokens, temperature=temperature, seed=recipe.train.seed)
+        laid = [inputs[prompt] for prompt in prompts]
+        rows = teacher.answers(laid, how.max_tokens, temperature=temperature, seed=recipe.train.seed, see=see)
         if learn and not recipe.train.end_token:
-            answers = [tuple(token for token in one if token not in teacher.base.eos_ids) for one in answers]
-        kept = [(p, Row(teacher.ids(p), a)) for p, a in zip(prompts, answers, strict=True) if a]
+            rows = [_without(teacher.base.eos_ids, row) for row in rows]
+        kept = [(prompt, row) for prompt, row in zip(prompts, rows, strict=True) if row.answer]
         if not kept:
             raise SoftmuxError("The teacher answers with nothing: change its prompt.")
-        rows = [row for _, row in kept]
-        return Asked([prompt for prompt, _ in kept], teacher.states(rows) if learn else rows)
+        return Asked([prompt for prompt, _ in kept], [row for _, row in kept])
 
-    return (
-        asked(parts.train, how.temperature, learn=True),
-        asked(parts.validation, how.temperature, learn=True),
-        asked(parts.test, 0.0, learn=False),
-    )
+    with counted(console, "answered", len(examples)) as see:
+        return (
+            asked(parts.train, how.temperature, see, learn=True),
+            asked(parts.validation, how.temperature, see, learn=True),
+            asked(parts.test, 0.0, see, learn=False),
+        )
+
+
+def _without(ends: Sequence[int], row: Row) -> Row:
+    """The row with an answer that has no end."""
+    assert row.taught is not None
+    kept = [i for i, token in enumerate(row.answer) if token not in ends]
+    return replace(row, answer=tuple(row.answer[i] for i in kept), taught=row.taught[kept])

@@ -34,7 +34,8 @@ INPUT = "{input}"
 class Teacher(Closed):
     """The base with a long prompt. It is given as `text`, as a `file` of text, or as an `adapter`; it answers every
     input, and these answers are what is learned from: at each of their tokens the student's distribution over the whole
-    vocabulary is drawn to the teacher's."""
+    vocabulary is drawn to the teacher's. What all its inputs begin with is read once, so `{input}` is best near the
+    end of a text."""
 
     text: str | None = None
     """The long prompt, with `{input}` once, where a user's text goes."""

@@ -4,8 +4,9 @@ labels of a head."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -14,11 +15,15 @@ from softmux.evaluation.scores import METRIC_NAMES, fields, score_text
 from softmux.formats.layout import Layout
 from softmux.tuning.base import Base
 from softmux.tuning.data import Example
+from softmux.tuning.frozen import before
 from softmux.tuning.reading import Pick, Reading
 from softmux.tuning.recipe import Evaluate, Metric
 from softmux.tuning.rows import IGNORE, Batch, Row, bare_text, encode
 
 BATCH = 64
+
+See = Callable[[int], None]
+"""Told how many more rows are done."""
 
 
 class Speaker(Protocol):
@@ -96,14 +101,50 @@ def generate(base: Base, learned: Speaker | None, rows: Sequence[Row], max_token
 
 @torch.no_grad()
 def continued(
-    base: Base, learned: Speaker | None, rows: Sequence[Row], max_tokens: int, pick: Pick = likeliest
+    base: Base,
+    learned: Speaker | None,
+    rows: Sequence[Row],
+    max_tokens: int,
+    pick: Pick = likeliest,
+    see: See | None = None,
 ) -> list[tuple[int, ...]]:
     """The tokens after each row's input, the end token included where it came within `max_tokens`."""
     found: list[tuple[int, ...]] = [()] * len(rows)
     for chosen, read in _by_length(base, learned, rows):
         for i, ids in zip(chosen, read.continued(max_tokens, pick), strict=True):
             found[i] = ids
+        if see is not None:
+            see(len(chosen))
     return found
+
+
+@torch.no_grad()
+def answered(
+    base: Base,
+    speaker: Speaker | None,
+    rows: Sequence[Row],
+    max_tokens: int,
+    pick: Pick = likeliest,
+    see: See | None = None,
+) -> list[Row]:
+    """The rows with what is `continued` after them as their answers, each `taught` by the speaker. What the output head
+    is given before a token is seen as the token is said, so that nothing is run for it."""
+    found = list(rows)
+    seen: list[torch.Tensor] = []
+    with before(base.model.get_output_embeddings(), partial(_look, seen)):
+        for chosen, read in _by_length(base, speaker, rows):
+            answers = read.continued(max_tokens, pick)
+            states = torch.stack(seen, dim=1).float().cpu().numpy()  # [rows, steps, hidden]
+            seen.clear()
+            for i, ids, own in zip(chosen, answers, states, strict=True):
+                found[i] = replace(rows[i], answer=ids, taught=own[: len(ids)].copy())
+            if see is not None:
+                see(len(chosen))
+    return found
+
+
+def _look(seen: list[torch.Tensor], _module: Any, given: tuple[torch.Tensor, ...]) -> None:
+    seen.append(given[0][:, -1])
 
 
 @torch.no_grad()

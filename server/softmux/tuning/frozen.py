@@ -81,19 +81,6 @@ class FrozenBase(FrozenModule):
             logits = self._logits(packed, tables, noise).float()
         return logits[: len(packed.targets)], logits[len(packed.targets) :]
 
-    @torch.no_grad()
-    def hidden(self, packed: Packed, tables: Tables) -> torch.Tensor:
-        """`[targets, hidden]`, what the output head is given for each target: all that its logits are made of. Within
-        `running()`."""
-        seen: list[torch.Tensor] = []
-
-        def look(_: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
-            seen.append(given[0][0].float())
-
-        with before(self.model.get_output_embeddings(), look):
-            self._logits(packed, tables, None)
-        return seen[0]
-
     def alone(self, ids: torch.Tensor, answer_tokens: int) -> torch.Tensor:
         """As `losses`, of one row without anything learned, by the module as it is. Not within `running()`."""
         logits = self.model(input_ids=ids[None], use_cache=False).logits[0, :-1].float()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from softmux.errors import InvalidRequest, SoftmuxError
@@ -18,13 +17,9 @@ from softmux.inspection.base import describe
 from softmux.tuning.base import Base, source_of
 from softmux.tuning.data import BadData, Example, decode
 from softmux.tuning.distillation import INPUT, Distillation
-from softmux.tuning.evaluate import continued, likeliest
-from softmux.tuning.frozen_encoder_decoder import frozen_over
-from softmux.tuning.packing import Place, pack, prepare
+from softmux.tuning.evaluate import See, answered, continued, likeliest
 from softmux.tuning.rows import Batch, Row
-from softmux.tuning.tables import Tables
-
-PACK_TOKENS = 4096
+from softmux.tuning.shared_prompt import shared_prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,35 +41,33 @@ class Teacher:
         return self.base.collate(rows)
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
-        embeddings = self.base.model.get_input_embeddings()(batch.tokens)
+        return self.base.inputs(batch, self.embed(batch))
+
+    def embed(self, batch: Batch) -> torch.Tensor:
+        embeddings: torch.Tensor = self.base.model.get_input_embeddings()(batch.tokens)
         if self.vectors is not None:
             at = batch.virtual >= 0
             vectors = self.vectors.to(embeddings.dtype)
             embeddings = embeddings.index_put(torch.where(at), vectors[batch.virtual[at]])
-        return self.base.inputs(batch, embeddings)
+        return embeddings
 
     def answers(
-        self, prompts: Sequence[str], max_tokens: int, *, temperature: float = 0.0, seed: int = 0
-    ) -> list[tuple[int, ...]]:
-        """What it says to each, the end token included where it came in time: greedy, or sampled by the seed."""
-        rows = [Row(self.ids(prompt), ()) for prompt in prompts]
+        self,
+        inputs: Sequence[tuple[int, ...]],
+        max_tokens: int,
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
+        see: See | None = None,
+    ) -> list[Row]:
+        """The inputs (one at least) as rows with what it says to each, the end token included where it came in time:
+        greedy, or sampled by the seed. They are `taught`: with what the output head was given before each token of
+        their answers, from which the teacher's logits are made again, over the whole vocabulary, exactly, wherever they
+        are needed. What all inputs begin with is read once (`shared_prompt`)."""
+        rows = [Row(ids, ()) for ids in inputs]
         pick = Sampler(temperature, seed, self.base.device) if temperature else likeliest
-        return continued(self.base, self, rows, max_tokens, pick)
-
-    def states(self, rows: Sequence[Row]) -> list[Row]:
-        """The rows with what the output head is given before each token of their answers: from it the teacher's logits
-        are made again, over the whole vocabulary, exactly, wherever they are needed."""
-        frozen = frozen_over(self.base)
-        tables = Tables(vectors=self.vectors)
-        placed = [(prepare(row, 0, 0.0), Place(number)) for number, row in enumerate(rows)]
-        found: dict[int, np.ndarray[Any, np.dtype[np.float32]]] = {}
-        with frozen.running():
-            for few in frozen.packs(placed, PACK_TOKENS):
-                hidden = frozen.hidden(pack(few, self.base.device), tables).cpu().numpy()
-                at = np.cumsum([0, *(row.answer_tokens for row, _ in few)])
-                for (_, place), start, end in zip(few, at[:-1], at[1:], strict=True):
-                    found[place.number] = hidden[start:end].copy()
-        return [replace(row, taught=found[number]) for number, row in enumerate(rows)]
+        speaker = shared_prompt(self.base, self.embed, self, rows, max_tokens)
+        return answered(self.base, speaker, rows, max_tokens, pick, see)
 
 
 class Sampler:
@@ -158,11 +151,12 @@ def invented(recipe: Distillation, base: Base) -> list[str]:
     return list(found)[:wanted]
 
 
-def check_fits(prompts: Sequence[Example], teacher: Teacher, max_tokens: int) -> None:
-    """Raises `BadData` for an input that, with the long prompt and an answer, is longer than the base's context."""
-    context = getattr(teacher.base.model.config.get_text_config(), "max_position_embeddings", None)
-    for prompt in prompts:
-        length = teacher.base.context(len(teacher.ids(prompt.text)), max_tokens)
+def check_fits(base: Base, prompts: Sequence[Example], inputs: Sequence[tuple[int, ...]], max_tokens: int) -> None:
+    """Raises `BadData` for a prompt whose input (the teacher's, by the same order) is with an answer longer than the
+    base's context."""
+    context = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
+    for prompt, ids in zip(prompts, inputs, strict=True):
+        length = base.context(len(ids), max_tokens)
         if context is not None and length > context:
             raise BadData(
                 f"this input, the teacher's prompt and its answer of teacher.max_tokens = {max_tokens} take {length} "

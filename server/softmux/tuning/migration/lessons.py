@@ -72,13 +72,15 @@ def teach(voice: Voice, inputs: Inputs, max_tokens: int, validation_rows: int, *
 
     def taught(some: Sequence[Example]) -> tuple[Taught, ...]:
         laid = [voice.ids(example.text) for example in some]
-        answers = voice.answers(laid, max_tokens)
-        rows: Sequence[Row] = [Row(ids, answer) for ids, answer in zip(laid, answers, strict=True)]
-        if states:
-            rows = voice.states(rows)
         return tuple(
-            Taught(x.text, row.answer, base.text(row.answer), row.answer[-1] in base.eos_ids, row.taught)
-            for x, row in zip(some, rows, strict=True)
+            Taught(
+                text=x.text,
+                answer=row.answer,
+                said=base.text(row.answer),
+                ended=row.answer[-1] in base.eos_ids,
+                states=row.taught if states else None,
+            )
+            for x, row in zip(some, voice.taught(laid, max_tokens), strict=True)
         )
 
     return Lesson(taught(parts.train), taught(parts.validation), taught(parts.test), inputs.source, None)

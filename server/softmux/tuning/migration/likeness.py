@@ -10,8 +10,8 @@ from torch.nn.functional import kl_div
 
 from softmux.tuning.evaluate import inputs_of
 from softmux.tuning.migration.lessons import Taught
-from softmux.tuning.migration.output_head import Head
 from softmux.tuning.migration.voice import BATCH, Voice
+from softmux.tuning.output_head import Head
 from softmux.tuning.rows import IGNORE, Row, collate
 
 

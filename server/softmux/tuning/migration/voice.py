@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,9 @@ from transformers import DynamicCache
 from softmux.formats.layout import Layout, lay_out
 from softmux.formats.parts import LoraLayer, LoraPart, Parts, PrefixPart, PromptPart
 from softmux.tuning.base import Base
-from softmux.tuning.evaluate import continued, inputs_of, likeliest
-from softmux.tuning.frozen import before
+from softmux.tuning.evaluate import answered, continued, likeliest
 from softmux.tuning.reading import Pick
-from softmux.tuning.rows import IGNORE, Batch, Row, collate
+from softmux.tuning.rows import Batch, Row, collate
 
 BATCH = 16
 
@@ -106,30 +104,11 @@ class Voice:
         with self.speaking():
             return continued(self.base, self, [Row(ids, ()) for ids in inputs], max_tokens, pick)
 
-    @torch.no_grad()
-    def states(self, rows: Sequence[Row]) -> list[Row]:
-        """The rows, each `taught` by this voice: with what the output head is given before each token of its answer.
-        Computed by the unmodified module, padded."""
-        found = list(rows)
-        seen: list[torch.Tensor] = []
-        order = sorted(range(len(rows)), key=lambda i: rows[i].length)
-        look = partial(_look, seen)
-        with self.speaking(), before(self.base.model.get_output_embeddings(), look):
-            for start in range(0, len(order), BATCH):
-                chosen = order[start : start + BATCH]
-                width = max(len(rows[i].answer) for i in chosen)
-                seen.clear()
-                inputs = inputs_of(self.base, self, [rows[i] for i in chosen])
-                self.base.model(**inputs, use_cache=True, logits_to_keep=width + 1)
-                kept = collate([Row((0,), rows[i].answer) for i in chosen], prefix=0, device=self.base.device).targets
-                for i, hidden, targets in zip(chosen, seen[0][:, :-1].float(), kept, strict=True):
-                    own: np.ndarray[Any, np.dtype[np.float32]] = hidden[targets != IGNORE].cpu().numpy()
-                    found[i] = replace(rows[i], taught=own)
-        return found
-
-
-def _look(seen: list[torch.Tensor], _module: Any, given: tuple[torch.Tensor, ...]) -> None:
-    seen.append(given[0])
+    def taught(self, inputs: Sequence[tuple[int, ...]], max_tokens: int) -> list[Row]:
+        """The same, greedy, as rows that are taught by this voice: with what the output head was given before each
+        token of their answers."""
+        with self.speaking():
+            return answered(self.base, self, [Row(ids, ()) for ids in inputs], max_tokens)
 
 
 def _adds(layer: LoraLayer, device: torch.device) -> Any:

@@ -209,7 +209,8 @@ def test_a_run_over_another_fine_tune_of_the_same_checkpoint_is_another_run(name
     first, same, other = (head_base("bert") for _ in range(3))
     other.model.get_parameter(name).flatten()[-3] += 1e-6
     digests = [
-        run_digest([job("a", "token", first, 0)], Trainer(padded_encoder(base.model))) for base in (first, same, other)
+        run_digest([job("a", "token", first, 0)], Trainer(padded_encoder(base.model)), None)
+        for base in (first, same, other)
     ]
     assert digests[0] == digests[1] != digests[2]
 

@@ -130,7 +130,7 @@ def test_a_run_over_another_origin_is_another_run(base: Base, tmp_path: Path) ->
         make_origin(base, "prompt", tmp_path / "origin", seed)
         start = begun(base, method, tmp_path, origins).start
         job = Job("a", start, rows_of(5), rows_of(5), HOW)
-        digests.add(run_digest([job], Trainer(padded_base(base.model))))
+        digests.add(run_digest([job], Trainer(padded_base(base.model)), None))
     assert len(digests) == 2
 
 

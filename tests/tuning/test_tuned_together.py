@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 
 from softmux.cli import app
 from softmux.errors import InvalidRequest, SoftmuxError
+from softmux.tuning import many
 from softmux.tuning.board import Board, curve, shown
+from softmux.tuning.checkpoint import Checkpoint
 from softmux.tuning.run import tune, tune_all
 from softmux.tuning.together import Together
 from softmux.tuning.trainer import Progress
@@ -112,7 +114,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_vectors(
 
 
 def test_another_recipe_and_fresh_begin_anew_and_a_broken_file_is_no_reason_to_fail(
-    recipes: list[Path], tmp_path: Path
+    recipes: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = tmp_path / "kept"
 
@@ -121,19 +123,18 @@ def test_another_recipe_and_fresh_begin_anew_and_a_broken_file_is_no_reason_to_f
         tune(recipes[0], tmp_path / "out", "cpu", console=said, together=Together(kept=kept, **how))  # type: ignore[arg-type]
         return said.file.getvalue()  # type: ignore[attr-defined,no-any-return]
 
-    from softmux.tuning.checkpoint import Checkpoint
-
-    removed = Checkpoint.remove
-    Checkpoint.remove = lambda self: None  # type: ignore[method-assign]
-    try:
+    with monkeypatch.context() as leaving:
+        leaving.setattr(Checkpoint, "remove", lambda self: None)
         assert "going on" not in told()
+        (file,) = kept.iterdir()
         assert "going on from step 12" in told()
-    finally:
-        Checkpoint.remove = removed  # type: ignore[method-assign]
+        leaving.setattr(many, "tokens_at_once", lambda base: 300)  # a device with less free memory than before
+        assert "going on from step 12" in told()
+        assert "going on" not in told(tokens=300), "another number that is asked for is another run"
+        file.write_bytes(b"no such thing")
+        assert "going on" not in told()
+        assert "going on from step 12" in told(), "it was written anew"
     assert "going on" not in told(fresh=True)
-    (file,) = [*kept.iterdir()] or [kept / "none"]
-    file.write_bytes(b"no such thing")
-    assert "going on" not in told()
 
 
 def test_the_board_shows_a_line_a_task_and_tensorboard_gets_its_files(tmp_path: Path) -> None:

@@ -24,15 +24,16 @@ from softmux.tuning.many import Trainer
 from softmux.tuning.rows import HeadRow
 from softmux.tuning.trainer import Trained
 
-FORMAT = "2"
+FORMAT = "3"
 _KEPT = 16
 """Numbers of each parameter that are looked at as they are."""
 
 
-def run_digest(jobs: Sequence[Job], trainer: Trainer) -> str:
-    """Names a run by all that decides what it computes."""
+def run_digest(jobs: Sequence[Job], trainer: Trainer, tokens: int | None) -> str:
+    """Names a run by all that decides what it computes. `tokens` were asked for at once: where none were, they are what
+    the device had room for when the run began, and the file says how many."""
     said = hashlib.sha256()
-    said.update(repr((FORMAT, torch.__version__, str(trainer.base.device), trainer.tokens, trainer.at_once)).encode())
+    said.update(repr((FORMAT, torch.__version__, str(trainer.base.device), tokens, trainer.at_once)).encode())
     said.update(repr((trainer.base.model.config.to_json_string(), trainer.base.dtype)).encode())
     said.update(sample(trainer.base.model))
     for job in jobs:
@@ -92,22 +93,24 @@ class Checkpoint:
             finished.append({"name": gone.name, "error": gone.error, **asdict(gone.trained)})
         self.path.parent.mkdir(parents=True, exist_ok=True)
         scratch = self.path.with_suffix(".writing")
-        said = json.dumps({"active": active, "finished": finished})
+        said = json.dumps({"tokens": trainer.tokens, "active": active, "finished": finished})
         save_file({name: value.contiguous() for name, value in tensors.items()}, scratch, {"softmux": said})
         with scratch.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(scratch, self.path)
 
     def resume(self, trainer: Trainer, jobs: Sequence[Job]) -> int | None:
-        """Puts `jobs` into `trainer` as they stood. The step that the furthest had reached; None where there is nothing
-        to go on from, and all begin anew. A file that can't be read is no reason to fail."""
+        """Puts `jobs` into `trainer` as they stood, which packs as many tokens as before. The step that the furthest
+        had reached; None where there is nothing to go on from, and all begin anew. A file that can't be read is no
+        reason to fail."""
         by_name = {job.name: job for job in jobs}
         try:
             with safe_open(self.path, "pt") as file:
                 said = json.loads(file.metadata()["softmux"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         except (FileNotFoundError, SafetensorError, OSError, KeyError, TypeError, ValueError):
-            said = {"active": [], "finished": []}
+            said = {"tokens": trainer.tokens, "active": [], "finished": []}
+        trainer.tokens = int(said["tokens"])
         for number, gone in enumerate(said["finished"]):
             head = f"finished.{number}."
             values = {name.removeprefix(head): value for name, value in tensors.items() if name.startswith(head)}

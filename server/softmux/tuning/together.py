@@ -42,7 +42,7 @@ class Together:
 
     def checkpoint(self, trainer: Trainer, jobs: Sequence[Job]) -> Checkpoint:
         folder = self.kept or cache_dir() / "tuning"
-        return Checkpoint(folder / f"{run_digest(jobs, trainer)[:32]}.safetensors", self.save_every)
+        return Checkpoint(folder / f"{run_digest(jobs, trainer, self.tokens)[:32]}.safetensors", self.save_every)
 
 
 def precision(base: Base | HeadBase, how: Train) -> torch.dtype:

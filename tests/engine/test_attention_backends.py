@@ -35,6 +35,7 @@ def flashinfer(pool: KVPool) -> AttentionBackend:
 
 BACKENDS = [
     pytest.param(TorchAttention, "cpu", torch.float32, id="torch-cpu"),
+    pytest.param(TorchAttention, "cpu", torch.bfloat16, id="torch-cpu-bf16"),
     pytest.param(TorchAttention, "cuda", torch.float32, id="torch-cuda", marks=pytest.mark.gpu),
     pytest.param(TorchAttention, "cuda", torch.bfloat16, id="torch-cuda-bf16", marks=pytest.mark.gpu),
     pytest.param(triton, "cuda", torch.float32, id="triton", marks=pytest.mark.gpu),
@@ -42,8 +43,12 @@ BACKENDS = [
     pytest.param(flashinfer, "cuda", torch.bfloat16, id="flashinfer-bf16", marks=pytest.mark.gpu),
     pytest.param(flashinfer, "cuda", torch.float16, id="flashinfer-fp16", marks=pytest.mark.gpu),
 ]
-TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 3e-2, torch.float16: 6e-3}
-"""TF32 products on a GPU are allowed; the CPU is held closer below."""
+TOLERANCE = {"cpu": 2e-5, "cuda": 2e-3}
+"""In float32. TF32 products on a GPU are allowed."""
+CHANCE, WORST = 1.05, 1.5
+"""In half precision nobody is asked for more than the module's own eager attention gives in the same dtype, on the same
+numbers: it rounds scores, weights and results to it. Two sums in different order round differently: errors agree within
+a few per cent over all of a step's numbers, the largest of them only in kind."""
 
 
 def reference(
@@ -61,6 +66,23 @@ def reference(
                 scores = softcap * torch.tanh(scores / softcap)
             out[i, head] = scores.softmax(-1) @ values[first : start + i + 1, head // repeats]
     return out
+
+
+def eager(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, start: int, scaling: float,
+    window: int | None, softcap: float | None,
+) -> torch.Tensor:  # fmt: skip
+    """The same row as transformers' eager attention computes it in the tensors' own dtype (its Gemma 2 caps scores)."""
+    repeats = query.shape[1] // keys.shape[1]
+    q, k, v = (tensor.transpose(0, 1) for tensor in (query, keys, values))
+    scores = q @ k.repeat_interleave(repeats, 0).transpose(1, 2) * scaling
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    at = torch.arange(keys.shape[0], device=query.device)
+    own = at[start:, None]
+    seen = at <= own if window is None else (at <= own) & (at > own - window)
+    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1, dtype=torch.float32).to(query.dtype)
+    return (weights @ v.repeat_interleave(repeats, 0)).transpose(0, 1)
 
 
 @pytest.mark.parametrize(("make", "device", "dtype"), BACKENDS)
@@ -91,7 +113,7 @@ def test_rows_of_any_shape_attend_to_their_own_past_alone(
     table = torch.full((MAX_ROWS + 1, CONTEXT), pool.spare, dtype=torch.int32)
     table_rows = draw.sample(range(MAX_ROWS), len(shapes))
     slots: list[int] = []
-    query, key, value, expected = [], [], [], []
+    query, key, value, expected, plain = [], [], [], [], []
     layer, scaling = 1, head_dim**-0.5
     for (start, count), row in zip(shapes, table_rows, strict=True):
         own, free = free[: start + count], free[start + count :]
@@ -105,6 +127,8 @@ def test_rows_of_any_shape_attend_to_their_own_past_alone(
         key.append(keys[start:])
         value.append(values[start:])
         expected.append(reference(queries.double(), keys.double(), values.double(), start, scaling, window, softcap))
+        on_device = (tensor.to(device) for tensor in (queries, keys, values))
+        plain.append(eager(*on_device, start, scaling, window, softcap).cpu())
     backend.begin(
         PackedRows(
             table_rows=table_rows,
@@ -118,8 +142,14 @@ def test_rows_of_any_shape_attend_to_their_own_past_alone(
         layer, torch.cat(query).to(device), torch.cat(key).to(device), torch.cat(value).to(device),
         scaling=scaling, window=window, softcap=softcap,
     )  # fmt: skip
-    tolerance = 2e-5 if device == "cpu" else TOLERANCE[dtype]
-    assert (found.cpu().double() - torch.cat(expected)).abs().max() < tolerance
+    exact = torch.cat(expected)
+    ours, theirs = ((out.cpu().double() - exact).abs() for out in (found, torch.cat(plain)))
+    if dtype == torch.float32:
+        assert ours.max() < TOLERANCE[device]
+    else:
+        told = f"error {ours.max():.4f} (eager {theirs.max():.4f}), mean {ours.mean():.6f} ({theirs.mean():.6f})"
+        assert ours.mean() <= CHANCE * theirs.mean(), told
+        assert ours.max() <= WORST * theirs.max(), told
     assert torch.equal(pool.keys[layer][slots].cpu(), torch.cat(key)), "the new tokens' keys are in the pool"
     assert torch.isnan(pool.keys[0]).all(), "another layer's are untouched"
 

@@ -10,6 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from softmux.bench.formats import load_tasks, main
+from softmux.errors import InvalidRequest
 from support.learned import prompt_files
 from support.tokenizers_made import byte_level, save
 
@@ -53,6 +54,9 @@ def test_memory_throughput_and_the_tasks_figures_are_told_of_each_format(
                 writer.writerow([text, answered(base, tokenizer, vectors, text) if task == "known" else f"no {number}"])
     counts = {task.recipe.task: len(task.rows) for task in load_tasks(tmp_path / "adapters", 4)}
     assert counts == {"known": 4, "unknown": 4}
+    assert [task.recipe.task for task in load_tasks(tmp_path / "adapters", 4, names=["known"])] == ["known"]
+    with pytest.raises(InvalidRequest, match="no adapter with a recipe called absent"):
+        load_tasks(tmp_path / "adapters", 4, names=["known", "absent"])
 
     main(["--model", str(tmp_path / "base"), "--adapters", str(tmp_path / "adapters"), "--rows", "4"])
     head, *lines = capsys.readouterr().out.splitlines()

@@ -9,6 +9,8 @@ seq2seq    the same on an encoder-decoder, against PEFT's loop
 service    the HTTP service beside its engine
 tiers      what an adapter costs that is not resident
 gpu        a GPU's steps over the bytes they must move
+prefill    prompts taken in: the share of the device's own matmul rate that its products reach
+cartridges what trained keys and values of thousands of tokens save of the time to first token
 residency  throughput and latency as tasks outgrow the GPU's and the host's room
 swap       what a step's copies to the GPU and back cost
 host       what the host does for a step, with a model that takes no time
@@ -42,9 +44,12 @@ from softmux.errors import SoftmuxError
 
 _OWN_OPTIONS = {
     "serve": "softmux.bench.serve",
+    "service": "softmux.bench.service",
     "offline": "softmux.bench.inprocess",
     "client": "softmux.bench.ceiling",
     "gpu": "softmux.bench.gpu",
+    "prefill": "softmux.bench.prefill",
+    "cartridges": "softmux.bench.cartridges",
     "residency": "softmux.bench.residency",
     "swap": "softmux.bench.swap",
     "host": "softmux.bench.host",
@@ -89,7 +94,7 @@ def _on_demo_model(words: Sequence[str]) -> int:
         prog="softmux bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "what", nargs="?", choices=(*_OWN_OPTIONS, "mixed", "service", "tiers", "all"), default="mixed", metavar="WHAT"
+        "what", nargs="?", choices=(*_OWN_OPTIONS, "mixed", "tiers", "all"), default="mixed", metavar="WHAT"
     )
     parser.add_argument("--model", help="base model; default: the demo's")
     parser.add_argument("--threads", type=int, default=2)
@@ -108,7 +113,7 @@ def _on_demo_model(words: Sequence[str]) -> int:
     found: dict[str, Any] = {}
     if options.what in ("mixed", "all"):
         found["mixed"] = _mixed(console, model, options)
-    if options.what in ("service", "all"):
+    if options.what == "all":
         found["service"] = _service(console, model, options)
     if options.what in ("tiers", "all"):
         found["tiers"] = _tiers(console, model, options)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +16,9 @@ from typing import Any
 
 import torch
 
+from softmux.bench.rates import median_seconds, name_of
 from softmux.engine.attention.base import PackedRows
+from softmux.engine.engine import pick_device
 from softmux.engine.fast import best_backend
 from softmux.engine.kv import KVPool
 from softmux.types import LayerKV
@@ -97,8 +98,10 @@ class Attention:
         return out
 
 
-def seconds_of(run: Callable[[], object], repeats: int = 7) -> float:
-    """Of one call on the GPU: the median over replays of a CUDA graph, so that no launch is waited for."""
+def seconds_of(run: Callable[[], object], device: torch.device, repeats: int = 7) -> float:
+    """Of one call: on a GPU the median over replays of a CUDA graph, so that no launch is waited for."""
+    if device.type != "cuda":
+        return median_seconds(device, run, repeats)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -107,32 +110,23 @@ def seconds_of(run: Callable[[], object], repeats: int = 7) -> float:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()
-    graph.replay()
-    times: list[float] = []
-    for _ in range(repeats):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) / 1000)
-    return statistics.median(times)
+    return median_seconds(device, graph.replay, repeats)
 
 
-def measure(case: Case, backend: str, layouts: Sequence[str], dtype: torch.dtype) -> dict[str, float]:
+def measure(case: Case, backend: str, layouts: Sequence[str], device: torch.device) -> dict[str, float]:
     """Seconds of one layer's attention, by layout."""
-    attention = Attention(case, backend, dtype, torch.device("cuda"))
+    attention = Attention(case, backend, torch.bfloat16, device)
     found = {}
     for layout in layouts:
         generator = torch.Generator().manual_seed(3)
         attention.prepare(slots_for(case.rows, case.context, LAYOUTS[layout], generator))
-        found[layout] = seconds_of(attention.run) / attention.layers
+        found[layout] = seconds_of(attention.run, device) / attention.layers
     return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m softmux.bench.attention", description=__doc__)
-    parser.add_argument("--backends", default="triton", help="names as in --attention-backend, with commas between")
+    parser.add_argument("--backends", help="names as in --attention-backend, with commas between; default: the best")
     parser.add_argument("--layouts", default=",".join(LAYOUTS), help="of: " + ", ".join(LAYOUTS))
     parser.add_argument("--head-dims", default="64,128")
     parser.add_argument("--decode-rows", default="64,256", help="rows of 512 tokens, one of them new")
@@ -144,12 +138,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cases += [Case(int(n), 512, 1, head_dim) for n in options.decode_rows.split(",")]
         cases += [Case(rows, length, length, head_dim)] if rows else []
     say = sys.stdout.write
-    say(f"{torch.cuda.get_device_name()}, bfloat16, 32 heads over 8, one layer's attention\n")
+    device = pick_device("auto")
+    backends = options.backends or best_backend(device).name
+    say(f"{name_of(device)}, bfloat16, 32 heads over 8, one layer's attention\n")
     found: list[dict[str, Any]] = []
     for case in cases:
-        for backend in options.backends.split(","):
+        for backend in backends.split(","):
             began = time.perf_counter()
-            times = measure(case, backend, options.layouts.split(","), torch.bfloat16)
+            times = measure(case, backend, options.layouts.split(","), device)
             took = time.perf_counter() - began
             for layout, seconds in times.items():
                 rate = f"{case.flops / seconds / 1e12:6.1f} TFLOP/s" if case.new > 1 else ""

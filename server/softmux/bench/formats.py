@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from softmux.engine.engine import Engine
+from softmux.errors import InvalidRequest
 from softmux.formats.folder import load_folder, read_adapter
 from softmux.formats.layout import Layout, TransformersEncoder, lay_out
+from softmux.scheduler.radix import RootKey
 from softmux.settings import Settings
 from softmux.tuning import sources
 from softmux.tuning.data import Example
@@ -44,10 +46,16 @@ class Result:
     figures: Mapping[str, float]
 
 
-def load_tasks(folder: Path, rows: int, cache: Path | None = None) -> list[Task]:
-    """The adapters' folders in `folder` that have a recipe, with at most `rows` held-out rows each."""
+def load_tasks(folder: Path, rows: int, cache: Path | None = None, names: Sequence[str] = ()) -> list[Task]:
+    """The adapters' folders in `folder` that have a recipe and weights, with at most `rows` held-out rows each. `names`
+    picks among them; one that is not there is refused."""
     tasks = []
-    for path in sorted(folder.glob("*/recipe.toml")):
+    paths = [path for path in sorted(folder.glob("*/recipe.toml")) if (path.parent / "adapter_config.json").is_file()]
+    if missing := sorted(set(names) - {path.parent.name for path in paths}):
+        raise InvalidRequest(f"{folder} holds no adapter with a recipe called {', '.join(missing)}.", param="tasks")
+    for path in paths:
+        if names and path.parent.name not in names:
+            continue
         recipe = read_recipe(path)
         examples = sources.load(recipe.data, path.parent, cache)
         held_out = split(examples, recipe.train.validation_rows).test
@@ -55,33 +63,37 @@ def load_tasks(folder: Path, rows: int, cache: Path | None = None) -> list[Task]
     return tasks
 
 
-def measure(settings: Settings, tasks: Sequence[Task]) -> Result:
-    """Loads the base as `settings` say, and runs every row of every task greedily, as requests that come at once."""
+def measure(settings: Settings, tasks: Sequence[Task], passes: int = 1) -> Result:
+    """Loads the base as `settings` say, and runs every row of every task greedily, as requests that come at once;
+    `passes` times over, each without the texts' KV of the one before. The last is what counts."""
     from transformers import AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(settings.model)
     stored: dict[str | None, Mapping[str, bytes]] = {}
     engine = Engine(settings, lambda key: stored[key.digest])
-    texts: dict[str, list[int]] = {}
+    asked: list[tuple[str, tuple[int, ...], SamplingParams, RootKey]] = []
     for task in tasks:
         manifest = read_adapter(task.files, engine.spec).manifest
         stored[manifest.digest] = task.files
         root, layout = engine.key(DEFAULT_TENANT, manifest.digest), Layout.of(manifest)
         encoder = TransformersEncoder(tokenizer)
+        sampling = SamplingParams(max_tokens=task.recipe.evaluate.max_tokens)
         for number, row in enumerate(task.rows):
             ids = lay_out(layout, encoder, vocab_size=engine.spec.vocab_size, prompt=row.text)
-            sampling = SamplingParams(max_tokens=task.recipe.evaluate.max_tokens)
-            name = f"{task.recipe.task} {number}"
-            texts[name] = []
+            asked.append((f"{task.recipe.task} {number}", ids, sampling, root))
+    for _ in range(passes):
+        engine.scheduler.cache.clear()
+        texts: dict[str, list[int]] = {name: [] for name, *_ in asked}
+        began = time.perf_counter()
+        for name, ids, sampling, root in asked:
             engine.add(name, ids, sampling, root=root, now=0.0)
-    began = time.perf_counter()
-    while engine.scheduler.running or len(engine.scheduler.waiting):
-        news = engine.step()
-        for sequence, output in news.each():
-            texts[sequence.id].extend(output.tokens)
-        for _, error in news.failed:
-            raise error
-    seconds = time.perf_counter() - began
+        while engine.scheduler.running or len(engine.scheduler.waiting) or not engine.idle:
+            news = engine.step()
+            for sequence, output in news.each():
+                texts[sequence.id].extend(output.tokens)
+            for _, error in news.failed:
+                raise error
+        seconds = time.perf_counter() - began
     spec = engine.spec
     engine.close()
     figures = {}
@@ -99,10 +111,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--adapters", required=True, type=Path, help="a folder of adapters' folders with recipes")
     parser.add_argument("--formats", default="auto,int8,nf4", help="values of --quantization (auto,int8,nf4)")
     parser.add_argument("--rows", type=int, default=1 << 20, help="held-out rows of each task at most (all)")
+    parser.add_argument("--tasks", nargs="+", default=(), metavar="NAME", help="these folders alone")
+    parser.add_argument("--passes", type=int, default=1, help="over all rows; the last one counts")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     options = parser.parse_args(arguments)
-    tasks = load_tasks(options.adapters, options.rows)
+    tasks = load_tasks(options.adapters, options.rows, names=options.tasks)
     rows = {task.recipe.task: len(task.rows) for task in tasks}
     sys.stdout.write(f"held-out rows: {', '.join(f'{name} {count}' for name, count in rows.items())}\n")
     for name in options.formats.split(","):
@@ -110,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             {"model": options.model, "device": options.device, "dtype": options.dtype, "quantization": name}
             | {"max_waiting": 1 << 20}
         )
-        found = measure(settings, tasks)
+        found = measure(settings, tasks, options.passes)
         figures = ", ".join(f"{task} {value:.3f}" for task, value in found.figures.items())
         sys.stdout.write(
             f"{name}: {found.weight_bytes / 1e6:.1f} MB of weights, {found.tokens / found.seconds:.1f} tokens/s "

@@ -1,7 +1,7 @@
 """The GPU engine against the card: decode steps over the bytes they must move, and whole workloads.
 
 Random weights of known shapes, so nothing is downloaded: `python -m softmux.bench.gpu --shape 1b`. With
-`--tensor-parallel 2` over two GPUs; the floor is then that of one GPU's part.
+`--tensor-parallel 2` over two GPUs; the floor is then that of one GPU's part. `--loras 16` takes as many LoRAs along.
 """
 
 from __future__ import annotations
@@ -21,14 +21,12 @@ import numpy as np
 import torch
 
 from softmux.bench.random_base import SHAPES, random_engine
+from softmux.bench.random_tasks import LORA_MODULES, LORA_RANK, METHODS, Task, lora, soft_prompt
+from softmux.bench.rates import copy_rate, median_seconds, name_of, settle
+from softmux.engine.engine import pick_device
 from softmux.engine.fp8 import Fp8Linear
-from softmux.formats.parts import PrefixPart, PromptPart
-from softmux.scheduler.radix import RootKey
 from softmux.settings import Settings
 from softmux.types import SamplingParams
-
-VIRTUAL_TOKENS = 20
-METHODS = ("prompt tuning", "prefix tuning", "P-tuning", "P-tuning template")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,34 +47,6 @@ WORKLOADS = {
 }
 
 
-def copy_rate() -> float:
-    """Bytes a second that the card moves in a device-to-device copy, read and written."""
-    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda").random_()
-    target = torch.empty_like(source)
-    times = []
-    for _ in range(10):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        target.copy_(source)
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) / 1000)
-    return float(2 * source.numel() / statistics.median(times))
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """An adapter that the engine has, and how many of its virtual tokens stand before and behind a request's text."""
-
-    root: RootKey
-    front: int = 0
-    behind: int = 0
-
-    def around(self, ids: tuple[int, ...]) -> tuple[int, ...]:
-        virtual = tuple(-1 - i for i in range(self.front + self.behind))
-        return (*virtual[: self.front], *ids, *virtual[self.front :])
-
-
 class Bench:
     """One engine over random weights; `prompts`: tasks of one method, `mixed`: as many of four, from memory."""
 
@@ -88,9 +58,12 @@ class Bench:
         quantization: Literal["auto", "fp8"] = "auto",
         kv_cache_dtype: Literal["auto", "fp8"] = "auto",
         tensor_parallel: int = 1,
+        device: Literal["auto", "cpu", "cuda"] = "auto",
     ) -> None:
+        self.device = pick_device(device)
         settings = Settings(
             model="random",
+            device=device,
             max_rows=rows,
             max_step_tokens=8192,
             host_cache_bytes=16 << 30,
@@ -100,28 +73,11 @@ class Bench:
         )
         self.engine, self.crew = random_engine(shape, settings)
         self.bare = Task(self.engine.key("default", None))
-        self.mixed = [self._adopt(number, METHODS[number % len(METHODS)]) for number in range(tasks)]
-        self.prompts = [self._adopt(tasks + number, METHODS[0]) for number in range(tasks)]
+        self.mixed = [soft_prompt(self.engine, number, METHODS[number % len(METHODS)]) for number in range(tasks)]
+        self.prompts = [soft_prompt(self.engine, tasks + number, METHODS[0]) for number in range(tasks)]
         self.draw = np.random.default_rng(0)
         gc.collect()
         gc.freeze()  # as the worker does: a full collection over the model's objects takes 0.3 s
-
-    def _adopt(self, number: int, method: str) -> Task:
-        spec = self.engine.spec
-        root = self.engine.key("default", f"task-{number}")
-        draw = np.random.default_rng(number)
-        behind = VIRTUAL_TOKENS // 2 if method == "P-tuning template" else 0
-        if method == "prefix tuning":
-            layer = spec.layers[0]
-            shape = (len(spec.layers), VIRTUAL_TOKENS, layer.kv_heads, layer.head_dim)
-            keys = draw.standard_normal(shape, dtype=np.float32)
-            values = draw.standard_normal(shape, dtype=np.float32) * 0.1
-            self.engine.adopt(root, (PrefixPart(keys, values),))
-        else:
-            vectors = draw.standard_normal((VIRTUAL_TOKENS, spec.hidden_size), dtype=np.float32) * 0.02
-            self.engine.adopt(root, (PromptPart(vectors),))
-        self.engine.tiers.hold(root)
-        return Task(root, VIRTUAL_TOKENS - behind, behind)
 
     def decode_step(self, rows: int, context: int, steps: int = 60) -> float:
         """Seconds a step, host included, with `rows` rows of about `context` tokens decoding."""
@@ -131,11 +87,11 @@ class Bench:
             engine.step()
         for _ in range(4):
             engine.step()
-        torch.cuda.synchronize()
+        settle(self.device)
         began = time.perf_counter()
         for _ in range(steps):
             engine.step()
-        torch.cuda.synchronize()
+        settle(self.device)
         seconds = (time.perf_counter() - began) / steps
         self._finish()
         return seconds
@@ -158,16 +114,13 @@ class Bench:
                 orders.replay_columns(static)
             graphs.replay(static)
 
-        for _ in range(3):
-            replay()
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        for _ in range(30):
-            replay()
-        end.record()
-        end.synchronize()
+        def replays() -> None:
+            for _ in range(30):
+                replay()
+
+        seconds = median_seconds(self.device, replays, 1) / 30
         self.engine.runner.forget_rows()
-        return float(begin.elapsed_time(end) / 30 / 1000)
+        return seconds
 
     def floor(self, rows: int, context: int, rate: float) -> float:
         """Seconds to move the weights once and every row's KV once at the copy rate."""
@@ -209,24 +162,77 @@ class Bench:
             news = engine.step()
             if news.failed:
                 raise news.failed[0][1]
-        torch.cuda.synchronize()
+        settle(self.device)
+
+
+def measure_steps(bench: Bench, rate: float, options: argparse.Namespace) -> dict[str, Any]:
+    """Decode steps of 1, 16, 64 and 256 rows, as far as there are so many, over their floor."""
+    found: dict[str, Any] = {}
+    for rows in (1, 16, 64, 256):
+        if rows > options.rows:
+            continue
+        steps = [bench.decode_step(rows, options.context) for _ in range(options.repeats)]
+        graph, floor = bench.graph_step(rows, options.context), bench.floor(rows, options.context, rate)
+        step = statistics.median(steps)
+        found[f"step_{rows}"] = {"seconds": steps, "graph": graph, "floor": floor}
+        sys.stdout.write(
+            f"{rows:4d} rows: step {step * 1e3:.3f} ms, graph alone {graph * 1e3:.3f}, floor {floor * 1e3:.3f}: "
+            f"{step / floor:.2f} x (graph {graph / floor:.2f} x)\n"
+        )
+    return found
+
+
+def measure_works(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
+    """New tokens a second of each workload by the contenders, who take turns; ratios are of runs next to each other."""
+    contenders = {
+        "bare": [bench.bare],
+        f"{options.tasks} soft prompts": bench.prompts,
+        f"{options.tasks} tasks of four methods": bench.mixed,
+    }
+    if options.loras:
+        adapters = [lora(bench.engine, number, options.rank, options.modules) for number in range(options.loras)]
+        contenders[f"{options.loras} LoRAs of rank {options.rank}"] = adapters
+    found: dict[str, Any] = {}
+    for name in options.works:
+        work = WORKLOADS[name]
+        for tasks in contenders.values():
+            bench.throughput(work, tasks, bench.lengths(work))
+        rates: dict[str, list[float]] = {kind: [] for kind in contenders}
+        for turn in range(options.repeats):
+            lengths = bench.lengths(work)
+            order = list(contenders.items())
+            for kind, tasks in order if turn % 2 == 0 else reversed(order):
+                rates[kind].append(bench.throughput(work, tasks, lengths))
+        for kind, values in rates.items():
+            of_bare = statistics.median(own / bare for own, bare in zip(values, rates["bare"], strict=True))
+            sys.stdout.write(
+                f"{name} {kind}: {statistics.median(values):.0f} tok/s, {of_bare:.1%} of bare "
+                f"{[round(value) for value in values]}\n"
+            )
+        found[name] = rates
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="softmux bench gpu", description=__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="1b")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rows", type=int, default=256)
-    parser.add_argument("--only", default="", help="steps or work: leave the other out")
+    parser.add_argument("--context", type=int, default=512, help="tokens of each row in a decode step; above 30")
+    parser.add_argument("--only", choices=("", "steps", "work"), default="", help="leave the other out")
     parser.add_argument("--works", nargs="+", choices=WORKLOADS, default=["W1", "W3", "W4"])
     parser.add_argument("--tasks", type=int, default=16)
+    parser.add_argument("--loras", type=int, default=0, help="another contender: as many LoRAs in turn")
+    parser.add_argument("--rank", type=int, default=LORA_RANK)
+    parser.add_argument("--modules", nargs="+", default=LORA_MODULES, help="what LoRAs act on")
     parser.add_argument("--quantization", choices=("auto", "fp8"), default="auto")
     parser.add_argument("--tensor-parallel", type=int, default=1, metavar="N", help="GPUs that hold it between them")
     parser.add_argument("--kv-cache-dtype", choices=("auto", "fp8"), default="auto")
     options = parser.parse_args(arguments)
-    say = sys.stdout.write
-    rate = copy_rate()
-    say(f"{torch.cuda.get_device_name()}: copy {rate / 1e12:.2f} TB/s\n")
+    device = pick_device(options.device)
+    rate = copy_rate(device)
+    sys.stdout.write(f"{name_of(device)}: copy {rate / 1e12:.2f} TB/s\n")
     bench = Bench(
         options.shape,
         options.rows,
@@ -234,42 +240,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         quantization=options.quantization,
         kv_cache_dtype=options.kv_cache_dtype,
         tensor_parallel=options.tensor_parallel,
+        device=options.device,
     )
     runner = bench.engine.runner
-    say(f"fused {runner.fused is not None}, graphs {runner.graphs is not None}\n")
-    found: dict[str, Any] = {"device": torch.cuda.get_device_name(), "copy_rate": rate, "shape": options.shape}
+    sys.stdout.write(f"fused {runner.fused is not None}, graphs {runner.graphs is not None}\n")
+    found: dict[str, Any] = {"device": name_of(device), "copy_rate": rate, "shape": options.shape}
     if options.only != "work":
-        for rows in (1, 16, 64, 256):
-            if rows > options.rows:
-                continue
-            steps = [bench.decode_step(rows, 512) for _ in range(options.repeats)]
-            graph, floor = bench.graph_step(rows, 512), bench.floor(rows, 512, rate)
-            step = statistics.median(steps)
-            found[f"step_{rows}"] = {"seconds": steps, "graph": graph, "floor": floor}
-            say(
-                f"{rows:4d} rows: step {step * 1e3:.3f} ms, graph alone {graph * 1e3:.3f}, floor {floor * 1e3:.3f}: "
-                f"{step / floor:.2f} x (graph {graph / floor:.2f} x)\n"
-            )
+        found |= measure_steps(bench, rate, options)
     if options.only != "steps":
-        contenders = {
-            "bare": [bench.bare],
-            f"{options.tasks} soft prompts": bench.prompts,
-            f"{options.tasks} tasks of four methods": bench.mixed,
-        }
-        for name in options.works:
-            work = WORKLOADS[name]
-            for tasks in contenders.values():
-                bench.throughput(work, tasks, bench.lengths(work))
-            rates: dict[str, list[float]] = {kind: [] for kind in contenders}
-            for turn in range(options.repeats):
-                lengths = bench.lengths(work)
-                order = list(contenders.items())
-                for kind, tasks in order if turn % 2 == 0 else reversed(order):
-                    rates[kind].append(bench.throughput(work, tasks, lengths))
-            for kind, values in rates.items():
-                say(f"{name} {kind}: {statistics.median(values):.0f} tok/s {[round(v) for v in values]}\n")
-            found[name] = rates
-    say(json.dumps(found) + "\n")
+        found |= measure_works(bench, options)
+    sys.stdout.write(json.dumps(found) + "\n")
     bench.engine.close()
     if bench.crew is not None:
         bench.crew.end()

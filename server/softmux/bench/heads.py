@@ -11,6 +11,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -69,13 +70,13 @@ def seconds(engine: Engine, roots: list[RootKey], rows: int, tokens: int, run: i
     return time.perf_counter() - began
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--shape", choices=SHAPES, default="1b")
     options.add_argument("--rows", type=int, default=64)
     options.add_argument("--tokens", type=int, default=24)
     options.add_argument("--runs", type=int, default=30)
-    given = options.parse_args()
+    given = options.parse_args(arguments)
     engine = make_engine(given.shape, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     roots = make_heads(engine, given.rows)
     took: dict[str, list[float]] = {"own": [], "shared": []}

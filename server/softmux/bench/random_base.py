@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import torch
 
-from softmux.engine.engine import Engine, pick_dtype
+from softmux.engine.engine import Engine, pick_device, pick_dtype
 from softmux.engine.fp8 import Fp8Linear, swap_linears
 from softmux.engine.packed import PackedModel
 from softmux.engine.parallel.cut import Part
@@ -61,26 +61,27 @@ SHAPES: dict[str, dict[str, Any]] = {
 _NAMED = "random:"
 
 
-def config_of(shape: str) -> Any:
+def config_of(shape: str, context: int = 4096) -> Any:
     from transformers import LlamaConfig
 
     return LlamaConfig(
         **SHAPES[shape],
-        max_position_embeddings=4096,
+        max_position_embeddings=context,
         rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
         bos_token_id=1,
         eos_token_id=2,
     )
 
 
-def random_model(shape: str, dtype: torch.dtype, quantization: str = "auto") -> PackedModel:
-    """Random weights on the GPU. In fp8 they are made and quantised one at a time, so that a model fits whose weights
-    in half precision would not."""
+def random_model(
+    shape: str, dtype: torch.dtype, device: torch.device, quantization: str = "auto", context: int = 4096
+) -> PackedModel:
+    """Random weights on `device`, for texts of `context` tokens. In fp8 they are made and quantised one at a time, so
+    that a model fits whose weights in half precision would not."""
     from transformers import AutoModelForCausalLM
 
-    config = config_of(shape)
+    config = config_of(shape, context)
     torch.manual_seed(0)
-    device = torch.device("cuda")
     packed = quantization == "fp8"
     with torch.device("meta") if packed else device:
         module: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager")
@@ -142,7 +143,8 @@ def _sharded(settings: Settings, ranks: Ranks) -> ShardedModel:
 def random_engine(shape: str, settings: Settings) -> tuple[Engine, Crew | None]:
     """An engine over random weights, with the other processes where `tensor_parallel` asks for such."""
     if settings.tensor_parallel == 1:
-        model = random_model(shape, pick_dtype(settings.dtype, torch.device("cuda")), settings.quantization)
+        device = pick_device(settings.device)
+        model = random_model(shape, pick_dtype(settings.dtype, device), device, settings.quantization)
         return Engine(settings, lambda key: {}, model=model), None
     settings = settings.model_copy(update={"model": _NAMED + shape})
     crew = Crew(

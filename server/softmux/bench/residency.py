@@ -20,6 +20,8 @@ import numpy as np
 import torch
 
 from softmux.bench.crossing import MIXES, Bench, Load, Room, crossing
+from softmux.bench.rates import name_of
+from softmux.engine.engine import pick_device
 
 SIZES = (16, 256, 2000, 5000, 10000, 20000, 50000)
 
@@ -84,11 +86,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     say = sys.stdout.write
     load = Load(options.prompt[0], options.prompt[1], options.new[0], options.new[1], options.outstanding)
     room = Room(options.gpu_room, options.host_room)
-    model = random_model(options.shape, torch.bfloat16)
+    device = pick_device("auto")
+    model = random_model(options.shape, torch.bfloat16, device)
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         bench = Bench(model, max(options.tasks), room, load, Path(folder), rows=options.rows)
-        say(f"{torch.cuda.get_device_name()}, {options.shape}, {room}, {load}\n{bench.room_words()}\n")
+        say(f"{name_of(device)}, {options.shape}, {room}, {load}\n{bench.room_words()}\n")
         say(
             f"{max(options.tasks)} tasks written to disk, {time.perf_counter() - began:.1f} s with the engine's start\n"
         )
@@ -104,9 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if more is not None:
             say(f"time to first token, {name}: {more.median:+.3f} ms ({more.low:+.3f} to {more.high:+.3f})\n")
     if options.json:
-        device = torch.cuda.get_device_name()
         told = {name: more and asdict(more) for name, more in added.items()}
-        told_load = {"room": asdict(room), "load": asdict(load), "device": device, "shape": options.shape}
+        told_load = {"room": asdict(room), "load": asdict(load), "device": name_of(device), "shape": options.shape}
         options.json.write_text(json.dumps({**told_load, "passes": found, "added_ttft_ms": told}, indent=1) + "\n")
     if options.plot:
         draw_plot(options.plot, found)

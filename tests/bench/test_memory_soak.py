@@ -15,6 +15,8 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_short_day_leaves_nothing_behind(device: str, tmp_path: Path) -> None:
     soak = Soak(device=device, scratch=tmp_path, check_every=10)
+    soak.run(2_000, until=0.0)
+    assert soak.engine.steps == 0, "its time was over"
     soak.run(2_000, samples=6)
     counts, growth = soak.counts, soak.growth
     assert counts["turns with the pool full"] > 20, "the pool was filled to the last slot"

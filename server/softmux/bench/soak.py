@@ -8,6 +8,7 @@ given, and the process's memory at rest. Ends with 1 where anything does not add
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import sys
 import tempfile
@@ -170,11 +171,12 @@ class Soak:
 
     # --- the steps ---------------------------------------------------------------------------------------------------
 
-    def run(self, steps: int, samples: int = 40) -> None:
-        """`steps` forward passes, with a rest and a sample of memory every `steps / samples`."""
+    def run(self, steps: int, samples: int = 40, until: float = math.inf) -> None:
+        """`steps` forward passes, with a rest and a sample of memory every `steps / samples`; fewer where
+        `time.perf_counter` comes to `until` first."""
         every = max(1, steps // samples)
         turn = 0
-        while self.engine.steps < steps:
+        while self.engine.steps < steps and time.perf_counter() < until:
             turn += 1
             self._disturb(turn)
             self._step()
@@ -182,6 +184,8 @@ class Soak:
                 self.engine.check_integrity()
             if self.engine.steps >= every * (len(self.growth.samples) + 1):
                 self.rest()
+        if turn and self.engine.steps < steps:
+            self.rest()  # its time was over between two samples
 
     def rest(self) -> None:
         """Lets everything end; then nothing may be held, and what is held is weighed."""
@@ -244,6 +248,7 @@ class Soak:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m softmux.bench.soak", description=__doc__)
     parser.add_argument("--steps", type=int, default=200_000)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="ends then, however few steps it has made")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     options = parser.parse_args(arguments)
@@ -252,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         soak = Soak(seed=options.seed, device=options.device, scratch=Path(scratch))
         began = time.perf_counter()
         try:
-            soak.run(options.steps)
+            soak.run(options.steps, until=began + options.seconds)
         finally:
             sys.stdout.write(f"{soak.told()}\n{time.perf_counter() - began:.0f} s\n")
         soak.close()

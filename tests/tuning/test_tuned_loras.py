@@ -128,10 +128,10 @@ def test_a_module_is_named_by_any_end_of_its_name(base: Base) -> None:
 def test_a_pair_whose_prefix_can_not_begin_leaves_nothing_in_the_base(
     base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_prefix(*_: object) -> PeftConfig:
+    def no_prefix(*_: object, **__: object) -> PeftConfig:
         raise MemoryError
 
-    monkeypatch.setattr(methods, "_config", no_prefix)
+    monkeypatch.setattr(methods, "soft_config", no_prefix)
     with pytest.raises(MemoryError):
         begin(LoraPrefixTuning(kind="lora+prefix_tuning", rank=2, alpha=4, virtual_tokens=2), base)
     assert not low_rank_layers(base)

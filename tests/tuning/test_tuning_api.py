@@ -93,7 +93,7 @@ def test_a_task_that_breaks_says_so_when_it_is_saved(base: Base, tmp_path: Path)
         (LoraConfig(r=2, lora_dropout=0.1), "lora_dropout"),
         (LoraConfig(r=2, use_rslora=True), "use_rslora"),
         (LoraConfig(r=2, target_modules="all-linear"), "target_modules"),
-        (LoraConfig(task_type="SEQ_CLS"), "task_type"),
+        (LoraConfig(task_type="FEATURE_EXTRACTION"), "task_type"),
         (VeraConfig(), "method"),
         (PromptEncoderConfig(num_virtual_tokens=2, encoder_dropout=0.3), "encoder_dropout"),
     ],

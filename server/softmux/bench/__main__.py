@@ -4,6 +4,7 @@ serve      a load over HTTP, on a server that runs            } closed-loop, Poi
 offline    the same load on the engine in this process        } percentiles, goodput, A/B: `softmux bench serve --help`
 client     what the load's own client can send and read
 mixed      mixed tasks beside the ways of serving them without softmux (what is run when nothing is said)
+methods    adapters of several methods and the bare model on the same held-out rows: new tokens a second
 structured random JSON schemas beside free rows: how many documents are valid, what the free rows lose
 seq2seq    the same on an encoder-decoder, against PEFT's loop
 service    the HTTP service beside its engine
@@ -58,6 +59,7 @@ _OWN_OPTIONS = {
     "faults": "softmux.bench.faults",
     "seq2seq": "softmux.bench.seq2seq",
     "structured": "softmux.bench.structured",
+    "methods": "softmux.bench.methods",
     "cluster": "softmux.bench.cluster",
     "tuning": "softmux.bench.tuning",
     "from-csv": "softmux.bench.from_csv",

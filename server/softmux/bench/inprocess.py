@@ -111,7 +111,12 @@ def _parser() -> argparse.ArgumentParser:
 def _settings(options: argparse.Namespace, more: Mapping[str, Any]) -> Settings:
     chosen: dict[str, Any] = {"model": options.model, "device": options.device, "dtype": options.dtype}
     chosen |= {"threads": options.threads, "max_waiting": 1 << 20}
-    chosen |= (parse_settings(options.set) if options.set else {}) | dict(more)
+    return settings_of(chosen, (parse_settings(options.set) if options.set else {}) | dict(more))
+
+
+def settings_of(chosen: Mapping[str, Any], more: Mapping[str, Any]) -> Settings:
+    """`chosen`, and `more` in its place. Raises `InvalidRequest` for what is no setting, or none of that value."""
+    chosen = dict(chosen) | dict(more)
     if unknown := sorted(set(chosen) - set(Settings.model_fields)):
         raise InvalidRequest(f"There is no setting {', '.join(unknown)}: docs/settings.md lists them.", param="set")
     try:

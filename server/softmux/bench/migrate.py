@@ -20,11 +20,10 @@ from rich.console import Console
 
 from softmux.demo import demo_model
 from softmux.formats.folder import load_folder
-from softmux.tuning.base import Base
+from softmux.tuning.base import Base, open_source
 from softmux.tuning.migration.migrate import Bases, migrate
 from softmux.tuning.migration.migrated import KEEPS, Migration, figures, page, table
 from softmux.tuning.migration.plan import How, OldTask
-from softmux.tuning.public import open_base
 from softmux.tuning.sources import SOURCES
 from softmux.tuning.split import is_held_back
 from softmux.tuning.together import Together
@@ -89,7 +88,7 @@ def summary(found: Migration) -> list[str]:
 def _change(old: str, new: Path, said: argparse.Namespace, console: Console) -> None:
     """Fine-tunes every weight of the base on texts of four kinds, and saves it with its tokenizer."""
     texts = [x.text for x in SOURCES["text-source"].load() if not is_held_back(x.text)]
-    base = open_base(old, device=said.device)
+    base = open_source(old, Path(old).name, said.device)
     started = time.monotonic()
     losses = fine_tune(base, texts, said.change_steps, said.change_rate, said.seed)
     console.print(

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from softmux.tuning.library import RegistryLibrary as RegistryLibrary
     from softmux.tuning.library import ServerLibrary as ServerLibrary
-    from softmux.tuning.public import Task as Task
     from softmux.tuning.public import Tuned as Tuned
     from softmux.tuning.public import open_base as open_base
     from softmux.tuning.public import tune as tune
@@ -20,17 +19,19 @@ if TYPE_CHECKING:
     from softmux.tuning.recipe import PrefixTuning as PrefixTuning
     from softmux.tuning.recipe import PromptTuning as PromptTuning
     from softmux.tuning.recipe import PTuning as PTuning
+    from softmux.tuning.recipe import PTuningV2 as PTuningV2
     from softmux.tuning.recipe import Train as Train
+    from softmux.tuning.task import Task as Task
     from softmux.tuning.together import Together as Together
 
 _PLACES = {
-    "Task": "public", "Tuned": "public", "open_base": "public", "tune": "public", "Together": "together",
+    "Task": "task", "Tuned": "public", "open_base": "public", "tune": "public", "Together": "together",
     "Train": "recipe", "PromptTuning": "recipe", "PTuning": "recipe", "PrefixTuning": "recipe", "Lora": "recipe",
-    "LoraPrefixTuning": "recipe", "ServerLibrary": "library", "RegistryLibrary": "library",
+    "LoraPrefixTuning": "recipe", "PTuningV2": "recipe", "ServerLibrary": "library", "RegistryLibrary": "library",
 }  # fmt: skip
 
-__all__ = ["Lora", "LoraPrefixTuning", "PTuning", "PrefixTuning", "PromptTuning", "RegistryLibrary", "ServerLibrary",
-           "Task", "Together", "Train", "Tuned", "open_base", "tune"]  # fmt: skip
+__all__ = ["Lora", "LoraPrefixTuning", "PTuning", "PTuningV2", "PrefixTuning", "PromptTuning", "RegistryLibrary",
+           "ServerLibrary", "Task", "Together", "Train", "Tuned", "open_base", "tune"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

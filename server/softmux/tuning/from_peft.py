@@ -6,7 +6,10 @@ from dataclasses import fields
 from typing import Any
 
 from softmux.errors import InvalidRequest
+from softmux.formats.peft_types import GENERATES, HEADS, TRANSFORMS, why_not
+from softmux.tuning.headed import Headed
 from softmux.tuning.recipe import Lora, PrefixTuning, PromptTuning, PTuning
+from softmux.types import Family
 
 Method = PromptTuning | PTuning | PrefixTuning | Lora
 
@@ -27,42 +30,51 @@ _LABELS = {
 }
 _SIZES = {"token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules", "runtime_config"}
 _INITS: dict[str, Any] = {"TEXT": "text", "SAMPLE_VOCAB": "sampled", "RANDOM": "random"}
+_HEADS = {"classifier", "score"}
+"""What a head's module is called; PEFT saves it whether `modules_to_save` says so or not."""
 
 
-def method_of(config: Any, task_type: str = "CAUSAL_LM") -> Method:
-    """The method that a `PeftConfig` asks for, of a task of that type. Raises `InvalidRequest` for a type that is not
-    tuned here, and for an option that would be ignored."""
-    kind = str(getattr(config.peft_type, "value", config.peft_type))
+def method_of(config: Any, family: Family = "decoder") -> Method | Headed:
+    """The method that a `PeftConfig` asks for, on that kind of base. Raises `InvalidRequest` for a type that is not
+    tuned here, for a task's type that the base is not for, and for an option that would be ignored."""
+    kind = _plain(config.peft_type)
     if kind not in _TAKEN:
         raise InvalidRequest(f"{kind} is not tuned by softmux: {', '.join(sorted(_TAKEN))} are.", param="method")
-    if (task := str(getattr(config.task_type, "value", config.task_type))) not in (task_type, "None"):
-        raise InvalidRequest(
-            f"The config's task_type is {task}, and a task that generates on this base has {task_type}.",
-            param="task_type",
-        )
-    text = "TEXT" if kind == "PROMPT_TUNING" and config.prompt_tuning_init == "TEXT" else None
-    plain = type(config)()
+    task = None if config.task_type is None else _plain(config.task_type)
+    if refusal := why_not(kind, task, family):
+        said = f"task_type = {task}" if task else "The config has no task_type"
+        raise InvalidRequest(f"{said}: {refusal}.", param="task_type")
+    with_head = task in HEADS
+    blank = type(config)()
     for field in fields(config):
-        if field.name in _TAKEN[kind] | _LABELS | _SIZES:
+        if field.name in _TAKEN[kind] | _LABELS | _SIZES or (with_head and field.name == "modules_to_save"):
             continue
-        if getattr(config, field.name) != getattr(plain, field.name):
+        if getattr(config, field.name) != getattr(blank, field.name):
             raise InvalidRequest(
                 f"{field.name} = {getattr(config, field.name)!r} is not tuned so by softmux.", param=field.name
             )
+    method = _method(kind, config)
+    if not with_head:
+        assert task in (None, GENERATES, TRANSFORMS)
+        return method
+    return Headed(method, "sequence" if task == "SEQ_CLS" else "token", _saves_pooler(config, task))
+
+
+def _method(kind: str, config: Any) -> Method:
     if kind == "PROMPT_TUNING":
-        init = str(getattr(config.prompt_tuning_init, "value", config.prompt_tuning_init))
+        init = _plain(config.prompt_tuning_init)
         return PromptTuning(
             kind="prompt_tuning",
             virtual_tokens=config.num_virtual_tokens,
             init=_INITS[init],
-            init_text=config.prompt_tuning_init_text if text else None,
+            init_text=config.prompt_tuning_init_text if init == "TEXT" else None,
         )
     if kind == "P_TUNING":
-        encoder = config.encoder_reparameterization_type
+        encoder: Any = _plain(config.encoder_reparameterization_type)
         return PTuning(
             kind="p_tuning",
             virtual_tokens=config.num_virtual_tokens,
-            encoder=getattr(encoder, "value", encoder),
+            encoder=encoder,
             encoder_hidden_size=config.encoder_hidden_size,
         )
     if kind == "PREFIX_TUNING":
@@ -76,3 +88,20 @@ def method_of(config: Any, task_type: str = "CAUSAL_LM") -> Method:
         raise InvalidRequest("target_modules is a list of modules' names here.", param="target_modules")
     modules = sorted(config.target_modules) if config.target_modules else None
     return Lora(kind="lora", rank=config.r, alpha=config.lora_alpha, target_modules=modules)
+
+
+def _saves_pooler(config: Any, task: str | None) -> bool:
+    """Whether `modules_to_save` names the pooler, beside heads. Raises `InvalidRequest` for any other module."""
+    saved = set(config.modules_to_save or ())
+    if others := sorted(saved - _HEADS - ({"pooler"} if task == "SEQ_CLS" else set())):
+        raise InvalidRequest(
+            f"modules_to_save names {', '.join(others)}, and beside what is learned softmux trains the head alone "
+            "(classifier, score), and of a sequence's the pooler before it: leave the others out.",
+            param="modules_to_save",
+        )
+    return "pooler" in saved
+
+
+def _plain(value: Any) -> str:
+    """An option that is an enumeration's, or a string already."""
+    return str(getattr(value, "value", value))

@@ -18,9 +18,9 @@ from softmux.tuning.tables import Tables
 
 
 class FrozenBase(FrozenModule):
-    """A causal language model. `teacher` makes logits of the states that rows are taught by; None: this model does,
-    whose own states they then are. `says_inputs`: whether it says an input's own tokens, so that they can weigh in a
-    loss, too."""
+    """A causal language model, under each task's own head where its rows have labels. `teacher` makes logits of the
+    states that rows are taught by; None: this model does, whose own states they then are. `says_inputs`: whether it
+    says an input's own tokens, so that they can weigh in a loss, too."""
 
     says_inputs = True
 
@@ -39,11 +39,16 @@ class FrozenBase(FrozenModule):
         """`[targets]`, the cross-entropy of each target in float32; of those that are taught, the divergence
         `KL(teacher || own)` over the whole vocabulary. Within `running()`. `noise [tokens, hidden]` is added to the
         input's embeddings."""
+        if packed.heads:
+            return self._labelled(self._states(packed, tables, noise), packed, tables)[0]
         return self._compared(packed, tables, noise)[0]
 
     @torch.no_grad()
     def scored(self, packed: Packed, tables: Tables) -> tuple[torch.Tensor, torch.Tensor]:
-        """`losses`, and `[targets]` whether each target is the likeliest token there. Within `running()`."""
+        """`losses`, and `[targets]` whether each target is the likeliest token, or label, there. Within `running()`."""
+        if packed.heads:
+            losses, likeliest = self._labelled(self._states(packed, tables, None), packed, tables)
+            return losses, likeliest == packed.targets
         losses, own = self._compared(packed, tables, None)
         return losses, own.argmax(-1) == packed.targets
 
@@ -87,10 +92,7 @@ class FrozenBase(FrozenModule):
         return cross_entropy(logits, ids[1:], reduction="none")
 
     def _logits(self, packed: Packed, tables: Tables, noise: torch.Tensor | None) -> torch.Tensor:
-        embeddings = self._begin(packed, tables, noise)
-        try:
-            for rows in packed.low_rank:
-                self._hooks.extend((tables.low_rank or {})[rows.cohort].attach(self.model, rows))
+        with self._given(packed, tables, noise) as embeddings:
             logits: torch.Tensor = self.model(
                 inputs_embeds=embeddings[None],
                 position_ids=packed.positions[None],
@@ -98,10 +100,18 @@ class FrozenBase(FrozenModule):
                 use_cache=False,
                 logits_to_keep=packed.wanted,
             ).logits[0]
-        finally:
-            if not (self.checkpointing and torch.is_grad_enabled()):
-                self.detach()
         return logits
+
+    def _states(self, packed: Packed, tables: Tables, noise: torch.Tensor | None) -> torch.Tensor:
+        """`[targets, hidden]`, the last hidden states that heads read: those before the output head."""
+        with self._given(packed, tables, noise) as embeddings:
+            states: torch.Tensor = self.model.base_model(
+                inputs_embeds=embeddings[None],
+                position_ids=packed.positions[None],
+                attention_mask=None,
+                use_cache=False,
+            )[0][0]
+        return states.index_select(0, packed.wanted)
 
 
 @contextmanager

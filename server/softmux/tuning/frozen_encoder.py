@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
 from softmux.engine.numbering import numbering
@@ -38,35 +37,20 @@ class FrozenEncoder(FrozenModule):
 
     def losses(self, packed: Packed, tables: Tables, noise: torch.Tensor | None = None) -> torch.Tensor:
         """`[targets]`, the cross-entropy of each label in float32."""
-        return self._compared(packed, tables, noise)[0]
+        return self._labelled(self.states(packed, tables, noise), packed, tables)[0]
 
     @torch.no_grad()
     def scored(self, packed: Packed, tables: Tables) -> tuple[torch.Tensor, torch.Tensor]:
-        losses, likeliest = self._compared(packed, tables, None)
+        losses, likeliest = self._labelled(self.states(packed, tables, None), packed, tables)
         return losses, likeliest == packed.targets
 
     def states(self, packed: Packed, tables: Tables, noise: torch.Tensor | None = None) -> torch.Tensor:
         """`[targets, hidden]`, the last hidden states that are read. Within `running()`."""
-        embeddings = self._begin(packed, tables, noise)
         positions = packed.positions + self._first
-        output = self.model(inputs_embeds=embeddings[None], position_ids=positions[None], attention_mask=None)
+        with self._given(packed, tables, noise) as embeddings:
+            output = self.model(inputs_embeds=embeddings[None], position_ids=positions[None], attention_mask=None)
         states: torch.Tensor = output[0][0]
         return states.index_select(0, packed.wanted)
-
-    def _compared(
-        self, packed: Packed, tables: Tables, noise: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The losses, and the likeliest label of each target."""
-        states = self.states(packed, tables, noise)
-        losses = torch.zeros(len(packed.targets), device=self.device)
-        likeliest = torch.zeros_like(packed.targets)
-        for rows in packed.heads:
-            assert tables.heads is not None
-            logits = tables.heads[rows.cohort].logits(states, rows)
-            own = cross_entropy(logits, packed.targets.index_select(0, rows.at), reduction="none")
-            losses = losses.index_copy(0, rows.at, own)
-            likeliest = likeliest.index_copy(0, rows.at, logits.detach().argmax(-1))
-        return losses, likeliest
 
 
 def positions_of(model: Any) -> tuple[int, int]:

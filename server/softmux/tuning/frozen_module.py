@@ -1,6 +1,7 @@
 """A frozen module, run with gradients over packed rows of many tasks: what is the same for every kind of base.
 
-`FrozenBase`      a causal language model, whose logits are compared with tokens or with a teacher's (`frozen.py`)
+`FrozenBase`      a causal language model, whose logits are compared with tokens or with a teacher's, or whose last
+                  hidden states go to each task's own head (`frozen.py`)
 `FrozenEncoder`   an encoder, whose last hidden states go to each task's own head (`frozen_encoder.py`)
 
 `FrozenEncoderDecoder` is a `FrozenBase` that does not run packed rows packed (`frozen_encoder_decoder.py`).
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import embedding, rms_norm
+from torch.nn.functional import cross_entropy, embedding, rms_norm
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -102,6 +103,31 @@ class FrozenModule(ABC):
             self._prefixes = by_layer.transpose(0, 1).contiguous().unbind(0)
         self.attention.begin(packed)
         return embeddings
+
+    @contextmanager
+    def _given(self, packed: Packed, tables: Tables, noise: torch.Tensor | None) -> Iterator[torch.Tensor]:
+        """As `_begin`, with the tasks' LoRAs on their modules. They stay on for a backward that runs layers again."""
+        embeddings = self._begin(packed, tables, noise)
+        try:
+            for rows in packed.low_rank:
+                self._hooks.extend((tables.low_rank or {})[rows.cohort].attach(self.model, rows))
+            yield embeddings
+        finally:
+            if not (self.checkpointing and torch.is_grad_enabled()):
+                self.detach()
+
+    def _labelled(self, states: torch.Tensor, packed: Packed, tables: Tables) -> tuple[torch.Tensor, torch.Tensor]:
+        """`[targets]` the cross-entropy of each label in float32, and `[targets]` the likeliest one, of the last hidden
+        states `[targets, hidden]`, each read by its own task's head."""
+        losses = torch.zeros(len(packed.targets), device=self.device)
+        likeliest = torch.zeros_like(packed.targets)
+        for rows in packed.heads:
+            assert tables.heads is not None
+            logits = tables.heads[rows.cohort].logits(states, rows)
+            own = cross_entropy(logits, packed.targets.index_select(0, rows.at), reduction="none")
+            losses = losses.index_copy(0, rows.at, own)
+            likeliest = likeliest.index_copy(0, rows.at, logits.detach().argmax(-1))
+        return losses, likeliest
 
     def detach(self) -> None:
         """Takes the step's LoRAs off; after the backward where that runs layers again."""

@@ -1,4 +1,4 @@
-"""The frozen encoder that tasks with a head are tuned over: loaded once, in float32, never changed."""
+"""The frozen base that tasks with a head are tuned over, without its own: loaded once, in float32, never changed."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ from transformers import logging as transformers_logging
 from softmux.engine.bases import family_of
 from softmux.engine.fingerprint import base_fingerprint
 from softmux.errors import InvalidRequest
-from softmux.formats.peft_types import takes_prefix
-from softmux.tuning.base import OverBase, device_of, label_of, source_of
+from softmux.formats.peft_types import takes_prefix, why_not
+from softmux.tuning.base import Base, OverBase, device_of, label_of, source_of
+from softmux.types import Family
 
 _CLASSES: dict[str, Any] = {"sequence": AutoModelForSequenceClassification, "token": AutoModelForTokenClassification}
 
 
 @dataclass(frozen=True, slots=True)
 class HeadBase:
-    """`model` is the encoder without a head. `label` is its name, `fingerprint` what servers know it by (None for a hub
-    id). `has_pooler`: whether what stands before a sequence's head is in the checkpoint."""
+    """`model` is the encoder, or decoder, without a head. `label` is its name, `fingerprint` what servers know it by
+    (None for a hub id). `has_pooler`: whether what stands before a sequence's head is in the checkpoint. `within`: what
+    its modules' names begin with in the module that is run, where it is a part of that."""
 
     source: str
     label: str
@@ -37,6 +39,8 @@ class HeadBase:
     tokenizer: Any
     model: Any
     has_pooler: bool
+    family: Family = "encoder"
+    within: str = ""
 
     @property
     def device(self) -> torch.device:
@@ -48,8 +52,8 @@ class HeadBase:
         return int(self.model.get_input_embeddings().weight.shape[0])
 
     def classifier(self, head: str, labels: int) -> Any:
-        """This encoder under a fresh head, in evaluation mode. The head comes from torch's global generator; all else
-        is the encoder's own, and what takes a module's place in one classifier takes it in no other.
+        """This base under a fresh head, in evaluation mode. The head comes from torch's global generator; all else
+        is the base's own, and what takes a module's place in one classifier takes it in no other.
 
         Raises `InvalidRequest` where the model has no such head, or one of another build.
         """
@@ -66,16 +70,34 @@ class HeadBase:
             name: None if getattr(empty, name, None) is None else part for name, part in self.model._modules.items()
         }
         setattr(model, model.base_model_prefix, shared)
-        if hasattr(model, "classifier"):
-            model.classifier.to_empty(device=self.device).apply(model._init_weights)
-        if not hasattr(model, "classifier") or any(part.is_meta for part in model.parameters()):
+        own = output_of(model)
+        if own is not None:
+            own.to_empty(device=self.device).apply(model._init_weights)
+        if own is None or any(part.is_meta for part in model.parameters()):
             raise InvalidRequest(f"{type(model).__name__}'s head is of a build that softmux can't tune.", param="base")
+        if self.family == "decoder":
+            model.config.pad_token_id = -1  # a row's last token is read, whichever it is
         return model.eval()
 
     def whole(self, head: str, labels: int) -> Any:
         """A copy of the encoder of its own, under a fresh head, in evaluation mode."""
         model, _ = _quietly(_CLASSES[head], self.source, num_labels=labels)
         return model.to(self.device).eval()
+
+
+def output_of(model: Any) -> Any:
+    """The module of a classifier that is its head; None where it has none of a name that PEFT saves."""
+    return getattr(model, "classifier", None) or getattr(model, "score", None)
+
+
+def head_base_of(base: Base) -> HeadBase:
+    """A decoder as tasks with a head are tuned over it, beside those that generate. Raises `InvalidRequest` for an
+    encoder-decoder."""
+    family = family_of(base.model.config)
+    if refusal := why_not("LORA", "SEQ_CLS", family):
+        raise InvalidRequest(f"{base.label}: {refusal}.", param="task_type")
+    within = f"{base.model.base_model_prefix}."
+    return HeadBase("", base.label, None, base.tokenizer, base.model.base_model, False, family, within)
 
 
 def load_head_base(recipe: OverBase, device: str = "auto", cache: Path | None = None) -> HeadBase:
@@ -109,6 +131,13 @@ def open_head_base(source: str, label: str, device: str = "auto") -> HeadBase:
         model.to(device_of(device)).eval().requires_grad_(False),
         has_pooler=getattr(model, "pooler", None) is not None and not any("pooler" in name for name in missing),
     )
+
+
+def as_head_base(model: Any, tokenizer: Any, label: str) -> HeadBase:
+    """A loaded encoder and its tokenizer: frozen, in evaluation mode, where it is. Its pooler, if it has one, is taken
+    for trained."""
+    encoder = model.base_model.eval().requires_grad_(False)
+    return HeadBase("", label, None, tokenizer, encoder, getattr(encoder, "pooler", None) is not None)
 
 
 def _quietly(kind: Any, source: str, **options: Any) -> tuple[Any, list[str]]:

@@ -8,7 +8,6 @@ LoRA            updates of low rank to linear modules; alone, or trained togethe
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -16,31 +15,24 @@ from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
-from transformers.pytorch_utils import Conv1D
 
 from softmux.errors import InvalidRequest
 from softmux.formats.layout import Layout
 from softmux.formats.template import Template
 from softmux.tuning.base import Base
 from softmux.tuning.cohort import Start
+from softmux.tuning.lora_layers import (
+    ADAPTER,
+    low_rank_layers,
+    low_rank_model,
+    low_rank_values,
+    peft_model,
+    put_low_rank,
+)
+from softmux.tuning.peft_configs import lora_config, soft_config
 from softmux.tuning.recipe import Lora, LoraPrefixTuning, PrefixTuning, PromptTuning, PTuning
 from softmux.tuning.rows import IGNORE, Batch, Row
 from softmux.types import Method
-
-try:
-    from peft import (
-        LoraConfig,
-        PeftConfig,
-        PrefixTuningConfig,
-        PromptEncoderConfig,
-        PromptTuningConfig,
-        get_peft_model,
-    )
-    from peft.tuners.lora import LoraLayer
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError("Tuning is built on PEFT: pip install 'softmux[tune]'.", name=error.name) from error
-
-_ADAPTER = "default"
 
 SoftRecipe = PromptTuning | PTuning | PrefixTuning | LoraPrefixTuning
 
@@ -63,7 +55,7 @@ class Learned:
     def soft(self) -> torch.nn.Module | None:
         """The prompt encoder; None for a LoRA alone."""
         encoders = getattr(self.peft, "prompt_encoder", None)
-        soft: torch.nn.Module | None = encoders[_ADAPTER] if encoders is not None else None
+        soft: torch.nn.Module | None = encoders[ADAPTER] if encoders is not None else None
         return soft
 
     @property
@@ -120,7 +112,10 @@ def begin(recipe: SoftRecipe | Lora, base: Base, words: Sequence[str] = ()) -> L
         return Learned(base, Layout(0, None, "lora"), _low_rank(base, recipe))
     lora = _low_rank(base, recipe) if isinstance(recipe, LoraPrefixTuning) else None
     try:
-        peft = _peft(base, _config(recipe, base))
+        config = soft_config(
+            recipe, base.task_type, base.tokenizer, vectors=base.vector_options, prefixes=base.prefix_options
+        )
+        peft = peft_model(base.model, config).to(base.device)
     except BaseException:
         if lora is not None:
             lora.unload()
@@ -139,15 +134,8 @@ def begin(recipe: SoftRecipe | Lora, base: Base, words: Sequence[str] = ()) -> L
 def start_of(learned: Learned) -> Start:
     """Its numbers as they are, for `many.Trainer`. A LoRA's stay those of the layers that PEFT has put in: copy before
     they are taken out."""
-    layers = dict(_low_rank_layers(learned))
-    scalings = {float(layer.scaling[_ADAPTER]) for layer in layers.values()}
-    if len(scalings) > 1:
-        raise InvalidRequest("A LoRA is tuned with one rank and one alpha for all its modules.", param="method")
-    pairs = {
-        name: (layer.lora_A[_ADAPTER].weight.detach().clone(), layer.lora_B[_ADAPTER].weight.detach().clone())
-        for name, layer in layers.items()
-    }
-    return Start(learned.soft, learned.layout.virtual_tokens, learned.prefix > 0, pairs, next(iter(scalings), 1.0))
+    pairs, scaling = low_rank_values(_low_rank_layers(learned))
+    return Start(learned.soft, learned.layout.virtual_tokens, learned.prefix > 0, pairs, scaling)
 
 
 @torch.no_grad()
@@ -156,9 +144,7 @@ def put(learned: Learned, values: Mapping[str, torch.Tensor]) -> None:
     if learned.soft is not None:
         for name, parameter in learned.soft.named_parameters():
             parameter.copy_(values[f"soft.{name}"])
-    for name, layer in _low_rank_layers(learned):
-        layer.lora_A[_ADAPTER].weight.copy_(values[f"a.{name}"])
-        layer.lora_B[_ADAPTER].weight.copy_(values[f"b.{name}"])
+    put_low_rank(_low_rank_layers(learned), values)
 
 
 def take_out(learned: Learned) -> None:
@@ -171,9 +157,7 @@ def take_out(learned: Learned) -> None:
 
 def _low_rank_layers(learned: Learned) -> Iterator[tuple[str, Any]]:
     if learned.soft is None or learned.lora is not None:
-        for name, module in learned.base.model.named_modules():
-            if isinstance(module, LoraLayer):
-                yield name, module
+        yield from low_rank_layers(learned.base.model)
 
 
 @torch.no_grad()
@@ -187,75 +171,6 @@ def _begin_with(words: Sequence[str], learned: Learned) -> None:
     next(learned.soft.parameters()).copy_(learned.base.model.get_input_embeddings()(which))
 
 
-def _peft(base: Base, config: PeftConfig) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT warns of options we set on purpose
-        return get_peft_model(base.model, config).to(base.device)
-
-
 def _low_rank(base: Base, recipe: Lora | LoraPrefixTuning) -> Any:
-    """Raises `InvalidRequest` where its modules are not known, not there, not linear, or the output head, of which a
-    step computes the answers' places alone. The base is then as it was."""
-    _check_linear(base, recipe.target_modules or ())
-    try:
-        model = _peft(base, _lora_config(recipe, base))
-    except ValueError as error:
-        raise InvalidRequest(
-            f"PEFT knows no modules of {base.model.config.model_type} by default: name linear modules of {base.label} "
-            "in method.target_modules, as its checkpoint calls them.",
-            param="method.target_modules",
-        ) from error
-    if isinstance(base.model.get_output_embeddings(), LoraLayer):
-        model.unload()
-        raise InvalidRequest(
-            "method.target_modules names the output head, and a LoRA there is not tuned: leave it out.",
-            param="method.target_modules",
-        )
-    return model
-
-
-def _check_linear(base: Base, names: Sequence[str]) -> None:
-    """Raises `InvalidRequest` where one of the names is not of linear modules alone. PEFT sees to it only while it puts
-    its layers in, and lets a name that is of nothing pass beside others."""
-    modules = dict(base.model.named_modules())
-    linear = {name for name, module in modules.items() if isinstance(module, torch.nn.Linear | Conv1D)}
-    for wanted in names:
-        found = {name for name in modules if name == wanted or name.endswith(f".{wanted}")}
-        if found and found <= linear:
-            continue
-        head = base.model.get_output_embeddings()
-        known = sorted({name.rpartition(".")[2] for name in linear if modules[name] is not head})
-        raise InvalidRequest(
-            f"{base.label} has no linear module {wanted}{', but another of that name' if found else ''}: name linear "
-            f"modules in method.target_modules, as its checkpoint calls them ({', '.join(known)}).",
-            param="method.target_modules",
-        )
-
-
-def _lora_config(recipe: Lora | LoraPrefixTuning, base: Base) -> PeftConfig:
-    return LoraConfig(
-        task_type=base.task_type, r=recipe.rank, lora_alpha=recipe.alpha, target_modules=recipe.target_modules
-    )
-
-
-def _config(recipe: SoftRecipe, base: Base) -> PeftConfig:
-    common: dict[str, Any] = {"task_type": base.task_type, "num_virtual_tokens": recipe.virtual_tokens}
-    if isinstance(recipe, PrefixTuning | LoraPrefixTuning):
-        return PrefixTuningConfig(
-            prefix_projection=recipe.projected, encoder_hidden_size=recipe.encoder_hidden_size, **common,
-            **base.prefix_options,
-        )  # fmt: skip
-    common |= base.vector_options
-    if isinstance(recipe, PromptTuning):
-        if recipe.begins != "text":
-            sampled = recipe.begins == "sampled"
-            return PromptTuningConfig(prompt_tuning_init="SAMPLE_VOCAB" if sampled else "RANDOM", **common)
-        return PromptTuningConfig(
-            prompt_tuning_init="TEXT",
-            prompt_tuning_init_text=recipe.init_text,
-            tokenizer_name_or_path=base.tokenizer.name_or_path,
-            **common,
-        )
-    return PromptEncoderConfig(
-        encoder_reparameterization_type=recipe.encoder, encoder_hidden_size=recipe.encoder_hidden_size, **common
-    )
+    config = lora_config(recipe, base.task_type)
+    return low_rank_model(base.model, config, base.model, base.label).to(base.device)

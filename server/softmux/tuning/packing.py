@@ -39,9 +39,10 @@ class Prepared:
 
 def prepare(row: TaskRow, prefix: int, dampening: float) -> Prepared:
     """Answers weigh 1, the input's own tokens `dampening`; what nothing comes before, and learned tokens, nothing. Of a
-    row with a head each label weighs 1, a sequence's at its first token."""
+    row with a head each label weighs 1."""
     if isinstance(row, HeadRow):
-        said = np.array([*row.targets, *[IGNORE] * (len(row.ids) - len(row.targets))], dtype=np.int64)
+        said = np.full(len(row.ids), IGNORE, dtype=np.int64)
+        said[row.at : row.at + len(row.targets)] = row.targets
         return Prepared(np.array(row.ids, dtype=np.int64), (said != IGNORE).astype(np.float64), 0, labels=said)
     ids = np.array([*row.ids[prefix:], *row.answer], dtype=np.int64)
     kept = np.where(ids >= 0, dampening, 0.0)
@@ -116,12 +117,18 @@ class Members:
 
 def packs(rows: Sequence[Placed], tokens: int) -> Iterator[list[Placed]]:
     """Cuts rows into packs of at most `tokens` tokens (one row at least): those alike in what they need, and in length,
-    together. A pack that is small is no reason to wait: it is the last of its kind."""
-    ordered = sorted(rows, key=lambda placed: (placed[1].prefix > 0, placed[1].low_rank is not None, placed[0].length))
+    together, and never one that a head reads with one that says words. A pack that is small is no reason to wait: it is
+    the last of its kind."""
+
+    def needs(placed: Placed) -> tuple[bool, bool, bool, int]:
+        row, place = placed
+        return row.labels is not None, place.prefix > 0, place.low_rank is not None, row.length
+
+    ordered = sorted(rows, key=needs)
     pack: list[Placed] = []
     held = 0
     for placed in ordered:
-        if pack and held + placed[0].length > tokens:
+        if pack and (held + placed[0].length > tokens or needs(placed)[0] != needs(pack[0])[0]):
             yield pack
             pack, held = [], 0
         pack.append(placed)

@@ -3,56 +3,49 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from rich.console import Console
+from transformers import AutoConfig
 
+from softmux.engine.bases import family_of
 from softmux.errors import InvalidRequest, SoftmuxError
-from softmux.formats.softmux_json import SOFTMUX_FILE, SoftmuxJson
+from softmux.formats.softmux_json import SOFTMUX_FILE
 from softmux.tuning.base import Base, as_base, open_source
-from softmux.tuning.beginning import Beginner, Beginning, Beginnings
+from softmux.tuning.beginning import Beginnings
 from softmux.tuning.board import shown
-from softmux.tuning.data import Example, checked
+from softmux.tuning.evaluate import Figures
 from softmux.tuning.from_peft import method_of
-from softmux.tuning.job import Finished, Job
+from softmux.tuning.head_base import HeadBase, as_head_base, open_head_base
+from softmux.tuning.head_task import head_task
+from softmux.tuning.headed import Headed, headed
+from softmux.tuning.job import Finished
 from softmux.tuning.library import Library
-from softmux.tuning.method_recipe import MethodRecipe
-from softmux.tuning.methods import Learned, begin, put, start_of, take_out
-from softmux.tuning.recipe import Lora, LoraPrefixTuning, PrefixTuning, PromptTuning, PTuning, Train
-from softmux.tuning.rows import Row, encode
-from softmux.tuning.split import split
+from softmux.tuning.recipe import (
+    Evaluate,
+    Lora,
+    LoraPrefixTuning,
+    Metric,
+    PrefixTuning,
+    PromptTuning,
+    PTuning,
+    PTuningV2,
+)
+from softmux.tuning.task import Pairs, Prepared, Task
 from softmux.tuning.together import Together, precision, train_together
 from softmux.tuning.trainer import Progress, Trained
-from softmux.tuning.transfer import saved_method
+from softmux.tuning.word_task import no_words, word_task
 from softmux.tuning.write import write_peft
-
-Method = PromptTuning | PTuning | PrefixTuning | Lora | LoraPrefixTuning
-Pairs = Iterable[tuple[str, str]]
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """A task to tune. `rows` are (what a user sends, what should come back, its leading space included); `method` is a
-    recipe's method or one of PEFT's configs. Without `validation` about a tenth of the rows validate, by a hash of
-    their text; those whose hash makes them test rows are then neither trained nor selected on. `labels` are words that
-    vectors may begin as."""
-
-    name: str
-    rows: Pairs
-    method: Method | Any
-    train: Train = field(default_factory=lambda: Train(steps=500, learning_rate=1e-2))
-    validation: Pairs | None = None
-    labels: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
     """What became of a task. `values` are its numbers at the best step, by name; `error` says why there are none.
-    `begun`: what its start had of another adapter, in words."""
+    `begun`: what its start had of another adapter, in words; `labels`: a head's, in the order of its outputs."""
 
     name: str
     trained: Trained
@@ -60,41 +53,58 @@ class Tuned:
     error: str | None
     lengths: tuple[int, int]
     begun: str
-    _template: str | None
-    _restore: Callable[[], Learned]
+    labels: tuple[str, ...]
+    _task: Prepared
 
     def save(self, folder: Path | str) -> Path:
         """Writes the adapter as PEFT saves it, with `softmux.json`: what `softmux upload` takes. Raises `SoftmuxError`
         where the task could not be learned."""
-        if self.error is not None:
-            raise SoftmuxError(f"{self.name}: {self.error}")
+        ended = self._ended()
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        learned = self._restore()
-        try:
+        with self._task.opened(ended) as learned:
             write_peft(folder, learned)
-        finally:
-            take_out(learned)
-        notes = f"Begun from {self.begun}." if self.begun else None
-        said = SoftmuxJson(template=self._template, trained_lengths=list(self.lengths), notes=notes)
-        (folder / SOFTMUX_FILE).write_text(json.dumps(said.model_dump(exclude_none=True), indent=2) + "\n", "utf-8")
+        said = json.dumps(self._task.said.model_dump(exclude_none=True), indent=2, ensure_ascii=False)
+        (folder / SOFTMUX_FILE).write_text(said + "\n", "utf-8")
         return folder
 
+    def evaluate(self, rows: Pairs | None = None, *, metric: Metric = "exact", max_tokens: int = 8) -> Figures:
+        """The figures of rows (by default those that the task held out), greedy answers by `metric`; a head's labels
+        by accuracy, or by the F1 of words. Raises `BadData` for rows, `SoftmuxError` where the task could not be
+        learned."""
+        ended = self._ended()
+        if rows is None and self._task.test is None:
+            raise InvalidRequest(
+                "Nothing was held out, since the validation rows were given: give rows to measure on.", param="rows"
+            )
+        test = self._task.test if rows is None else self._task.examples(rows, f"{self.name}'s rows")
+        with self._task.opened(ended) as learned:
+            return self._task.figures(learned, test or (), Evaluate(metric=metric, max_tokens=max_tokens))
 
-def open_base(model: Any, tokenizer: Any = None, *, device: str = "auto", label: str = "") -> Base:
-    """A base to tune over: a folder, a hub id, or a loaded decoder or encoder-decoder with its tokenizer. In float32;
-    it is frozen, and stays as it is."""
+    def _ended(self) -> Finished:
+        if self.error is not None:
+            raise SoftmuxError(f"{self.name}: {self.error}")
+        return Finished(self.name, self.trained, self.values)
+
+
+def open_base(model: Any, tokenizer: Any = None, *, device: str = "auto", label: str = "") -> Base | HeadBase:
+    """A base to tune over: a folder, a hub id, or a loaded model with its tokenizer; a `HeadBase` where it is an
+    encoder, which says nothing but what a head says. In float32; it is frozen, and stays as it is."""
     if isinstance(model, str | Path):
-        name = Path(model).name if Path(model).is_dir() else str(model)
-        return open_source(str(model), label or name, device)
+        source = str(model)
+        name = label or (Path(model).name if Path(model).is_dir() else source)
+        if family_of(AutoConfig.from_pretrained(source)) == "encoder":
+            return open_head_base(source, name, device)
+        return open_source(source, name, device)
     if tokenizer is None:
         raise InvalidRequest("A loaded model needs its tokenizer.", param="tokenizer")
-    return as_base(model, tokenizer, label or str(getattr(model.config, "name_or_path", "") or "base"))
+    name = label or str(getattr(model.config, "name_or_path", "") or "base")
+    return (as_head_base if family_of(model.config) == "encoder" else as_base)(model, tokenizer, name)
 
 
 def tune(
     tasks: Sequence[Task],
-    base: Base,
+    base: Base | HeadBase,
     *,
     together: Together | None = None,
     watch: Callable[[str, Progress], None] | None = None,
@@ -104,18 +114,20 @@ def tune(
     `init_from` that names a task is looked up in `library`; a folder is from where the process runs.
 
     In the order given; a task whose loss stops being a number has an `error`, and the others go on. The first task's
-    `train.bfloat16` says for all in which precision the base multiplies. Raises `BadData` for rows, `InvalidRequest`
-    for a method that can't be tuned.
+    `train.bfloat16` says for all in which precision the base multiplies; where it says nothing, float32 if any task has
+    a head. Raises `BadData` for rows, `InvalidRequest` for a method that can't be tuned.
     """
     together = together or Together(save_every=0)
     console = Console(stderr=True, quiet=True)
-    beginnings = Beginnings(base, library, console)
-    made = [_job(task, base, beginnings) for task in tasks]
-    jobs = [job for job, *_ in made]
+    prepared = _prepared(tasks, base, library, console)
+    jobs = [one.job for one in prepared]
     if len({job.name for job in jobs}) < len(jobs):
         raise InvalidRequest("Two tasks have one name: give each its own.", param="name")
     if not jobs:
         return []
+    how = jobs[0].how
+    if how.bfloat16 is None and any(job.start.head is not None for job in jobs):
+        how = how.model_copy(update={"bfloat16": False})
     with shown(console, {job.name: job.how.steps for job in jobs}, together.tensorboard) as board:
 
         def see(name: str, progress: Progress) -> None:
@@ -123,7 +135,7 @@ def tune(
             if watch is not None:
                 watch(name, progress)
 
-        finished, checkpoint = train_together(base, jobs, precision(base, jobs[0].how), together, see, console)
+        finished, checkpoint = train_together(base, jobs, precision(base, how), together, see, console)
     checkpoint.remove()
     return [
         Tuned(
@@ -131,57 +143,31 @@ def tune(
             ended.trained,
             ended.values,
             ended.error,
-            lengths,
-            begun.words,
-            method.template if isinstance(method, PTuning) else None,
-            _restorer(task, method, base, ended, begun),
+            task.lengths,
+            task.begun,
+            tuple(task.said.labels or ()),
+            task,
         )
-        for ended, task, (_, method, lengths, begun) in zip(finished, tasks, made, strict=True)
+        for ended, task in zip(finished, prepared, strict=True)
     ]
 
 
-def _job(task: Task, base: Base, beginnings: Beginnings) -> tuple[Job, Method, tuple[int, int], Beginning]:
-    known = isinstance(task.method, PromptTuning | PTuning | PrefixTuning | Lora | LoraPrefixTuning)
-    method: Method = task.method if known else method_of(task.method, base.task_type)
-    base.check(method, task.train)
-    examples = _examples(task.rows, task.name)
-    if task.validation is None:
-        parts = split(examples, task.train.validation_rows)
-        train, validation = list(parts.train), list(parts.validation)
-    else:
-        train, validation = examples, _examples(task.validation, f"{task.name}'s validation")
-
-    def fresh(some: MethodRecipe) -> Learned:
-        torch.manual_seed(task.train.seed)
-        return begin(cast(Method, some), base, task.labels)
-
-    learned = fresh(method)
-    end_id = base.end_id if task.train.end_token else None
-
-    def encoded(some: Sequence[Example]) -> list[Row]:
-        found = [encode(example, learned.layout, base.encoder, base.vocab_size, end_id) for example in some]
-        base.check_room(some, found, learned.prefix)
-        return found
-
-    try:
-        rows, kept = encoded(train), encoded(validation)
-        start = start_of(learned)
-    finally:
-        take_out(learned)
-    begun = beginnings.of(Beginner(task.name, method, task.train, Path(), fresh, kept, learned.prefix), start)
-    job = begun.job(task.name, rows, kept, task.train, learned.prefix)
-    return job, method, (min(row.prompt_tokens for row in rows), max(row.prompt_tokens for row in rows)), begun
-
-
-def _examples(pairs: Pairs, name: str) -> list[Example]:
-    return checked((Example(text, answer, name, i) for i, (text, answer) in enumerate(pairs, start=1)), classes=False)
-
-
-def _restorer(task: Task, method: Method, base: Base, ended: Finished, begun: Beginning) -> Callable[[], Learned]:
-    def restore() -> Learned:
-        learned = begin(cast(Method, saved_method(method, begun.origin)), base, task.labels)
-        put(learned, begun.start.folded(ended.values))
-        learned.train(False)
-        return learned
-
-    return restore
+def _prepared(
+    tasks: Sequence[Task], base: Base | HeadBase, library: Library | None, console: Console
+) -> list[Prepared]:
+    family = "encoder" if isinstance(base, HeadBase) else family_of(base.model.config)
+    beginnings = Beginnings(base, library, console) if isinstance(base, Base) else None
+    found = []
+    for task in tasks:
+        method = task.method
+        if isinstance(method, PTuningV2):
+            method = headed(method)
+        elif not isinstance(method, PromptTuning | PTuning | PrefixTuning | Lora | LoraPrefixTuning):
+            method = method_of(method, family)
+        if isinstance(method, Headed):
+            found.append(head_task(task, method, base))
+        elif isinstance(base, HeadBase) or beginnings is None:
+            raise no_words(base.label, method.kind)
+        else:
+            found.append(word_task(task, method, base, beginnings))
+    return found

@@ -43,21 +43,29 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class HeadRow:
-    """A row of a task with a head. `ids` is the text's tokens, special ones included. `targets` is its label's index,
-    or one for each token (`IGNORE` where it has none); `words` the first token of each labelled word."""
+    """A row of a task with a head. `ids` is the text's tokens, special ones included, behind learned vectors where
+    there are any (vector i is `-1 - i`). `targets` is its label's index, or one for each of the text's tokens (`IGNORE`
+    where it has none); the first is said `at` that one of `ids`. `words`: the first of the text's tokens of each
+    labelled word."""
 
     ids: tuple[int, ...]
     targets: tuple[int, ...]
     words: tuple[int, ...] = ()
+    at: int = 0
 
     @property
     def length(self) -> int:
         return len(self.ids)
 
     @property
+    def text(self) -> tuple[int, ...]:
+        """The text's tokens."""
+        return tuple(token for token in self.ids if token >= 0)
+
+    @property
     def prompt_tokens(self) -> int:
-        """Tokens of the input: all."""
-        return len(self.ids)
+        """Tokens of the input: the text's."""
+        return len(self.text)
 
     @property
     def answer(self) -> tuple[int, ...]:

@@ -16,13 +16,13 @@ from softmux.tuning.device_words import device_words
 from softmux.tuning.evaluate import Figures, score_labels
 from softmux.tuning.frozen_encoder import positions_of
 from softmux.tuning.head_base import HeadBase
-from softmux.tuning.head_rows import encode_row, labels_of
+from softmux.tuning.head_rows import encode_row, labelled, labels_of
 from softmux.tuning.heads import HeadLearned, begin_full, begin_prefix, head_start, put_head
 from softmux.tuning.job import Finished, Job
 from softmux.tuning.plan import Plan, announce, count
 from softmux.tuning.probe import probe, probe_parameters
 from softmux.tuning.recipe import PTuningV2, Recipe
-from softmux.tuning.rows import IGNORE, HeadRow
+from softmux.tuning.rows import HeadRow
 from softmux.tuning.together import Together
 from softmux.tuning.train_plans import train_plans
 from softmux.tuning.trainer import Progress, train
@@ -79,11 +79,11 @@ def lay_out_heads(plan: Plan, base: HeadBase, prefix: int) -> LaidHead:
                 "behind the prefix; cut the texts",
                 file=examples[0].file,
             )
-        return _labelled(name, rows, examples[0].file)
+        return labelled(name, rows, examples[0].file)
 
     real, validation, test = used("train", parts.train), used("validation", parts.validation), encoded(parts.test)
     made = used("made-up", plan.extra) if plan.extra else []
-    _labelled("test", test, parts.test[0].file)
+    labelled("test", test, parts.test[0].file)
     for example, row in zip(parts.test, test, strict=True):
         if row.length > most:
             raise BadData(
@@ -92,14 +92,6 @@ def lay_out_heads(plan: Plan, base: HeadBase, prefix: int) -> LaidHead:
                 row=example.row,
             )
     return LaidHead(plan, labels, real, [*real, *made], validation, test)
-
-
-def _labelled(name: str, rows: Sequence[HeadRow], file: str) -> list[HeadRow]:
-    """Those of the rows that have a label. Raises `BadData` where none has."""
-    found = [row for row in rows if any(target != IGNORE for target in row.targets)]
-    if not found:
-        raise BadData(f"no {name} row has a labelled word; give more rows, or label more of their words", file=file)
-    return found
 
 
 def head_job(name: str, recipe: Recipe, base: HeadBase, laid: LaidHead) -> Job:

@@ -23,7 +23,7 @@ from softmux.formats.folder import read_adapter
 from softmux.formats.parts import Parts
 from softmux.formats.softmux_json import SOFTMUX_FILE, SoftmuxJson, read_softmux_json
 from softmux.inspection.base import UNKNOWN, describe
-from softmux.tuning.base import Base
+from softmux.tuning.base import Base, open_source
 from softmux.tuning.board import shown
 from softmux.tuning.device_words import device_words
 from softmux.tuning.fetch import cache_dir
@@ -38,7 +38,6 @@ from softmux.tuning.migration.migrated import Left, Migration, Moved
 from softmux.tuning.migration.plan import How, OldTask
 from softmux.tuning.migration.teaching import Pupil, School, taught
 from softmux.tuning.migration.voice import Voice
-from softmux.tuning.public import open_base
 from softmux.tuning.recipe import demo_of
 from softmux.tuning.together import Together, precision, train_together
 from softmux.types import ModelSpec
@@ -143,7 +142,7 @@ def migrate(
     pupils, remembered, same = _school(tasks, bases, how, device, lessons, console, leave, cache)
     if not pupils:
         raise leave.all()
-    base = open_base(bases.new, device=device, label=bases.new_spec.model_id)
+    base = open_source(bases.new, bases.new_spec.model_id, device)
     carrier = Carrier(remembered, base, _normed(bases.new_spec, base), nearness(remembered, base), how.seed)
     begun = []
     for pupil in pupils:
@@ -202,7 +201,7 @@ def _school(
 ) -> tuple[list[Pupil], Remembered, bool]:
     """What the old base taught, what is kept of it, and whether its tokens are the new base's. The base itself is
     let go of."""
-    base = open_base(bases.old, device=device, label=bases.old_spec.model_id)
+    base = open_source(bases.old, bases.old_spec.model_id, device)
     tokenizer = AutoTokenizer.from_pretrained(bases.new)
     same = same_words(base, tokenizer, bases.new_spec.vocab_size, _ends(bases.new, tokenizer.eos_token_id))
 

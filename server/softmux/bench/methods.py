@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -144,16 +143,22 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def report(console: Console, found: Sequence[Measured], *, on_cpu: bool) -> None:
+    """What each made, and its share of the bare model's of the same round; on a CPU the share by CPU seconds, too,
+    which what else the machine does changes less."""
     bare = found[0]
-    table = Table("", "method", "numbers", "bytes", "new tokens/s, median", "min – max", "of the bare model's, median",
-                  "min – max", *(["by CPU seconds"] if on_cpu else []))  # fmt: skip
+    table = Table("median (min – max)", "new tokens/s", "of bare", *(["of bare, by CPU seconds"] if on_cpu else []))
     for one in found:
-        method, numbers, size = one.about
-        rate, ratio = spread(one.rates), spread(one.ratios(bare))
-        cells = [one.name, method, f"{numbers:,}", f"{size:,}", f"{rate[0]:,.1f}", f"{rate[1]:,.1f} – {rate[2]:,.1f}"]
-        cells += [f"{ratio[0]:.1%}", f"{ratio[1]:.1%} – {ratio[2]:.1%}"]
-        table.add_row(*cells, *([f"{statistics.median(one.cpu(bare)):.1%}"] if on_cpu else []))
+        shares = [one.ratios(bare), *([one.cpu(bare)] if on_cpu else [])]
+        table.add_row(one.name, _span(one.rates, ",.1f"), *(_span(share, ".1%") for share in shares))
     console.print(table)
+    for one in found[1:]:
+        method, numbers, size = one.about
+        console.print(f"{one.name}: {method}, {numbers:,} numbers, {size:,} bytes")
+
+
+def _span(values: Sequence[float], form: str) -> str:
+    median, low, high = spread(values)
+    return f"{median:{form}} ({low:{form}} – {high:{form}})"
 
 
 def figures(found: Sequence[Measured]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from softmux.tuning.data import Example
 from softmux.tuning.encoder_decoder import EncoderDecoderBase
 from softmux.tuning.evaluate import evaluate
 from softmux.tuning.job import Job
-from softmux.tuning.methods import Learned, put, start_of, take_out
+from softmux.tuning.methods import Learned, lent, put, start_of, take_out
 from softmux.tuning.plan import Plan, plan_of
 from softmux.tuning.recipe import LoraPrefixTuning, PTuningV2, Recipe, read_recipe
 from softmux.tuning.rows import IGNORE, Row
@@ -125,10 +125,9 @@ def _own(plan: Plan, base: Base, variants: Sequence[Recipe], found: Found, conso
     """All seeds at once, as `softmux tune` trains tasks."""
     jobs = []
     for variant in variants:
-        learned = fresh(variant, base)
-        rows, validation = _rows(plan, learned, variant)
-        start = start_of(learned)
-        take_out(learned)
+        with lent(fresh(variant, base)) as learned:
+            rows, validation = _rows(plan, learned, variant)
+            start = start_of(learned)
         jobs.append(Job(f"seed {variant.train.seed}", start, rows, validation, variant.train, learned.prefix))
     started = time.perf_counter()
     finished, _ = train_together(
@@ -138,10 +137,9 @@ def _own(plan: Plan, base: Base, variants: Sequence[Recipe], found: Found, conso
     for variant, ended in zip(variants, finished, strict=True):
         if ended.error is not None:
             raise InvalidRequest(ended.error, param="train.learning_rate")
-        learned = fresh(variant, base)
-        put(learned, ended.values)
-        found.figures.append(_measured(plan, base, learned, variant))
-        take_out(learned)
+        with lent(fresh(variant, base)) as learned:
+            put(learned, ended.values)
+            found.figures.append(_measured(plan, base, learned, variant))
 
 
 def _peft(plan: Plan, base: Base, recipe: Recipe, found: Found) -> None:

@@ -29,7 +29,7 @@ from softmux.tuning.cohort import Start
 from softmux.tuning.frozen import FrozenBase
 from softmux.tuning.job import Active, Job
 from softmux.tuning.many import Trainer
-from softmux.tuning.methods import begin, start_of, take_out
+from softmux.tuning.methods import begin, lent, start_of
 from softmux.tuning.recipe import Lora, PrefixTuning, PromptTuning, PTuning, Train
 from softmux.tuning.rows import Row
 
@@ -363,15 +363,13 @@ def _of_all_methods(base: Base, sizes: Sizes) -> list[Job]:
 
 def _job(base: Base, recipe: Any, number: int, sizes: Sizes) -> Job:
     torch.manual_seed(number)
-    learned = begin(recipe, base)
-    start = start_of(learned)
+    with lent(begin(recipe, base)) as learned:
+        start = start_of(learned)
     rows = _rows(number, 4 * sizes.rows, sizes.tokens, base.vocab_size)
     if not learned.layout.virtual_tokens:
         rows = [Row(row.ids[VECTORS:], row.answer) for row in rows]
     how = HOW.model_copy(update={"seed": number, "batch_rows": sizes.rows})
-    job = Job(f"{number}", _apart(start), rows, rows[:1], how, learned.prefix)
-    take_out(learned)
-    return job
+    return Job(f"{number}", _apart(start), rows, rows[:1], how, learned.prefix)
 
 
 def _apart(start: Start) -> Start:

@@ -17,7 +17,7 @@ from softmux.tuning.frozen_encoder_decoder import frozen_over
 from softmux.tuning.job import Job
 from softmux.tuning.library import Library
 from softmux.tuning.method_recipe import AUTO, MethodRecipe
-from softmux.tuning.methods import Learned, start_of, take_out
+from softmux.tuning.methods import Learned, lent, start_of
 from softmux.tuning.origin import Begun, Origin, Origins
 from softmux.tuning.recipe import Lora, LoraPrefixTuning, PrefixTuning, PromptTuning, Train
 from softmux.tuning.rows import Row
@@ -73,11 +73,8 @@ class Beginnings:
     def _from(self, task: Beginner, method: Begun, own: Start, origin: Origin) -> Transferred:
         shaped = start_method(method, origin)
         if shaped != method:
-            learned = task.fresh(shaped)
-            try:
+            with lent(task.fresh(shaped)) as learned:
                 own = start_of(learned)
-            finally:
-                take_out(learned)
         torch.manual_seed(task.how.seed)
         return transferred(own, method, origin)
 

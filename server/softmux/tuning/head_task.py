@@ -18,7 +18,7 @@ from softmux.tuning.frozen_encoder import positions_of
 from softmux.tuning.head_base import HeadBase, head_base_of
 from softmux.tuning.head_rows import encode_row, labelled
 from softmux.tuning.headed import Headed
-from softmux.tuning.heads import HeadLearned, begin_head, head_start, put_head, release_head
+from softmux.tuning.heads import HeadLearned, begin_head, head_start, lent_head, put_head
 from softmux.tuning.job import Finished, Job
 from softmux.tuning.recipe import Evaluate
 from softmux.tuning.rows import HeadRow
@@ -63,21 +63,15 @@ def head_task(task: Task, method: Headed, over: Base | HeadBase) -> Prepared:
     rows = labelled("train", encoded(train), task.name)
     kept = labelled("validation", encoded(validation), task.name)
     torch.manual_seed(task.train.seed)
-    learned = begin_head(method, base, len(labels))
-    try:
+    with lent_head(begin_head(method, base, len(labels))) as learned:
         start = head_start(learned, method.virtual_tokens)
-    finally:
-        release_head(learned)
     lengths = min(row.prompt_tokens for row in rows), max(row.prompt_tokens for row in rows)
 
     @contextmanager
     def opened(ended: Finished) -> Iterator[HeadLearned]:
-        learned = begin_head(method, base, len(labels))
-        try:
+        with lent_head(begin_head(method, base, len(labels))) as learned:
             put_head(learned, ended.values)
             yield learned
-        finally:
-            release_head(learned)
 
     def examples(pairs: Pairs, name: str) -> list[Example]:
         found = _examples(pairs, name, token)

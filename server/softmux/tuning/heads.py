@@ -8,6 +8,7 @@ or the vectors, before rows that are padded on the right.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -154,6 +155,15 @@ def begin_head(recipe: Headed, base: HeadBase, labels: int) -> HeadLearned:
     learned = HeadLearned(base, recipe.head, peft.to(base.device))
     learned.train(False)
     return learned
+
+
+@contextmanager
+def lent_head(learned: HeadLearned) -> Iterator[HeadLearned]:
+    """What `begin_head` has put into a base, until the block ends, however it does: the base is then as it was."""
+    try:
+        yield learned
+    finally:
+        release_head(learned)
 
 
 def release_head(learned: HeadLearned) -> None:

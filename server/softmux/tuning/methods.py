@@ -9,7 +9,7 @@ LoRA            updates of low rank to linear modules; alone, or trained togethe
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,6 +145,15 @@ def put(learned: Learned, values: Mapping[str, torch.Tensor]) -> None:
         for name, parameter in learned.soft.named_parameters():
             parameter.copy_(values[f"soft.{name}"])
     put_low_rank(_low_rank_layers(learned), values)
+
+
+@contextmanager
+def lent(learned: Learned) -> Iterator[Learned]:
+    """What `begin` has put into a base, until the block ends, however it does: the base is then as it was."""
+    try:
+        yield learned
+    finally:
+        take_out(learned)
 
 
 def take_out(learned: Learned) -> None:

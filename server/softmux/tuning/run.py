@@ -24,7 +24,7 @@ from softmux.tuning.evaluate import evaluate
 from softmux.tuning.head_base import HeadBase, load_head_base
 from softmux.tuning.job import Finished
 from softmux.tuning.library import Library
-from softmux.tuning.methods import Learned, begin, put, start_of, take_out
+from softmux.tuning.methods import Learned, begin, lent, put, start_of
 from softmux.tuning.plan import Plan, announce, answers_of, plan_of
 from softmux.tuning.recipe import MethodRecipe, PTuningV2, Recipe
 from softmux.tuning.rows import Row, encode
@@ -150,15 +150,12 @@ def _tune_words(
     beginnings = Beginnings(base, library, console)
     for plan in plans:
         recipe = plan.recipe
-        learned = fresh(recipe, base)
-        try:
+        with lent(fresh(recipe, base)) as learned:
             rows = encode_all([*plan.parts.train, *plan.extra], learned, recipe)
             validation = encode_all(plan.parts.validation, learned, recipe)
             test = [encode(one, learned.layout, base.encoder, base.vocab_size, None) for one in plan.parts.test]
             base.check_room(plan.parts.test, test, learned.prefix, recipe.evaluate.max_tokens)
             start = start_of(learned)
-        finally:
-            take_out(learned)
         begun = beginnings.of(beginner(recipe, base, plan.path.parent, validation, learned.prefix), start)
         laid[recipe.task] = _Laid(plan, rows, validation, begun)
         announce(console, recipe, len(rows), plan.parts, begun.start.values().values(), base.label)
@@ -173,8 +170,7 @@ def _measured(laid: _Laid, base: Base, ended: Finished, seconds: float) -> Repor
     """Writes the folder of what was learned, with its figures."""
     plan, recipe = laid.plan, laid.plan.recipe
     measuring = time.monotonic()
-    learned = fresh(recipe, base, saved_method(recipe.method, laid.begun.origin))
-    try:
+    with lent(fresh(recipe, base, saved_method(recipe.method, laid.begun.origin))) as learned:
         put(learned, laid.begun.start.folded(ended.values))
         learned.train(False)
         labels = _fixed_answers(plan.examples) if recipe.evaluate.metric == "exact" else []
@@ -198,8 +194,6 @@ def _measured(laid: _Laid, base: Base, ended: Finished, seconds: float) -> Repor
             tried=laid.begun.scores,
         )
         write_folder(plan.out, plan.path, learned, report)
-    finally:
-        take_out(learned)
     return report
 
 

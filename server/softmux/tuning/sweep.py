@@ -24,7 +24,7 @@ from softmux.tuning.head_base import HeadBase, load_head_base
 from softmux.tuning.job import Job
 from softmux.tuning.library import Library
 from softmux.tuning.method_recipe import OWN_INITS
-from softmux.tuning.methods import start_of, take_out
+from softmux.tuning.methods import lent, start_of
 from softmux.tuning.plan import Plan, plan_of
 from softmux.tuning.recipe import PTuningV2, Recipe, Sweep, read_recipe, to_toml
 from softmux.tuning.rows import Row
@@ -150,16 +150,13 @@ def _word_jobs(tries: Sequence[Try], plan: Plan, base: Base, beginnings: Beginni
     jobs = []
     laid: dict[Layout, tuple[list[Row], list[Row]]] = {}
     for label, variant in _labelled(tries):
-        learned = fresh(variant, base)
-        try:
+        with lent(fresh(variant, base)) as learned:
             if learned.layout not in laid:  # tries of one length share their rows
                 laid[learned.layout] = (
                     encode_all([*plan.parts.train, *plan.extra], learned, variant),
                     encode_all(plan.parts.validation, learned, variant),
                 )
             start = start_of(learned)
-        finally:
-            take_out(learned)
         rows, validation = laid[learned.layout]
         begun = beginnings.of(beginner(variant, base, plan.path.parent, validation, learned.prefix), start)
         job = begun.job(label, rows, validation, variant.train, learned.prefix)

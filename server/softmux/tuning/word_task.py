@@ -17,7 +17,7 @@ from softmux.tuning.data import BadData, Example, checked
 from softmux.tuning.evaluate import Figures, evaluate
 from softmux.tuning.job import Finished
 from softmux.tuning.method_recipe import MethodRecipe
-from softmux.tuning.methods import Learned, begin, put, start_of, take_out
+from softmux.tuning.methods import Learned, begin, lent, put, start_of
 from softmux.tuning.recipe import Evaluate, PTuning
 from softmux.tuning.rows import Row, encode
 from softmux.tuning.split import split
@@ -39,31 +39,25 @@ def word_task(task: Task, method: Words, base: Base, beginnings: Beginnings) -> 
         torch.manual_seed(task.train.seed)
         return begin(cast(Words, some), base, task.labels)
 
-    learned = fresh(method)
     end_id = base.end_id if task.train.end_token else None
 
-    def encoded(some: Sequence[Example]) -> list[Row]:
+    def encoded(some: Sequence[Example], learned: Learned) -> list[Row]:
         found = [encode(example, learned.layout, base.encoder, base.vocab_size, end_id) for example in some]
         base.check_room(some, found, learned.prefix)
         return found
 
-    try:
-        rows, kept = encoded(train), encoded(validation)
+    with lent(fresh(method)) as learned:
+        rows, kept = encoded(train, learned), encoded(validation, learned)
         start = start_of(learned)
-    finally:
-        take_out(learned)
     begun = beginnings.of(Beginner(task.name, method, task.train, Path(), fresh, kept, learned.prefix), start)
     lengths = min(row.prompt_tokens for row in rows), max(row.prompt_tokens for row in rows)
 
     @contextmanager
     def opened(ended: Finished) -> Iterator[Learned]:
-        learned = begin(cast(Words, saved_method(method, begun.origin)), base, task.labels)
-        try:
+        with lent(begin(cast(Words, saved_method(method, begun.origin)), base, task.labels)) as learned:
             put(learned, begun.start.folded(ended.values))
             learned.train(False)
             yield learned
-        finally:
-            take_out(learned)
 
     def figures(learned: Any, examples: Sequence[Example], how: Evaluate) -> Figures:
         asked = [encode(one, learned.layout, base.encoder, base.vocab_size, None) for one in examples]

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from softmux.bench.formats import load_tasks, main
 from softmux.errors import InvalidRequest
 from support.learned import prompt_files
-from support.tokenizers_made import byte_level, save
+from support.tiny_llama import tiny_llama
 
 RECIPE = """task = "{task}"
 [data]
@@ -33,12 +33,7 @@ max_tokens = 5
 def test_memory_throughput_and_the_tasks_figures_are_told_of_each_format(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tokenizer = save(byte_level(), tmp_path / "base")
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = LlamaConfig(vocab_size=len(tokenizer), **sizes, max_position_embeddings=128, initializer_range=0.3)
-    base = LlamaForCausalLM(config).eval()
-    base.save_pretrained(tmp_path / "base")
+    base, tokenizer = tiny_llama(tmp_path / "base", hidden_size=64, intermediate_size=128, num_key_value_heads=4)
     vectors = torch.randn((3, 64))
     for task in ("known", "unknown"):
         folder = tmp_path / "adapters" / task

@@ -7,14 +7,13 @@ import csv
 from pathlib import Path
 
 import pytest
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from softmux.bench.__main__ import main
 from softmux.bench.from_csv import written
 from softmux.tuning.data import Example
 from softmux.tuning.recipe import read_recipe
 from softmux.tuning.sources import SOURCES, Source
-from support.tokenizers_made import byte_level, save
+from support.tiny_llama import tiny_llama
 
 ROWS = [Example(f"film {i} was {('dull', 'gripping')[i % 2]}", (" negative", " positive")[i % 2]) for i in range(120)]
 
@@ -37,10 +36,6 @@ def test_the_recipe_is_one_and_the_rows_are_of_the_whole_file(tmp_path: Path) ->
 
 @pytest.mark.nightly
 def test_it_ends_with_the_answer_of_a_served_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tokenizer = save(byte_level(), tmp_path)
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    LlamaForCausalLM(
-        LlamaConfig(vocab_size=len(tokenizer), **shape, bos_token_id=1, eos_token_id=2, pad_token_id=0)
-    ).save_pretrained(tmp_path)
+    tiny_llama(tmp_path)
     assert main(["from-csv", "--model", str(tmp_path), "--steps", "4", "--batch-rows", "4", "--device", "cpu"]) == 0
     assert "from rows.csv to the answer" in capsys.readouterr().out

@@ -6,10 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from softmux.bench.__main__ import main
-from support.tokenizers_made import byte_level, save
+from support.tiny_llama import tiny_llama
 
 ROWS = "prompt,answer\n" + "".join(
     f"film {number} was {('dull', 'gripping')[number % 2]},{(' no', ' yes')[number % 2]}\n" for number in range(60)
@@ -35,11 +34,7 @@ max_tokens = 3
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
-    tokenizer = save(byte_level(), folder)
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    LlamaForCausalLM(
-        LlamaConfig(vocab_size=len(tokenizer), **shape, bos_token_id=1, eos_token_id=2, pad_token_id=0)
-    ).save_pretrained(folder)
+    tiny_llama(folder)
     return folder
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from transformers import AutoTokenizer, BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, BertConfig, BertModel, LlamaForCausalLM
 
 from softmux.tuning.base import Base, as_base
 from softmux.tuning.head_base import HeadBase, open_head_base
@@ -21,7 +21,7 @@ from softmux.tuning.write import Report
 from support.encoder_tokenizer import save as save_encoder
 from support.encoder_tokenizer import word_piece
 from support.recipe_methods import METHODS
-from support.tokenizers_made import byte_level, save
+from support.tiny_llama import tiny_llama
 from support.toy_encoder_decoders import speaking
 
 DATA = '[data]\nsource = "file"\npath = "rows.csv"\n'
@@ -32,23 +32,7 @@ EVALUATE = '[evaluate]\nmetric = "exact"\nmax_tokens = 6\n'
 @pytest.fixture(scope="session")
 def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
-    tokenizer = save(byte_level(), folder)
-    torch.manual_seed(0)
-    LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=128,
-            bos_token_id=1,
-            eos_token_id=2,
-            pad_token_id=0,
-            initializer_range=0.3,
-        )
-    ).save_pretrained(folder)
+    tiny_llama(folder)
     return folder
 
 

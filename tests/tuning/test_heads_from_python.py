@@ -35,7 +35,7 @@ from support.headed import CLASSES, DECODERS, make_base, reference
 from support.tuning_jobs import apart, gradients
 from support.tuning_jobs import job as word_job
 
-HOW = Train(steps=60, learning_rate=3e-2, batch_rows=8, warmup_steps=5, validate_every=20)
+HOW = Train(steps=50, learning_rate=3e-2, batch_rows=8, warmup_steps=5, validate_every=20)
 Learning = tuple[Path, list[Tuned], set[str]]
 
 

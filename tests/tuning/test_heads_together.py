@@ -135,7 +135,7 @@ def test_a_run_that_is_killed_ten_times_ends_with_the_same_numbers(encoder_folde
 def test_a_sweep_tries_heads_side_by_side_and_the_pick_tunes_to_the_same_loss(
     encoder_folder: Path, tmp_path: Path
 ) -> None:
-    recipe = write(tmp_path / "toy", encoder_folder, steps=10, full=PLAIN)
+    recipe = write(tmp_path / "toy", encoder_folder, steps=40, full=PLAIN)
     recipe.write_text(recipe.read_text() + "[sweep]\nlearning_rates = [1e-6, 2e-2]\nvirtual_tokens = [2, 4]\n")
     said, kept = Console(file=io.StringIO(), width=200), Together(kept=tmp_path / "kept")
     swept = sweep(recipe, device="cpu", console=said, together=kept)

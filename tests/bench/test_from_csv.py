@@ -10,8 +10,8 @@ import pytest
 
 from softmux.bench.__main__ import main
 from softmux.bench.from_csv import written
-from softmux.tuning.data import Example
-from softmux.tuning.recipe import read_recipe
+from softmux.tuning.data.examples import Example
+from softmux.tuning.recipes.recipe import read_recipe
 from softmux.tuning.sources import SOURCES, Source
 from support.tiny_llama import tiny_llama
 

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from softmux.cli import app
 from softmux.evaluation.trials import by_hash
-from softmux.tuning.data import Example
-from softmux.tuning.split import is_test
+from softmux.tuning.data.examples import Example
+from softmux.tuning.data.split import is_test
 from support.served import Served
 
 RECIPE = """task = "toy"

@@ -12,7 +12,7 @@ import pytest
 from softmux import __version__
 from softmux.formats.methods import METHODS
 from softmux.formats.softmux_json import SoftmuxJson
-from softmux.tuning.recipe import Recipe
+from softmux.tuning.recipes.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("*.md", "docs/**/*.md", "deploy/**/*.md", "adapters/*/README.md")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import softmux.tuning
 from softmux.evaluation import verdict
-from softmux.tuning.distillation import Distillation
-from softmux.tuning.fields import BEGIN, END, SECTIONS, written
-from softmux.tuning.recipe import PromptTuning, Sweep
+from softmux.tuning.recipes.distillation import Distillation
+from softmux.tuning.recipes.fields import BEGIN, END, SECTIONS, written
+from softmux.tuning.recipes.recipe import PromptTuning, Sweep
 
 PAGE = Path(__file__).parents[2] / "docs" / "tuning.md"
 
@@ -18,7 +18,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "tuning.md"
 def test_the_tables_are_up_to_date() -> None:
     page = PAGE.read_text(encoding="utf-8")
     assert page.count(BEGIN) == page.count(END) == 1
-    assert page == written(page), "run `python -m softmux.tuning.fields docs/tuning.md`"
+    assert page == written(page), "run `python -m softmux.tuning.recipes.fields docs/tuning.md`"
 
 
 def test_the_verdicts_rules_are_up_to_date() -> None:

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from transformers import AutoModel
 
-from softmux.tuning.head_base import HeadBase
-from softmux.tuning.heads import HeadLearned, begin_prefix, head_start
-from softmux.tuning.job import Job
-from softmux.tuning.recipe import PTuningV2, Train
-from softmux.tuning.rows import IGNORE, HeadRow
+from softmux.tuning.bases.head_base import HeadBase
+from softmux.tuning.data.rows import IGNORE, HeadRow
+from softmux.tuning.learned.heads import HeadLearned, begin_prefix, head_start
+from softmux.tuning.recipes.recipe import PTuningV2, Train
+from softmux.tuning.training.job import Job
 from support.headed import config_of
 
 HOW = Train(steps=12, learning_rate=1e-2, batch_rows=4, warmup_steps=2, validate_every=4)

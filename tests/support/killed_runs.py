@@ -10,7 +10,7 @@ from pathlib import Path
 
 _KILLED = """
 import os, signal, sys
-from softmux.tuning.checkpoint import Checkpoint
+from softmux.tuning.training.checkpoint import Checkpoint
 saves, save = int(sys.argv.pop(1)), Checkpoint.save
 def counted(self, trainer):
     global saves

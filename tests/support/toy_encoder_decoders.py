@@ -13,10 +13,10 @@ import transformers as tf
 from torch.nn.functional import cross_entropy
 
 from softmux.formats.layout import Layout
-from softmux.tuning.base import Base, as_base
-from softmux.tuning.data import Example
-from softmux.tuning.rows import IGNORE, encode
-from softmux.tuning.trainer import rate
+from softmux.tuning.bases.base import Base, as_base
+from softmux.tuning.data.examples import Example
+from softmux.tuning.data.rows import IGNORE, encode
+from softmux.tuning.training.trainer import rate
 from support.toy_language import ANSWERS, FIRST, answer, text, tokenizer_in
 from support.toy_language import rows as toy_rows
 

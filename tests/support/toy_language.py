@@ -17,9 +17,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from softmux.bench.migrate import fine_tune
-from softmux.tuning.base import Base, as_base
+from softmux.tuning.bases.base import Base, as_base
 from softmux.tuning.public import Task, tune
-from softmux.tuning.recipe import Lora, PrefixTuning, PromptTuning, Train
+from softmux.tuning.recipes.recipe import Lora, PrefixTuning, PromptTuning, Train
 
 ANSWERS = {
     "mood": {"dull": "no", "gripping": "yes"},

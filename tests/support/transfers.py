@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from softmux.tuning.base import Base
-from softmux.tuning.cohort import Start
-from softmux.tuning.frozen import padded_base
-from softmux.tuning.job import Job
-from softmux.tuning.many import Trainer
-from softmux.tuning.methods import begin, start_of, take_out
-from softmux.tuning.origin import Begun, Origins
-from softmux.tuning.recipe import Lora, LoraPrefixTuning, PrefixTuning, PromptTuning, Train
-from softmux.tuning.rows import Row
-from softmux.tuning.transfer import Transferred, start_method, transferred
+from softmux.tuning.bases.base import Base
+from softmux.tuning.data.rows import Row
+from softmux.tuning.frozen.decoder import padded_base
+from softmux.tuning.learned.methods import begin, start_of, take_out
+from softmux.tuning.recipes.recipe import Lora, LoraPrefixTuning, PrefixTuning, PromptTuning, Train
+from softmux.tuning.starts.origin import Begun, Origins
+from softmux.tuning.starts.transfer import Transferred, start_method, transferred
+from softmux.tuning.training.cohort import Start
+from softmux.tuning.training.job import Job
+from softmux.tuning.training.many import Trainer
 from support.loras import make_lora, make_pair
 from support.models import make_adapter
 

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from softmux.tuning.base import Base
-from softmux.tuning.frozen_module import FrozenModule
-from softmux.tuning.job import Job
-from softmux.tuning.many import Trainer
-from softmux.tuning.methods import Learned, begin, start_of, take_out
-from softmux.tuning.packing import prepare
-from softmux.tuning.recipe import Lora, LoraPrefixTuning, PrefixTuning, PromptTuning, PTuning, Train
-from softmux.tuning.rows import Row
+from softmux.tuning.bases.base import Base
+from softmux.tuning.data.rows import Row
+from softmux.tuning.frozen.module import FrozenModule
+from softmux.tuning.frozen.packing import prepare
+from softmux.tuning.learned.methods import Learned, begin, start_of, take_out
+from softmux.tuning.recipes.recipe import Lora, LoraPrefixTuning, PrefixTuning, PromptTuning, PTuning, Train
+from softmux.tuning.training.job import Job
+from softmux.tuning.training.many import Trainer
 
 MODULES = ["q_proj", "down_proj"]
 METHODS = {

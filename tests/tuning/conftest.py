@@ -13,10 +13,10 @@ import torch
 from rich.console import Console
 from transformers import AutoTokenizer, BertConfig, BertModel, LlamaForCausalLM
 
-from softmux.tuning.base import Base, as_base
-from softmux.tuning.head_base import HeadBase, open_head_base
+from softmux.tuning.bases.base import Base, as_base
+from softmux.tuning.bases.head_base import HeadBase, open_head_base
 from softmux.tuning.run import tune
-from softmux.tuning.together import Together
+from softmux.tuning.training.together import Together
 from softmux.tuning.write import Report
 from support.encoder_tokenizer import save as save_encoder
 from support.encoder_tokenizer import word_piece

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from softmux.cli import app
 from softmux.tuning.public import Task, tune
-from softmux.tuning.recipe import PromptTuning
+from softmux.tuning.recipes.recipe import PromptTuning
 
 CSV = "question,reply\n"
 GOOD = f"{CSV}a film, yes\na book, no\n"
@@ -111,7 +111,7 @@ def test_one_answer_is_refused_where_the_recipe_names_no_labels(tmp_path: Path) 
 
 
 def test_pairs_in_python_are_named_by_their_task(base: Any) -> None:
-    from softmux.tuning.data import BadData
+    from softmux.tuning.data.examples import BadData
 
     method = PromptTuning(kind="prompt_tuning", virtual_tokens=2)
     with pytest.raises(BadData, match=r"mine, row 2, column text: \\ud83d in it is half of a surrogate pair"):

@@ -17,22 +17,22 @@ from softmux.errors import InvalidRequest
 from softmux.evaluation.run import evaluate
 from softmux.formats.folder import load_folder, parse_adapter
 from softmux.inspection.base import describe
-from softmux.tuning.base import Base, as_base, open_source
-from softmux.tuning.distill import distill
+from softmux.tuning.bases.base import Base, as_base, open_source
+from softmux.tuning.data.rows import Row
+from softmux.tuning.distilling.distill import distill
+from softmux.tuning.distilling.shared_prompt import shared_prompt
+from softmux.tuning.distilling.teacher import Teacher
 from softmux.tuning.evaluate import continued, inputs_of
-from softmux.tuning.frozen_encoder_decoder import frozen_over
+from softmux.tuning.frozen.encoder_decoder import frozen_over
+from softmux.tuning.frozen.packing import Place, pack, prepare
+from softmux.tuning.frozen.tables import Tables
 from softmux.tuning.migration.migrate import Bases
-from softmux.tuning.packing import Place, pack, prepare
 from softmux.tuning.public import Task, open_base
 from softmux.tuning.public import tune as tune_tasks
-from softmux.tuning.recipe import Train
-from softmux.tuning.rows import Row
+from softmux.tuning.recipes.recipe import Train
 from softmux.tuning.run import tune
-from softmux.tuning.shared_prompt import shared_prompt
 from softmux.tuning.sweep import sweep
-from softmux.tuning.tables import Tables
-from softmux.tuning.teacher import Teacher
-from softmux.tuning.together import Together
+from softmux.tuning.training.together import Together
 from support.encoder_decoders import make_base
 from support.engines import TestEngine
 from support.toy_encoder_decoders import CONFIGS, mood_recipe, new_base

@@ -19,22 +19,22 @@ from softmux.errors import InvalidRequest
 from softmux.formats.folder import load_folder, parse_adapter
 from softmux.inspection.base import describe
 from softmux.tuning import sources
-from softmux.tuning.base import Base
-from softmux.tuning.data import Example
-from softmux.tuning.distill import distill
-from softmux.tuning.distillation import read_distillation
-from softmux.tuning.distilled import Distilled
+from softmux.tuning.bases.base import Base
+from softmux.tuning.data.examples import Example
+from softmux.tuning.data.rows import Row
+from softmux.tuning.distilling.distill import distill
+from softmux.tuning.distilling.distilled import Distilled
+from softmux.tuning.distilling.teacher import Teacher, invented
 from softmux.tuning.evaluate import answered, continued
-from softmux.tuning.frozen import FrozenBase
-from softmux.tuning.job import Job
-from softmux.tuning.many import Trainer
-from softmux.tuning.methods import begin, start_of, take_out
-from softmux.tuning.packing import Place, pack, prepare
-from softmux.tuning.recipe import PrefixTuning, PromptTuning, Train
-from softmux.tuning.rows import Row
-from softmux.tuning.tables import Tables
-from softmux.tuning.teacher import Teacher, invented
-from softmux.tuning.together import Together
+from softmux.tuning.frozen.decoder import FrozenBase
+from softmux.tuning.frozen.packing import Place, pack, prepare
+from softmux.tuning.frozen.tables import Tables
+from softmux.tuning.learned.methods import begin, start_of, take_out
+from softmux.tuning.recipes.distillation import read_distillation
+from softmux.tuning.recipes.recipe import PrefixTuning, PromptTuning, Train
+from softmux.tuning.training.job import Job
+from softmux.tuning.training.many import Trainer
+from softmux.tuning.training.together import Together
 from support.models import make_adapter, make_base
 
 TEXT = "Answer with one word, and be brief about it: {input} is"

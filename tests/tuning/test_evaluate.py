@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from softmux.formats.layout import Layout
-from softmux.tuning.base import Base
-from softmux.tuning.data import Example
+from softmux.tuning.bases.base import Base
+from softmux.tuning.data.examples import Example
+from softmux.tuning.data.rows import Row, encode
 from softmux.tuning.evaluate import evaluate, generate, inputs_of, score
-from softmux.tuning.methods import begin, take_out
-from softmux.tuning.recipe import Evaluate, Lora, PrefixTuning, PromptTuning
-from softmux.tuning.rows import Row, encode
+from softmux.tuning.learned.methods import begin, take_out
+from softmux.tuning.recipes.recipe import Evaluate, Lora, PrefixTuning, PromptTuning
 
 LABELS = ["n", " yes", " per", "y"]
 TEST = [Example(f"{'so ' * (number % 4)}film {number}", LABELS[number % 4]) for number in range(9)]

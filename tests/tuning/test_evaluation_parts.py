@@ -23,9 +23,9 @@ from softmux.evaluation.task import Task
 from softmux.evaluation.trials import BUCKET_ROWS, buckets, least_alike, plan
 from softmux.evaluation.verdict import RULES, Finding, falls, holds, judge, not_tried, points
 from softmux.formats.layout import TransformersEncoder
-from softmux.tuning.data import Example, Span
-from softmux.tuning.recipe import Recipe
-from softmux.tuning.split import Split
+from softmux.tuning.data.examples import Example, Span
+from softmux.tuning.data.split import Split
+from softmux.tuning.recipes.recipe import Recipe
 from softmux.types import LayerKV, Manifest, ModelSpec
 
 # --- scores and figures -----------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from softmux.cli import app
 from softmux.errors import InvalidRequest
 from softmux.evaluation.report import as_json
 from softmux.evaluation.run import evaluate
-from softmux.tuning.data import BadData
+from softmux.tuning.data.examples import BadData
 
 Write = Callable[..., Path]
 QUIET = Console(file=io.StringIO())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from softmux.tuning.fetch import Archive, FetchFailed, fetch, unpack_wheel_file, wheel_files
+from softmux.archives import Archive, FetchFailed, fetch, unpack_wheel_file, wheel_files
 
 
 @pytest.fixture

@@ -18,16 +18,16 @@ from softmux.errors import InvalidRequest
 from softmux.formats.folder import load_folder, parse_adapter, read_adapter
 from softmux.inspection.base import describe
 from softmux.tuning import PromptTuning, PTuningV2, Task, Train, Tuned, open_base, tune
-from softmux.tuning.base import as_base
-from softmux.tuning.data import BadData
-from softmux.tuning.frozen import padded_base
-from softmux.tuning.frozen_encoder import padded_encoder
-from softmux.tuning.head_base import HeadBase, as_head_base, head_base_of
-from softmux.tuning.headed import Headed
-from softmux.tuning.heads import begin_head, head_start, release_head
-from softmux.tuning.job import Job
-from softmux.tuning.recipe import Lora, PrefixTuning, PTuning
-from softmux.tuning.rows import IGNORE, HeadRow
+from softmux.tuning.bases.base import as_base
+from softmux.tuning.bases.head_base import HeadBase, as_head_base, head_base_of
+from softmux.tuning.data.examples import BadData
+from softmux.tuning.data.rows import IGNORE, HeadRow
+from softmux.tuning.frozen.decoder import padded_base
+from softmux.tuning.frozen.encoder import padded_encoder
+from softmux.tuning.learned.headed import Headed
+from softmux.tuning.learned.heads import begin_head, head_start, release_head
+from softmux.tuning.recipes.recipe import Lora, PrefixTuning, PTuning
+from softmux.tuning.training.job import Job
 from softmux.types import KV_METHODS
 from support.encoder_tokenizer import word_piece
 from support.engines import TestEngine

@@ -14,18 +14,18 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from softmux.errors import InvalidRequest, SoftmuxError
-from softmux.tuning.checkpoint import Checkpoint
-from softmux.tuning.data import BadData, Example, Span
-from softmux.tuning.head_base import HeadBase, open_head_base
-from softmux.tuning.heads import begin_prefix
-from softmux.tuning.many import Trainer
+from softmux.tuning.bases.head_base import HeadBase, open_head_base
+from softmux.tuning.data.examples import BadData, Example, Span
+from softmux.tuning.data.split import is_test, is_validation, split
+from softmux.tuning.learned.heads import begin_prefix
 from softmux.tuning.plan import Plan
-from softmux.tuning.recipe import PTuningV2, read_recipe
+from softmux.tuning.recipes.recipe import PTuningV2, read_recipe
 from softmux.tuning.run import tune, tune_all
 from softmux.tuning.run_heads import LaidHead, lay_out_heads
-from softmux.tuning.split import is_test, is_validation, split
 from softmux.tuning.sweep import sweep
-from softmux.tuning.together import Together
+from softmux.tuning.training.checkpoint import Checkpoint
+from softmux.tuning.training.many import Trainer
+from softmux.tuning.training.together import Together
 from support.head_recipes import write
 from support.killed_runs import killed_after
 

@@ -10,16 +10,16 @@ import torch
 import transformers as tf
 
 from softmux.errors import InvalidRequest
-from softmux.tuning.checkpoint import run_digest, sample
-from softmux.tuning.frozen_encoder import FrozenEncoder, padded_encoder, positions_of, prove_encoder
-from softmux.tuning.head_base import HeadBase
-from softmux.tuning.heads import head_start
-from softmux.tuning.job import Finished, Job
-from softmux.tuning.many import Trainer
-from softmux.tuning.packing import Place, pack, prepare
-from softmux.tuning.rows import IGNORE, HeadRow
-from softmux.tuning.tables import Tables
-from softmux.tuning.trainer import mean_loss, train
+from softmux.tuning.bases.head_base import HeadBase
+from softmux.tuning.data.rows import IGNORE, HeadRow
+from softmux.tuning.frozen.encoder import FrozenEncoder, padded_encoder, positions_of, prove_encoder
+from softmux.tuning.frozen.packing import Place, pack, prepare
+from softmux.tuning.frozen.tables import Tables
+from softmux.tuning.learned.heads import head_start
+from softmux.tuning.training.checkpoint import run_digest, sample
+from softmux.tuning.training.job import Finished, Job
+from softmux.tuning.training.many import Trainer
+from softmux.tuning.training.trainer import mean_loss, train
 from support.head_jobs import HOW, KINDS, fresh, head_base, job
 from support.headed import ENCODERS
 from support.tuning_jobs import apart, check_alone_as_among, gradients

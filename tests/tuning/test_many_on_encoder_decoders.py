@@ -9,13 +9,13 @@ import torch
 from transformers import AutoModelForSeq2SeqLM
 
 from softmux.errors import InvalidRequest
-from softmux.tuning.base import Base, as_base
-from softmux.tuning.frozen import prove
-from softmux.tuning.frozen_encoder_decoder import FrozenEncoderDecoder, frozen_over
-from softmux.tuning.job import Job
-from softmux.tuning.methods import Learned, begin, start_of, take_out
-from softmux.tuning.packing import Packed
-from softmux.tuning.recipe import Lora, LoraPrefixTuning
+from softmux.tuning.bases.base import Base, as_base
+from softmux.tuning.frozen.decoder import prove
+from softmux.tuning.frozen.encoder_decoder import FrozenEncoderDecoder, frozen_over
+from softmux.tuning.frozen.packing import Packed
+from softmux.tuning.learned.methods import Learned, begin, start_of, take_out
+from softmux.tuning.recipes.recipe import Lora, LoraPrefixTuning
+from softmux.tuning.training.job import Job
 from support.encoder_decoders import ARCHITECTURES
 from support.toy_encoder_decoders import CONFIGS, new_base
 from support.tuning_jobs import HOW, METHODS, apart, gradients, rows_for

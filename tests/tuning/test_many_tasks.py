@@ -12,15 +12,15 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from softmux.errors import InvalidRequest
-from softmux.tuning.base import Base
+from softmux.tuning.bases.base import Base
+from softmux.tuning.data.rows import Row
 from softmux.tuning.evaluate import continued, likeliest
-from softmux.tuning.frozen import FrozenBase, padded_base, prove
-from softmux.tuning.job import Finished, Job
-from softmux.tuning.many import Trainer
-from softmux.tuning.methods import start_of, take_out
-from softmux.tuning.packing import prepare
-from softmux.tuning.rows import Row
-from softmux.tuning.trainer import train
+from softmux.tuning.frozen.decoder import FrozenBase, padded_base, prove
+from softmux.tuning.frozen.packing import prepare
+from softmux.tuning.learned.methods import start_of, take_out
+from softmux.tuning.training.job import Finished, Job
+from softmux.tuning.training.many import Trainer
+from softmux.tuning.training.trainer import train
 from support.models import ARCHITECTURES
 from support.tuning_jobs import HOW, METHODS, apart, check_alone_as_among, fresh, gradients, job, rows_for
 

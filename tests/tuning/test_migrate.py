@@ -20,8 +20,6 @@ from softmux.formats.folder import load_folder, parse_adapter, read_adapter
 from softmux.formats.layout import Layout
 from softmux.inspection.base import describe
 from softmux.registry.registry import Registry
-from softmux.tuning.checkpoint import Checkpoint
-from softmux.tuning.many import Trainer
 from softmux.tuning.migration import shelf, teaching
 from softmux.tuning.migration.inputs import invented
 from softmux.tuning.migration.migrate import Bases, migrate
@@ -29,7 +27,9 @@ from softmux.tuning.migration.migrated import Migration
 from softmux.tuning.migration.plan import How, OldTask
 from softmux.tuning.migration.voice import Voice
 from softmux.tuning.public import open_base
-from softmux.tuning.together import Together
+from softmux.tuning.training.checkpoint import Checkpoint
+from softmux.tuning.training.many import Trainer
+from softmux.tuning.training.together import Together
 from support.served import Served, upload_parts
 from support.toy_language import ANSWERS, make_world, new_base, rows
 

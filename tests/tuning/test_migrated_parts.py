@@ -20,15 +20,15 @@ from softmux.formats.layout import Layout
 from softmux.formats.parts import HeadPart, LoraLayer, LoraPart, PrefixPart, PromptPart, TokenRowsPart
 from softmux.formats.softmux_json import SoftmuxJson
 from softmux.inspection.base import describe
-from softmux.tuning.base import Base
-from softmux.tuning.frozen import FrozenBase
+from softmux.tuning.bases.base import Base
+from softmux.tuning.frozen.decoder import FrozenBase
+from softmux.tuning.frozen.output_head import head_of
+from softmux.tuning.frozen.packing import Place, pack, prepare
+from softmux.tuning.frozen.tables import Tables
 from softmux.tuning.migration.carrying import Carrier, parts_of, start_of, why_not
 from softmux.tuning.migration.files import files_of
 from softmux.tuning.migration.kinship import Remembered, nearness, same_words
 from softmux.tuning.migration.voice import Voice
-from softmux.tuning.output_head import head_of
-from softmux.tuning.packing import Place, pack, prepare
-from softmux.tuning.tables import Tables
 from support.models import greedy_reference, load_peft, make_adapter, make_base
 from support.toy_language import new_base
 

@@ -17,13 +17,13 @@ from softmux.formats.folder import load_folder, parse_adapter
 from softmux.inspection.base import describe
 from softmux.registry.registry import Registry
 from softmux.tuning import PromptTuning, Task, Train, open_base, tune
-from softmux.tuning.bank import Score, tell
-from softmux.tuning.base import Base
-from softmux.tuning.library import RegistryLibrary
-from softmux.tuning.origin import Origins
-from softmux.tuning.recipe import Lora, PrefixTuning
+from softmux.tuning.bases.base import Base
+from softmux.tuning.recipes.recipe import Lora, PrefixTuning
 from softmux.tuning.run import tune as tune_recipe
-from softmux.tuning.together import Together
+from softmux.tuning.starts.bank import Score, tell
+from softmux.tuning.starts.library import RegistryLibrary
+from softmux.tuning.starts.origin import Origins
+from softmux.tuning.training.together import Together
 from softmux.types import ModelSpec
 from support.transfers import make_origin
 

@@ -7,7 +7,7 @@ import pytest
 from transformers import BertConfig
 
 from softmux.errors import InvalidRequest
-from softmux.tuning.recipe import read_recipe
+from softmux.tuning.recipes.recipe import read_recipe
 from softmux.tuning.run import tune
 
 

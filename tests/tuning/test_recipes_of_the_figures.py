@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from softmux.tuning.distillation import INPUT, read_distillation
-from softmux.tuning.recipe import PromptTuning, read_recipe
+from softmux.tuning.recipes.distillation import INPUT, read_distillation
+from softmux.tuning.recipes.recipe import PromptTuning, read_recipe
 from softmux.tuning.sweep import tries_of
 
 ROOT = Path(__file__).parents[2]

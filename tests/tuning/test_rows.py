@@ -10,11 +10,11 @@ from peft import PeftModel
 
 from softmux.formats.layout import Layout, TransformersEncoder, lay_out
 from softmux.formats.template import Template
-from softmux.tuning.base import Base
-from softmux.tuning.data import Example
-from softmux.tuning.methods import Learned, begin
-from softmux.tuning.recipe import Recipe
-from softmux.tuning.rows import bare_text, encode
+from softmux.tuning.bases.base import Base
+from softmux.tuning.data.examples import Example
+from softmux.tuning.data.rows import bare_text, encode
+from softmux.tuning.learned.methods import Learned, begin
+from softmux.tuning.recipes.recipe import Recipe
 from softmux.types import Manifest
 from support.recipe_methods import METHODS
 

@@ -9,14 +9,14 @@ import pytest
 import transformers as tf
 from rich.console import Console
 
-from softmux.tuning.base import Base, as_base
-from softmux.tuning.data import BadData
+from softmux.tuning.bases.base import Base, as_base
+from softmux.tuning.data.examples import BadData
+from softmux.tuning.data.split import is_test, is_validation
 from softmux.tuning.public import Task
 from softmux.tuning.public import tune as tune_tasks
-from softmux.tuning.recipe import Lora, Train
+from softmux.tuning.recipes.recipe import Lora, Train
 from softmux.tuning.run import tune
-from softmux.tuning.split import is_test, is_validation
-from softmux.tuning.together import Together
+from softmux.tuning.training.together import Together
 from support.toy_encoder_decoders import mood_recipe, new_base
 from support.toy_language import rows
 

@@ -12,13 +12,13 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from softmux.tuning.agreement import agreement
-from softmux.tuning.base import Base
-from softmux.tuning.board import counted
+from softmux.tuning.bases.base import Base
+from softmux.tuning.data.rows import Row
+from softmux.tuning.distilling.agreement import agreement
+from softmux.tuning.distilling.shared_prompt import SharedPrompt, shared_prompt
+from softmux.tuning.distilling.teacher import Teacher
 from softmux.tuning.evaluate import answered
-from softmux.tuning.rows import Row
-from softmux.tuning.shared_prompt import SharedPrompt, shared_prompt
-from softmux.tuning.teacher import Teacher
+from softmux.tuning.training.board import counted
 from support.models import make_base
 
 LONG = tuple(range(10, 40))

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from softmux.formats.softmux_json import SoftmuxJson
 from softmux.formats.template import Template
-from softmux.tuning.recipe import Lora, LoraPrefixTuning, PrefixTuning, PTuningV2, read_recipe
+from softmux.tuning.recipes.recipe import Lora, LoraPrefixTuning, PrefixTuning, PTuningV2, read_recipe
 
 ADAPTERS = Path(__file__).parents[2] / "adapters"
 TASKS = ["address", "capital", "person-or-company", "sentiment", "source", "summary"]

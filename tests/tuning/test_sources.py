@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from softmux.tuning.data import BadData, Example, checked, several
-from softmux.tuning.fetch import FetchFailed
+from softmux.archives import FetchFailed
+from softmux.tuning.data.examples import BadData, Example, checked, several
+from softmux.tuning.data.split import is_held_back
 from softmux.tuning.sources import addresses, countries, docstrings, hutto, labelled_xml, names
 from softmux.tuning.sources.recombine import recombine
-from softmux.tuning.split import is_held_back
 
 ADDRESSES = b"""<AddressCollection>
   <AddressString><AddressNumber>219</AddressNumber> <StreetName>De</StreetName> <StreetName>La Rosa,</StreetName>\

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from softmux.errors import InvalidRequest
-from softmux.tuning.data import Example
-from softmux.tuning.split import is_held_back, is_test, is_validation, split
+from softmux.tuning.data.examples import Example
+from softmux.tuning.data.split import is_held_back, is_test, is_validation, split
 
 
 @given(st.text())

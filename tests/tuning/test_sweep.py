@@ -14,14 +14,14 @@ from typer.testing import CliRunner
 
 from softmux.cli import app
 from softmux.errors import InvalidRequest, SoftmuxError
-from softmux.tuning.base import Base
-from softmux.tuning.data import BadData
-from softmux.tuning.recipe import PromptTuning, read_recipe, to_toml
+from softmux.tuning.bases.base import Base
+from softmux.tuning.data.examples import BadData
+from softmux.tuning.recipes.recipe import PromptTuning, read_recipe, to_toml
 from softmux.tuning.run import tune
 from softmux.tuning.sweep import RATES, sweep, tries_of
 from softmux.tuning.swept import Swept, Try, figures, steps_to_text
-from softmux.tuning.together import Together
-from softmux.tuning.trainer import Trained
+from softmux.tuning.training.together import Together
+from softmux.tuning.training.trainer import Trained
 from support.transfers import make_origin
 
 Write = Callable[..., Path]

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from softmux.archives import FetchFailed
 from softmux.tuning import sources
-from softmux.tuning.data import BadData, Example
-from softmux.tuning.fetch import FetchFailed
-from softmux.tuning.recipe import Data
+from softmux.tuning.data.examples import BadData, Example
+from softmux.tuning.recipes.recipe import Data
 from softmux.tuning.sources import table
 
 

@@ -14,22 +14,23 @@ from safetensors.torch import load_file
 from softmux.errors import InvalidRequest
 from softmux.formats.folder import load_folder, parse_adapter
 from softmux.inspection.base import describe
-from softmux.tuning import PromptTuning, Task, Train, beginning, tune
-from softmux.tuning.base import Base
-from softmux.tuning.beginning import Beginner
-from softmux.tuning.checkpoint import run_digest
-from softmux.tuning.cohort import Start
-from softmux.tuning.distillation import Distillation
-from softmux.tuning.frozen import padded_base
-from softmux.tuning.job import Job
-from softmux.tuning.many import Trainer
-from softmux.tuning.methods import Learned, begin
-from softmux.tuning.origin import Origins
+from softmux.tuning import PromptTuning, Task, Train, tune
+from softmux.tuning.bases.base import Base
+from softmux.tuning.frozen.decoder import padded_base
+from softmux.tuning.learned.methods import Learned, begin
 from softmux.tuning.public import Tuned
-from softmux.tuning.recipe import Lora
+from softmux.tuning.recipes.distillation import Distillation
+from softmux.tuning.recipes.recipe import Lora
 from softmux.tuning.run import tune as tune_recipe
-from softmux.tuning.together import Together
-from softmux.tuning.transfer import LowRankVectors
+from softmux.tuning.starts import beginning
+from softmux.tuning.starts.beginning import Beginner
+from softmux.tuning.starts.origin import Origins
+from softmux.tuning.starts.transfer import LowRankVectors
+from softmux.tuning.training.checkpoint import run_digest
+from softmux.tuning.training.cohort import Start
+from softmux.tuning.training.job import Job
+from softmux.tuning.training.many import Trainer
+from softmux.tuning.training.together import Together
 from support.transfers import HOW, METHODS, begun, losses, make_origin, peft_losses, rows_of
 
 KINDS = list(METHODS)
@@ -242,7 +243,7 @@ def test_what_can_not_be_begun_from_is_said_with_what_to_do(base: Base, tmp_path
 def test_a_recipe_that_can_not_be_is_refused(method: dict[str, object], words: str) -> None:
     from pydantic import TypeAdapter
 
-    from softmux.tuning.recipe import MethodRecipe
+    from softmux.tuning.recipes.recipe import MethodRecipe
 
     with pytest.raises(ValueError, match=words):
         TypeAdapter(MethodRecipe).validate_python(method)

@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 
 from softmux.formats.layout import Layout
 from softmux.formats.softmux_json import SoftmuxJson
-from softmux.tuning.base import Base
-from softmux.tuning.data import BadData, Example
+from softmux.tuning.bases.base import Base
+from softmux.tuning.data.examples import BadData, Example
+from softmux.tuning.data.rows import Row, encode
 from softmux.tuning.evaluate import generate
-from softmux.tuning.methods import Learned
-from softmux.tuning.recipe import Train
-from softmux.tuning.rows import Row, encode
+from softmux.tuning.learned.methods import Learned
+from softmux.tuning.recipes.recipe import Train
 from softmux.tuning.run import tune
-from softmux.tuning.trainer import batches, rate
+from softmux.tuning.training.trainer import batches, rate
 from softmux.tuning.write import Report
 from support.recipe_methods import METHODS
 

@@ -19,12 +19,12 @@ from transformers import AutoModelForSeq2SeqLM
 from softmux.errors import InvalidRequest
 from softmux.formats.layout import Layout, lay_out
 from softmux.formats.template import Template
-from softmux.tuning.base import Base, open_source
-from softmux.tuning.data import Example
-from softmux.tuning.recipe import LoraPrefixTuning, PrefixTuning, PromptTuning, PTuning, Train
+from softmux.tuning.bases.base import Base, open_source
+from softmux.tuning.data.examples import Example
+from softmux.tuning.data.split import split
+from softmux.tuning.recipes.recipe import LoraPrefixTuning, PrefixTuning, PromptTuning, PTuning, Train
 from softmux.tuning.run import tune, tune_all
-from softmux.tuning.split import split
-from softmux.tuning.together import Together
+from softmux.tuning.training.together import Together
 from softmux.tuning.write import Report
 from softmux.types import KV_METHODS
 from support.engines import TestEngine

@@ -16,15 +16,15 @@ from softmux.formats.folder import load_folder, parse_adapter
 from softmux.formats.parts import HeadPart, PrefixPart
 from softmux.inspection.base import describe
 from softmux.tuning import sources
-from softmux.tuning.data import BadData, Example, Span
+from softmux.tuning.bases.head_base import HeadBase
+from softmux.tuning.bases.head_rows import encode_row
+from softmux.tuning.data.examples import BadData, Example, Span
+from softmux.tuning.data.rows import IGNORE, HeadRow
 from softmux.tuning.evaluate import score_labels
-from softmux.tuning.head_base import HeadBase
-from softmux.tuning.head_rows import encode_row
-from softmux.tuning.heads import begin_full, begin_prefix
-from softmux.tuning.recipe import PTuningV2, Train, read_recipe
-from softmux.tuning.rows import IGNORE, HeadRow
+from softmux.tuning.learned.heads import begin_full, begin_prefix
+from softmux.tuning.recipes.recipe import PTuningV2, Train, read_recipe
 from softmux.tuning.run import tune
-from softmux.tuning.trainer import batches
+from softmux.tuning.training.trainer import batches
 from softmux.tuning.write import Report
 from support.head_recipes import write
 

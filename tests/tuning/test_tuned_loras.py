@@ -18,13 +18,13 @@ from softmux.formats.folder import load_folder, parse_adapter
 from softmux.formats.layout import Layout
 from softmux.formats.parts import LoraPart, PrefixPart
 from softmux.inspection.base import describe
-from softmux.tuning import methods
-from softmux.tuning.base import Base, as_base
-from softmux.tuning.data import Example
+from softmux.tuning.bases.base import Base, as_base
+from softmux.tuning.data.examples import Example
+from softmux.tuning.data.rows import encode
 from softmux.tuning.evaluate import generate
-from softmux.tuning.methods import Learned, begin
-from softmux.tuning.recipe import Lora, LoraPrefixTuning
-from softmux.tuning.rows import encode
+from softmux.tuning.learned import methods
+from softmux.tuning.learned.methods import Learned, begin
+from softmux.tuning.recipes.recipe import Lora, LoraPrefixTuning
 from softmux.tuning.write import Report
 
 Write = Callable[..., Path]

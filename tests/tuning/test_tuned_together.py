@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 
 from softmux.cli import app
 from softmux.errors import InvalidRequest, SoftmuxError
-from softmux.tuning import many
-from softmux.tuning.board import Board, curve, shown
-from softmux.tuning.checkpoint import Checkpoint
 from softmux.tuning.run import tune, tune_all
-from softmux.tuning.together import Together
-from softmux.tuning.trainer import Progress
+from softmux.tuning.training import many
+from softmux.tuning.training.board import Board, curve, shown
+from softmux.tuning.training.checkpoint import Checkpoint
+from softmux.tuning.training.together import Together
+from softmux.tuning.training.trainer import Progress
 from support.killed_runs import killed_after
 from support.recipe_methods import METHODS
 

@@ -25,10 +25,10 @@ from softmux.errors import InvalidRequest, SoftmuxError
 from softmux.formats.folder import load_folder, parse_adapter
 from softmux.inspection.base import describe
 from softmux.tuning import PromptTuning, Task, Train, open_base, tune
-from softmux.tuning.base import Base
-from softmux.tuning.data import BadData
-from softmux.tuning.from_peft import method_of
-from softmux.tuning.methods import begin
+from softmux.tuning.bases.base import Base
+from softmux.tuning.data.examples import BadData
+from softmux.tuning.learned.from_peft import method_of
+from softmux.tuning.learned.methods import begin
 
 HOW = Train(steps=16, learning_rate=5e-2, batch_rows=8, warmup_steps=5, validate_every=8)
 ROWS = [(f"film {i} was {('dull', 'gripping')[i % 2]}", (" no", " yes")[i % 2]) for i in range(80)]
@@ -131,5 +131,5 @@ def test_what_is_public_is_there_and_reading_a_recipe_needs_no_torch() -> None:
     assert all(getattr(tuning, name) is not None for name in tuning.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'none'"):
         tuning.none  # noqa: B018
-    code = "import sys, softmux.tuning, softmux.tuning.recipe; sys.exit('torch' in sys.modules)"
+    code = "import sys, softmux.tuning, softmux.tuning.recipes.recipe; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

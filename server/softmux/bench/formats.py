@@ -21,10 +21,10 @@ from softmux.formats.layout import Layout, TransformersEncoder, lay_out
 from softmux.scheduler.radix import RootKey
 from softmux.settings import Settings
 from softmux.tuning import sources
-from softmux.tuning.data import Example
+from softmux.tuning.data.examples import Example
+from softmux.tuning.data.split import split
 from softmux.tuning.evaluate import score
-from softmux.tuning.recipe import Recipe, read_recipe
-from softmux.tuning.split import split
+from softmux.tuning.recipes.recipe import Recipe, read_recipe
 from softmux.types import DEFAULT_TENANT, SamplingParams
 
 

@@ -71,9 +71,9 @@ def compare(engine: OfflineEngine, found: Sequence[Measured], rows: Sequence[tup
 def held_out(folders: Sequence[Path]) -> list[str]:
     """The test rows of the folders' recipes. Raises `InvalidRequest` where a folder has none, or another's rows."""
     from softmux.tuning import sources  # needs softmux[tune]
+    from softmux.tuning.data.split import is_test
     from softmux.tuning.plan import answers_of
-    from softmux.tuning.recipe import read_recipe
-    from softmux.tuning.split import is_test
+    from softmux.tuning.recipes.recipe import read_recipe
 
     by_folder: dict[Path, list[str]] = {}
     for folder in folders:

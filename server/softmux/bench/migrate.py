@@ -20,13 +20,13 @@ from rich.console import Console
 
 from softmux.demo import demo_model
 from softmux.formats.folder import load_folder
-from softmux.tuning.base import Base, open_source
+from softmux.tuning.bases.base import Base, open_source
+from softmux.tuning.data.split import is_held_back
 from softmux.tuning.migration.migrate import Bases, migrate
 from softmux.tuning.migration.migrated import KEEPS, Migration, figures, page, table
 from softmux.tuning.migration.plan import How, OldTask
 from softmux.tuning.sources import SOURCES
-from softmux.tuning.split import is_held_back
-from softmux.tuning.together import Together
+from softmux.tuning.training.together import Together
 
 TASKS = "address,capital,person-or-company,sentiment,source"
 

@@ -23,17 +23,17 @@ import torch
 from rich.console import Console
 
 from softmux.errors import InvalidRequest
-from softmux.tuning.base import Base, load_base
-from softmux.tuning.data import Example
-from softmux.tuning.encoder_decoder import EncoderDecoderBase
+from softmux.tuning.bases.base import Base, load_base
+from softmux.tuning.bases.encoder_decoder import EncoderDecoderBase
+from softmux.tuning.data.examples import Example
+from softmux.tuning.data.rows import IGNORE, Row
 from softmux.tuning.evaluate import evaluate
-from softmux.tuning.job import Job
-from softmux.tuning.methods import Learned, lent, put, start_of, take_out
+from softmux.tuning.learned.methods import Learned, lent, put, start_of, take_out
 from softmux.tuning.plan import Plan, plan_of
-from softmux.tuning.recipe import LoraPrefixTuning, PTuningV2, Recipe, read_recipe
-from softmux.tuning.rows import IGNORE, Row
+from softmux.tuning.recipes.recipe import LoraPrefixTuning, PTuningV2, Recipe, read_recipe
 from softmux.tuning.run import encode_all, fresh
-from softmux.tuning.together import Together, precision, train_together
+from softmux.tuning.training.job import Job
+from softmux.tuning.training.together import Together, precision, train_together
 
 
 @dataclass(slots=True)

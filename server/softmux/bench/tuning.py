@@ -24,14 +24,14 @@ from rich.console import Console
 
 from softmux.bench.peft_training import collated
 from softmux.bench.random_base import SHAPES as GPU_SHAPES
-from softmux.tuning.base import Base
-from softmux.tuning.cohort import Start
-from softmux.tuning.frozen import FrozenBase
-from softmux.tuning.job import Active, Job
-from softmux.tuning.many import Trainer
-from softmux.tuning.methods import begin, lent, start_of
-from softmux.tuning.recipe import Lora, PrefixTuning, PromptTuning, PTuning, Train
-from softmux.tuning.rows import Row
+from softmux.tuning.bases.base import Base
+from softmux.tuning.data.rows import Row
+from softmux.tuning.frozen.decoder import FrozenBase
+from softmux.tuning.learned.methods import begin, lent, start_of
+from softmux.tuning.recipes.recipe import Lora, PrefixTuning, PromptTuning, PTuning, Train
+from softmux.tuning.training.cohort import Start
+from softmux.tuning.training.job import Active, Job
+from softmux.tuning.training.many import Trainer
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": GPU_SHAPES["tiny"],

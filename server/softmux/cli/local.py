@@ -140,8 +140,8 @@ def distill(
     """Distil a long prompt, a text's or an adapter's, into a short soft prompt that answers as it does."""
     with needing_packages():
         from softmux.tuning import Together
-        from softmux.tuning.distill import distill as run
-        from softmux.tuning.distilled import figures
+        from softmux.tuning.distilling.distill import distill as run
+        from softmux.tuning.distilling.distilled import figures
     together = Together(1, tokens, save_every, cache and cache / "tuning", fresh, checkpointing, tensorboard)
     server = publisher(publish, url, key)
     distilled = run(recipe, out, device, cache=cache, together=together)
@@ -172,6 +172,8 @@ def needing_packages() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
+        if (error.name or "").startswith("softmux"):
+            raise  # a fault of ours, which no package mends
         fail(f"{error}: tuning needs more packages, `pip install 'softmux[tune]'` brings them")
 
 

@@ -13,7 +13,7 @@ from softmux.cli.on_registry import DEFAULT_DATA
 from softmux.cli.output import fail
 
 if TYPE_CHECKING:
-    from softmux.tuning.library import Library
+    from softmux.tuning.starts.library import Library
 
 _SERVER = "The server; it has the tasks that a recipe begins from (init_from)."
 Url = Annotated[str, typer.Option(envvar="SOFTMUX_URL", help=_SERVER)]
@@ -30,7 +30,7 @@ Tenant = Annotated[
 @contextmanager
 def library(url: str, key: str | None, redis: str | None, data: Path | None, tenant: str | None) -> Iterator[Library]:
     """The registry where one is named, else the server. Neither is asked before a recipe needs it."""
-    from softmux.tuning.library import RegistryLibrary, ServerLibrary
+    from softmux.tuning.starts.library import RegistryLibrary, ServerLibrary
     from softmux.types import DEFAULT_TENANT
 
     if redis is not None or data is not None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from softmux.evaluation.spanish import SPANISH
-from softmux.tuning.data import Example, Span
+from softmux.tuning.data.examples import Example, Span
 
 _TYPO_SHARE = 0.2
 _TYPO_LETTERS = 4

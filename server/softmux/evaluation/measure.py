@@ -13,7 +13,7 @@ from softmux.evaluation.scores import Score
 from softmux.evaluation.task import Task
 from softmux.evaluation.trials import AROUND, BUCKET_ROWS, Plan, buckets, least_alike
 from softmux.evaluation.verdict import RULES, Finding, falls, holds, not_tried, percent, points
-from softmux.tuning.data import Example
+from softmux.tuning.data.examples import Example
 
 _SHOWN = 240
 _MISTAKES = 8

@@ -32,9 +32,9 @@ from softmux.formats.parts import PromptPart
 from softmux.inspection.nearest import nearest
 from softmux.settings import Settings
 from softmux.tuning import sources
-from softmux.tuning.data import Example
-from softmux.tuning.recipe import Recipe, read_recipe
-from softmux.tuning.split import Split, split
+from softmux.tuning.data.examples import Example
+from softmux.tuning.data.split import Split, split
+from softmux.tuning.recipes.recipe import Recipe, read_recipe
 
 _NEAREST = 5
 
@@ -131,7 +131,7 @@ def _evaluated(read: Sequence[_Read], device: str, cache: Path | None, console: 
     from transformers import AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
-    from softmux.tuning.base import label_of, source_of
+    from softmux.tuning.bases.base import label_of, source_of
 
     disable_progress_bar()
     _give_back_memory()
@@ -261,7 +261,7 @@ def _nearest(task: Task, adapter: Adapter, table: Any) -> Iterator[Nearest]:
 def _device(name: str) -> str:
     import torch
 
-    from softmux.tuning.device_words import device_words
+    from softmux.tuning.bases.device_words import device_words
 
     return device_words(torch.device(name))
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from softmux.tuning.recipe import Metric
+from softmux.tuning.recipes.recipe import Metric
 
 METRIC_NAMES: dict[Metric, str] = {
     "exact": "exact",

@@ -12,9 +12,9 @@ from softmux.evaluation.examiner import Ask, Said
 from softmux.evaluation.scores import Score, score_labels, score_text
 from softmux.formats.layout import Layout, TransformersEncoder, lay_out
 from softmux.formats.template import Text
-from softmux.tuning.data import Example
-from softmux.tuning.recipe import Recipe
-from softmux.tuning.split import Split
+from softmux.tuning.data.examples import Example
+from softmux.tuning.data.split import Split
+from softmux.tuning.recipes.recipe import Recipe
 from softmux.types import Manifest, ModelSpec
 
 Who = Literal["tuned", "bare"]

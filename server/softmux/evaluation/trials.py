@@ -10,7 +10,7 @@ from itertools import pairwise
 from softmux.evaluation.changes import CHANGES, behind, in_front, joined
 from softmux.evaluation.filler import filler
 from softmux.evaluation.task import Task, Trial
-from softmux.tuning.data import Example
+from softmux.tuning.data.examples import Example
 
 DISTANCES = (128, 512, 1024)
 """Tokens of irrelevant text before an input."""

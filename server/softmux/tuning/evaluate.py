@@ -13,12 +13,12 @@ import torch
 
 from softmux.evaluation.scores import METRIC_NAMES, fields, score_text
 from softmux.formats.layout import Layout
-from softmux.tuning.base import Base
-from softmux.tuning.data import Example
-from softmux.tuning.frozen import before
-from softmux.tuning.reading import Pick, Reading
-from softmux.tuning.recipe import Evaluate, Metric
-from softmux.tuning.rows import IGNORE, Batch, Row, bare_text, encode
+from softmux.tuning.bases.base import Base
+from softmux.tuning.bases.reading import Pick, Reading
+from softmux.tuning.data.examples import Example
+from softmux.tuning.data.rows import IGNORE, Batch, Row, bare_text, encode
+from softmux.tuning.frozen.decoder import before
+from softmux.tuning.recipes.recipe import Evaluate, Metric
 
 BATCH = 64
 

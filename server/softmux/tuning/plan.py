@@ -10,9 +10,9 @@ import torch
 from rich.console import Console
 
 from softmux.tuning import sources
-from softmux.tuning.data import Example
-from softmux.tuning.recipe import Recipe, read_recipe
-from softmux.tuning.split import Split, split
+from softmux.tuning.data.examples import Example
+from softmux.tuning.data.split import Split, split
+from softmux.tuning.recipes.recipe import Recipe, read_recipe
 
 
 @dataclass(frozen=True, slots=True)

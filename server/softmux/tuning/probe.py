@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import cross_entropy
 
-from softmux.tuning.head_base import HeadBase
-from softmux.tuning.head_rows import padded
-from softmux.tuning.rows import IGNORE, HeadRow
+from softmux.tuning.bases.head_base import HeadBase
+from softmux.tuning.bases.head_rows import padded
+from softmux.tuning.data.rows import IGNORE, HeadRow
 
 _DECAYS = (1e-5, 1e-4, 1e-3, 1e-2)
 _ITERATIONS = 200

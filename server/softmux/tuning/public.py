@@ -15,17 +15,12 @@ from transformers import AutoConfig
 from softmux.engine.bases import family_of
 from softmux.errors import InvalidRequest, SoftmuxError
 from softmux.formats.softmux_json import SOFTMUX_FILE
-from softmux.tuning.base import Base, as_base, open_source
-from softmux.tuning.beginning import Beginnings
-from softmux.tuning.board import shown
+from softmux.tuning.bases.base import Base, as_base, open_source
+from softmux.tuning.bases.head_base import HeadBase, as_head_base, open_head_base
 from softmux.tuning.evaluate import Figures
-from softmux.tuning.from_peft import method_of
-from softmux.tuning.head_base import HeadBase, as_head_base, open_head_base
-from softmux.tuning.head_task import head_task
-from softmux.tuning.headed import Headed, headed
-from softmux.tuning.job import Finished
-from softmux.tuning.library import Library
-from softmux.tuning.recipe import (
+from softmux.tuning.learned.from_peft import method_of
+from softmux.tuning.learned.headed import Headed, headed
+from softmux.tuning.recipes.recipe import (
     Evaluate,
     Lora,
     LoraPrefixTuning,
@@ -35,10 +30,15 @@ from softmux.tuning.recipe import (
     PTuning,
     PTuningV2,
 )
-from softmux.tuning.task import Pairs, Prepared, Task
-from softmux.tuning.together import Together, precision, train_together
-from softmux.tuning.trainer import Progress, Trained
-from softmux.tuning.word_task import no_words, word_task
+from softmux.tuning.starts.beginning import Beginnings
+from softmux.tuning.starts.library import Library
+from softmux.tuning.tasks.heads import head_task
+from softmux.tuning.tasks.task import Pairs, Prepared, Task
+from softmux.tuning.tasks.words import no_words, word_task
+from softmux.tuning.training.board import shown
+from softmux.tuning.training.job import Finished
+from softmux.tuning.training.together import Together, precision, train_together
+from softmux.tuning.training.trainer import Progress, Trained
 from softmux.tuning.write import write_peft
 
 

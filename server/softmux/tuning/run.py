@@ -16,22 +16,22 @@ import torch
 from rich.console import Console
 
 from softmux.errors import InvalidRequest, SoftmuxError
-from softmux.tuning.base import Base, load_base
-from softmux.tuning.beginning import Beginner, Beginning, Beginnings
-from softmux.tuning.data import BadData, Example
-from softmux.tuning.device_words import device_words
+from softmux.tuning.bases.base import Base, load_base
+from softmux.tuning.bases.device_words import device_words
+from softmux.tuning.bases.head_base import HeadBase, load_head_base
+from softmux.tuning.data.examples import BadData, Example
+from softmux.tuning.data.rows import Row, encode
 from softmux.tuning.evaluate import evaluate
-from softmux.tuning.head_base import HeadBase, load_head_base
-from softmux.tuning.job import Finished
-from softmux.tuning.library import Library
-from softmux.tuning.methods import Learned, begin, lent, put, start_of
+from softmux.tuning.learned.methods import Learned, begin, lent, put, start_of
 from softmux.tuning.plan import Plan, announce, answers_of, plan_of
-from softmux.tuning.recipe import MethodRecipe, PTuningV2, Recipe
-from softmux.tuning.rows import Row, encode
+from softmux.tuning.recipes.recipe import MethodRecipe, PTuningV2, Recipe
 from softmux.tuning.run_heads import tune_heads
-from softmux.tuning.together import Together
+from softmux.tuning.starts.beginning import Beginner, Beginning, Beginnings
+from softmux.tuning.starts.library import Library
+from softmux.tuning.starts.transfer import saved_method
 from softmux.tuning.train_plans import train_plans
-from softmux.tuning.transfer import saved_method
+from softmux.tuning.training.job import Finished
+from softmux.tuning.training.together import Together
 from softmux.tuning.write import Report, write_folder
 
 

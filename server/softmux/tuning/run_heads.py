@@ -10,22 +10,22 @@ from dataclasses import dataclass
 import torch
 from rich.console import Console
 
-from softmux.tuning.board import Board, shown
-from softmux.tuning.data import BadData, Example
-from softmux.tuning.device_words import device_words
+from softmux.tuning.bases.device_words import device_words
+from softmux.tuning.bases.head_base import HeadBase
+from softmux.tuning.bases.head_rows import encode_row, labelled, labels_of
+from softmux.tuning.data.examples import BadData, Example
+from softmux.tuning.data.rows import HeadRow
 from softmux.tuning.evaluate import Figures, score_labels
-from softmux.tuning.frozen_encoder import positions_of
-from softmux.tuning.head_base import HeadBase
-from softmux.tuning.head_rows import encode_row, labelled, labels_of
-from softmux.tuning.heads import HeadLearned, begin_full, begin_prefix, head_start, put_head
-from softmux.tuning.job import Finished, Job
+from softmux.tuning.frozen.encoder import positions_of
+from softmux.tuning.learned.heads import HeadLearned, begin_full, begin_prefix, head_start, put_head
 from softmux.tuning.plan import Plan, announce, count
 from softmux.tuning.probe import probe, probe_parameters
-from softmux.tuning.recipe import PTuningV2, Recipe
-from softmux.tuning.rows import HeadRow
-from softmux.tuning.together import Together
+from softmux.tuning.recipes.recipe import PTuningV2, Recipe
 from softmux.tuning.train_plans import train_plans
-from softmux.tuning.trainer import Progress, train
+from softmux.tuning.training.board import Board, shown
+from softmux.tuning.training.job import Finished, Job
+from softmux.tuning.training.together import Together
+from softmux.tuning.training.trainer import Progress, train
 from softmux.tuning.write import Report, write_folder
 
 

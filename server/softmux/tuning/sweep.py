@@ -17,21 +17,21 @@ from rich.console import Console
 
 from softmux.errors import InvalidRequest, SoftmuxError
 from softmux.formats.layout import Layout
-from softmux.tuning.base import Base, load_base
-from softmux.tuning.beginning import Beginnings
-from softmux.tuning.board import shown
-from softmux.tuning.head_base import HeadBase, load_head_base
-from softmux.tuning.job import Job
-from softmux.tuning.library import Library
-from softmux.tuning.method_recipe import OWN_INITS
-from softmux.tuning.methods import lent, start_of
+from softmux.tuning.bases.base import Base, load_base
+from softmux.tuning.bases.head_base import HeadBase, load_head_base
+from softmux.tuning.data.rows import Row
+from softmux.tuning.learned.methods import lent, start_of
 from softmux.tuning.plan import Plan, plan_of
-from softmux.tuning.recipe import PTuningV2, Recipe, Sweep, read_recipe, to_toml
-from softmux.tuning.rows import Row
+from softmux.tuning.recipes.method import OWN_INITS
+from softmux.tuning.recipes.recipe import PTuningV2, Recipe, Sweep, read_recipe, to_toml
 from softmux.tuning.run import beginner, encode_all, fresh
 from softmux.tuning.run_heads import head_job, lay_out_heads, method_with_head
+from softmux.tuning.starts.beginning import Beginnings
+from softmux.tuning.starts.library import Library
 from softmux.tuning.swept import LEARNING_RATE, Swept, Try, figures, markdown, plot, table, words
-from softmux.tuning.together import Together, precision, train_together
+from softmux.tuning.training.board import shown
+from softmux.tuning.training.job import Job
+from softmux.tuning.training.together import Together, precision, train_together
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 RESIDUAL = "residual:"

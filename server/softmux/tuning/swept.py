@@ -11,8 +11,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from softmux.tuning.recipe import Recipe
-from softmux.tuning.trainer import Trained
+from softmux.tuning.recipes.recipe import Recipe
+from softmux.tuning.training.trainer import Trained
 
 LEARNING_RATE = "learning rate"
 NAMED = 8

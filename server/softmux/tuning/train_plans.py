@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
 
-from softmux.tuning.base import Base
-from softmux.tuning.board import shown
-from softmux.tuning.head_base import HeadBase
-from softmux.tuning.job import Finished, Job
+from softmux.tuning.bases.base import Base
+from softmux.tuning.bases.head_base import HeadBase
 from softmux.tuning.plan import Plan
-from softmux.tuning.together import Together, precision, train_together
+from softmux.tuning.training.board import shown
+from softmux.tuning.training.job import Finished, Job
+from softmux.tuning.training.together import Together, precision, train_together
 from softmux.tuning.write import Report
 
 

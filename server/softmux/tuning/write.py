@@ -17,11 +17,19 @@ from softmux.formats.folder import ALLOWED_FILES, LORA_FILES
 from softmux.formats.softmux_json import SOFTMUX_FILE, SoftmuxJson
 from softmux.formats.tensors import WEIGHTS_FILE
 from softmux.tuning import sources
-from softmux.tuning.bank import ROWS as BANK_ROWS
-from softmux.tuning.bank import Score
 from softmux.tuning.evaluate import Figures
-from softmux.tuning.recipe import Lora, LoraPrefixTuning, MethodRecipe, PrefixTuning, PromptTuning, PTuningV2, Recipe
-from softmux.tuning.trainer import Trained
+from softmux.tuning.recipes.recipe import (
+    Lora,
+    LoraPrefixTuning,
+    MethodRecipe,
+    PrefixTuning,
+    PromptTuning,
+    PTuningV2,
+    Recipe,
+)
+from softmux.tuning.starts.bank import ROWS as BANK_ROWS
+from softmux.tuning.starts.bank import Score
+from softmux.tuning.training.trainer import Trained
 from softmux.tuning.whole_folder import whole_folder
 
 RECIPE_FILE = "recipe.toml"

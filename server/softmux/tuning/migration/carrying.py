@@ -21,9 +21,9 @@ from softmux.formats.parts import (
     PromptPart,
     TokenRowsPart,
 )
-from softmux.tuning.base import Base
-from softmux.tuning.cohort import Start
+from softmux.tuning.bases.base import Base
 from softmux.tuning.migration.kinship import NEAR, Remembered, translated
+from softmux.tuning.training.cohort import Start
 from softmux.types import ModelSpec
 
 

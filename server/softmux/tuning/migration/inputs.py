@@ -14,14 +14,14 @@ import torch
 from softmux.errors import InvalidRequest
 from softmux.formats.layout import special_tokens, virtual_ids
 from softmux.formats.template import Learned, Slot, Template, Text
-from softmux.tuning.base import Base
-from softmux.tuning.data import Example, checked
+from softmux.tuning.bases.base import Base
+from softmux.tuning.data.examples import Example, checked
+from softmux.tuning.data.rows import Row
+from softmux.tuning.data.split import is_test
+from softmux.tuning.distilling.teacher import Sampler
 from softmux.tuning.evaluate import Speaker, continued
 from softmux.tuning.migration.voice import Voice
-from softmux.tuning.rows import Row
 from softmux.tuning.sources import table
-from softmux.tuning.split import is_test
-from softmux.tuning.teacher import Sampler
 from softmux.types import KV_METHODS, Manifest
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.nn.functional import cosine_similarity, normalize
 
-from softmux.tuning.base import Base
-from softmux.tuning.output_head import Head, head_of
+from softmux.tuning.bases.base import Base
+from softmux.tuning.frozen.output_head import Head, head_of
 
 NEAR = 0.8
 """From this mean cosine on, embeddings of the same tokens are near enough for what was learned over the one base to be

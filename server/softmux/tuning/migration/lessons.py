@@ -17,13 +17,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from softmux.formats.layout import Layout, lay_out
-from softmux.tuning.base import Base
-from softmux.tuning.data import Example
+from softmux.tuning.bases.base import Base
+from softmux.tuning.data.examples import Example
+from softmux.tuning.data.rows import Row
+from softmux.tuning.data.split import split
 from softmux.tuning.evaluate import Figures
 from softmux.tuning.migration.inputs import Inputs
 from softmux.tuning.migration.voice import Voice
-from softmux.tuning.rows import Row
-from softmux.tuning.split import split
 
 FORMAT = "1"
 

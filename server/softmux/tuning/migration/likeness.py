@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import kl_div
 
+from softmux.tuning.data.rows import IGNORE, Row, collate
 from softmux.tuning.evaluate import inputs_of
+from softmux.tuning.frozen.output_head import Head
 from softmux.tuning.migration.lessons import Taught
 from softmux.tuning.migration.voice import BATCH, Voice
-from softmux.tuning.output_head import Head
-from softmux.tuning.rows import IGNORE, Row, collate
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,17 +17,15 @@ from huggingface_hub import snapshot_download
 from rich.console import Console
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
+from softmux.archives import cache_dir
 from softmux.demo import demo_model
 from softmux.errors import InvalidRequest, SoftmuxError
 from softmux.formats.folder import read_adapter
 from softmux.formats.parts import Parts
 from softmux.formats.softmux_json import SOFTMUX_FILE, SoftmuxJson, read_softmux_json
 from softmux.inspection.base import UNKNOWN, describe
-from softmux.tuning.base import Base, open_source
-from softmux.tuning.board import shown
-from softmux.tuning.device_words import device_words
-from softmux.tuning.fetch import cache_dir
-from softmux.tuning.job import Finished, Job
+from softmux.tuning.bases.base import Base, open_source
+from softmux.tuning.bases.device_words import device_words
 from softmux.tuning.migration.carrying import Carrier, parts_of, start_of
 from softmux.tuning.migration.files import files_of
 from softmux.tuning.migration.inputs import described, plain_notes
@@ -38,8 +36,10 @@ from softmux.tuning.migration.migrated import Left, Migration, Moved
 from softmux.tuning.migration.plan import How, OldTask
 from softmux.tuning.migration.teaching import Pupil, School, taught
 from softmux.tuning.migration.voice import Voice
-from softmux.tuning.recipe import demo_of
-from softmux.tuning.together import Together, precision, train_together
+from softmux.tuning.recipes.recipe import demo_of
+from softmux.tuning.training.board import shown
+from softmux.tuning.training.job import Finished, Job
+from softmux.tuning.training.together import Together, precision, train_together
 from softmux.types import ModelSpec
 
 

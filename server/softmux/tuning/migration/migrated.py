@@ -12,7 +12,7 @@ from rich.table import Table
 from softmux.formats.folder import Adapter
 from softmux.tuning.evaluate import Figures
 from softmux.tuning.migration.likeness import Likeness
-from softmux.tuning.trainer import Trained
+from softmux.tuning.training.trainer import Trained
 
 AGREES = 0.9
 """A task whose answers are the old ones less often than that wants looking at."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from softmux.formats.parts import Part, Parts
-from softmux.tuning.recipe import Train
+from softmux.tuning.recipes.recipe import Train
 
 SHARES: Mapping[str, float] = {"prompt": 0.06, "prefix": 0.05, "lora": 0.03}
 """The learning rate of a kind of part, as a share of the size (the root of the mean square) of what it begins as, a

@@ -10,16 +10,16 @@ from softmux.errors import InvalidRequest, SoftmuxError
 from softmux.formats.folder import Adapter, parse_adapter
 from softmux.formats.layout import Layout
 from softmux.tuning import sources
-from softmux.tuning.base import Base
-from softmux.tuning.data import Example
+from softmux.tuning.bases.base import Base
+from softmux.tuning.data.examples import Example
+from softmux.tuning.data.split import is_test
 from softmux.tuning.evaluate import Figures, evaluate
 from softmux.tuning.migration.carrying import why_not
 from softmux.tuning.migration.inputs import Inputs, invented, kept, kept_file, some
 from softmux.tuning.migration.lessons import Kept, Lesson, teach
 from softmux.tuning.migration.plan import MAX_TOKENS, How, OldTask
 from softmux.tuning.migration.voice import SPOKEN, Voice
-from softmux.tuning.recipe import Evaluate, Recipe, read_recipe
-from softmux.tuning.split import is_test
+from softmux.tuning.recipes.recipe import Evaluate, Recipe, read_recipe
 from softmux.types import ModelSpec
 
 VALIDATION_ROWS = 128

@@ -13,10 +13,10 @@ from transformers import DynamicCache
 
 from softmux.formats.layout import Layout, lay_out
 from softmux.formats.parts import LoraLayer, LoraPart, Parts, PrefixPart, PromptPart
-from softmux.tuning.base import Base
+from softmux.tuning.bases.base import Base
+from softmux.tuning.bases.reading import Pick
+from softmux.tuning.data.rows import Batch, Row, collate
 from softmux.tuning.evaluate import answered, continued, likeliest
-from softmux.tuning.reading import Pick
-from softmux.tuning.rows import Batch, Row, collate
 
 BATCH = 16
 

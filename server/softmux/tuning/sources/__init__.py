@@ -6,10 +6,10 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from softmux.archives import Archive, fetch
 from softmux.errors import InvalidRequest
-from softmux.tuning.data import Example, checked, known, several
-from softmux.tuning.fetch import Archive, fetch
-from softmux.tuning.recipe import Data, SourceName
+from softmux.tuning.data.examples import Example, checked, known, several
+from softmux.tuning.recipes.recipe import Data, SourceName
 from softmux.tuning.sources import addresses, countries, docstrings, hutto, names, table
 
 

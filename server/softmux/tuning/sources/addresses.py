@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from softmux.tuning.data import Example, Span
-from softmux.tuning.fetch import Archive, read_member
+from softmux.archives import Archive, read_member
+from softmux.tuning.data.examples import Example, Span
+from softmux.tuning.data.split import is_held_back
 from softmux.tuning.sources import labelled_xml
 from softmux.tuning.sources.recombine import Tokens, recombine
-from softmux.tuning.split import is_held_back
 
 ARCHIVE = Archive(
     requirement="usaddress==0.5.16",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from softmux.tuning.data import BadData, Example, decode
-from softmux.tuning.fetch import Archive, member_names, read_members
+from softmux.archives import Archive, member_names, read_members
+from softmux.tuning.data.examples import BadData, Example, decode
 
 ARCHIVE = Archive(
     requirement="countryinfo==1.0.1",

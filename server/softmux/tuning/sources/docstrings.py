@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from softmux.tuning.data import Example, decode
-from softmux.tuning.fetch import Archive, wheel_files
+from softmux.archives import Archive, wheel_files
+from softmux.tuning.data.examples import Example, decode
 
 ARCHIVES = (
     Archive(

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from softmux.tuning.data import BadData, Example, decode
-from softmux.tuning.fetch import Archive, read_member, read_members
+from softmux.archives import Archive, read_member, read_members
+from softmux.tuning.data.examples import BadData, Example, decode
 
 ARCHIVE = Archive(
     requirement="vaderSentiment==2.5",

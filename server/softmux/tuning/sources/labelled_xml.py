@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
-from softmux.tuning.data import BadData
+from softmux.tuning.data.examples import BadData
 
 
 @dataclass(frozen=True, slots=True)

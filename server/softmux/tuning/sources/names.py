@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from softmux.tuning.data import Example
-from softmux.tuning.fetch import Archive, read_members
+from softmux.archives import Archive, read_members
+from softmux.tuning.data.examples import Example
 from softmux.tuning.sources import labelled_xml
 
 ARCHIVE = Archive(

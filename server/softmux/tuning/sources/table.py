@@ -10,8 +10,8 @@ from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator
 from pathlib import Path
 
-from softmux.tuning.data import BadData, Example, no_unicode
-from softmux.tuning.fetch import FetchFailed
+from softmux.archives import FetchFailed
+from softmux.tuning.data.examples import BadData, Example, no_unicode
 
 MAX_CELL = 1 << 24
 

@@ -1,0 +1,1 @@
+"""Rows: examples read and checked, split, and laid out as tokens."""

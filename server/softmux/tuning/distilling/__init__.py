@@ -1,0 +1,1 @@
+"""A long prompt into a short one."""

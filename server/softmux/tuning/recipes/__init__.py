@@ -1,0 +1,1 @@
+"""What a person writes down: recipes of tasks, methods and distillations, as pydantic models."""

@@ -1,0 +1,1 @@
+"""Where a task begins: from another, from the best of a bank, anew."""

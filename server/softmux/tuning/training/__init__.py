@@ -1,0 +1,1 @@
+"""Many tasks trained at once: their jobs, state, schedules, checkpoints."""

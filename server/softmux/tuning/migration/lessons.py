@@ -72,15 +72,16 @@ def teach(voice: Voice, inputs: Inputs, max_tokens: int, validation_rows: int, *
 
     def taught(some: Sequence[Example]) -> tuple[Taught, ...]:
         laid = [voice.ids(example.text) for example in some]
+        said = voice.taught(laid, max_tokens) if states else map(Row, laid, voice.answers(laid, max_tokens))
         return tuple(
             Taught(
                 text=x.text,
                 answer=row.answer,
                 said=base.text(row.answer),
                 ended=row.answer[-1] in base.eos_ids,
-                states=row.taught if states else None,
+                states=row.taught,
             )
-            for x, row in zip(some, voice.taught(laid, max_tokens), strict=True)
+            for x, row in zip(some, said, strict=True)
         )
 
     return Lesson(taught(parts.train), taught(parts.validation), taught(parts.test), inputs.source, None)

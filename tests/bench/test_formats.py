@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import pytest
@@ -50,11 +51,17 @@ def test_memory_throughput_and_the_tasks_figures_are_told_of_each_format(
     counts = {task.recipe.task: len(task.rows) for task in load_tasks(tmp_path / "adapters", 4)}
     assert counts == {"known": 4, "unknown": 4}
     assert [task.recipe.task for task in load_tasks(tmp_path / "adapters", 4, names=["known"])] == ["known"]
-    with pytest.raises(InvalidRequest, match="no adapter with a recipe called absent"):
+    with pytest.raises(InvalidRequest, match="no adapter with a recipe called absent; it holds known, unknown"):
         load_tasks(tmp_path / "adapters", 4, names=["known", "absent"])
 
+    elsewhere = tmp_path / "adapters" / "elsewhere"
+    shutil.copytree(tmp_path / "adapters" / "known", elsewhere)
+    (elsewhere / "recipe.toml").write_text(RECIPE.format(task="elsewhere"))
+    for name, data in prompt_files(torch.randn((3, 48))).items():  # of a base of another width
+        (elsewhere / name).write_bytes(data)
     main(["--model", str(tmp_path / "base"), "--adapters", str(tmp_path / "adapters"), "--rows", "4"])
-    head, *lines = capsys.readouterr().out.splitlines()
+    left, head, *lines = capsys.readouterr().out.splitlines()
+    assert left == "left out, as they do not generate on this base: elsewhere"
     assert head == "held-out rows: known 4, unknown 4"
     assert [line.split(":")[0] for line in lines] == ["auto", "int8", "nf4"]
     assert "known 1.000, unknown 0.000" in lines[0]

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from softmux.engine.engine import Engine
-from softmux.errors import InvalidRequest
+from softmux.errors import BaseMismatch, InvalidAdapter, InvalidRequest
 from softmux.formats.folder import load_folder, read_adapter
 from softmux.formats.layout import Layout, TransformersEncoder, lay_out
+from softmux.inspection.base import describe
 from softmux.scheduler.radix import RootKey
 from softmux.settings import Settings
 from softmux.tuning import sources
@@ -48,11 +49,14 @@ class Result:
 
 def load_tasks(folder: Path, rows: int, cache: Path | None = None, names: Sequence[str] = ()) -> list[Task]:
     """The adapters' folders in `folder` that have a recipe and weights, with at most `rows` held-out rows each. `names`
-    picks among them; one that is not there is refused."""
+    picks among them; one that is not there is refused, with those that are."""
     tasks = []
     paths = [path for path in sorted(folder.glob("*/recipe.toml")) if (path.parent / "adapter_config.json").is_file()]
     if missing := sorted(set(names) - {path.parent.name for path in paths}):
-        raise InvalidRequest(f"{folder} holds no adapter with a recipe called {', '.join(missing)}.", param="tasks")
+        there = ", ".join(path.parent.name for path in paths) or "none"
+        raise InvalidRequest(
+            f"{folder} holds no adapter with a recipe called {', '.join(missing)}; it holds {there}.", param="tasks"
+        )
     for path in paths:
         if names and path.parent.name not in names:
             continue
@@ -61,6 +65,20 @@ def load_tasks(folder: Path, rows: int, cache: Path | None = None, names: Sequen
         held_out = split(examples, recipe.train.validation_rows).test
         tasks.append(Task(recipe, load_folder(path.parent), held_out[:rows]))
     return tasks
+
+
+def fitting(tasks: Sequence[Task], model: str) -> tuple[list[Task], list[str]]:
+    """Those that generate on the base `model`, and the names of the others: made for another base, or with a head."""
+    spec = describe(model, fingerprints=True)
+    fit, left = [], []
+    for task in tasks:
+        try:
+            manifest = read_adapter(task.files, spec).manifest
+        except (BaseMismatch, InvalidAdapter):
+            left.append(task.recipe.task)
+            continue
+        (left.append(task.recipe.task) if manifest.head else fit.append(task))
+    return fit, left
 
 
 def measure(settings: Settings, tasks: Sequence[Task], passes: int = 1) -> Result:
@@ -116,7 +134,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     options = parser.parse_args(arguments)
-    tasks = load_tasks(options.adapters, options.rows, names=options.tasks)
+    if options.rows < 1 or options.passes < 1:
+        parser.error("--rows and --passes are 1 at least")
+    tasks, left = fitting(load_tasks(options.adapters, options.rows, names=options.tasks), options.model)
+    if left:
+        sys.stdout.write(f"left out, as they do not generate on this base: {', '.join(left)}\n")
+    if not tasks:
+        raise InvalidRequest(f"{options.adapters} holds no task that generates on {options.model}.", param="adapters")
     rows = {task.recipe.task: len(task.rows) for task in tasks}
     sys.stdout.write(f"held-out rows: {', '.join(f'{name} {count}' for name, count in rows.items())}\n")
     for name in options.formats.split(","):

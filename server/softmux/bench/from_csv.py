@@ -57,12 +57,14 @@ bare = false
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="softmux bench from-csv", description=__doc__)
     parser.add_argument("--model", help="the base, served and tuned on; default: the demo's")
-    parser.add_argument("--rows", type=int, help="of the CSV, about; default: all 10,043")
+    parser.add_argument("--rows", type=int, help="of the CSV; default: all 10,043")
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--batch-rows", type=int, default=8)
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the server")
     said = parser.parse_args(arguments)
+    if said.rows is not None and said.rows < 1:
+        parser.error("--rows is 1 at least")
     device = said.device if said.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     model = said.model or str(demo_model())
     with tempfile.TemporaryDirectory() as scratch, Server(
@@ -96,8 +98,9 @@ def written(folder: Path, model: str, said: argparse.Namespace) -> Path:
         table = csv.writer(file)
         table.writerow(["text", "label"])
         examples = SOURCES["movie-sentiment"].load()
-        every = max(1, len(examples) // said.rows) if said.rows else 1  # the file is not in a random order
-        table.writerows([example.text, example.answer] for example in examples[::every])
+        rows = min(said.rows or len(examples), len(examples))
+        few = [examples[i * len(examples) // rows] for i in range(rows)]  # of the whole file, whose order is not random
+        table.writerows([example.text, example.answer] for example in few)
     path = folder / "recipe.toml"
     words = RECIPE.format(base=json.dumps(model), steps=said.steps, batch_rows=said.batch_rows)
     path.write_text(words, encoding="utf-8")

@@ -32,6 +32,7 @@ from softmux.bench.peers import load_base, quiet_transformers
 from softmux.bench.race import Contender, Race, closing, run_race
 from softmux.bench.report import print_race, race_json, wide_console, write_json
 from softmux.bench.workload import make_adapters
+from softmux.errors import SoftmuxError
 from softmux.formats.folder import load_folder
 from softmux.settings import Settings
 
@@ -94,7 +95,7 @@ class Server:
         ends = time.monotonic() + _START_SECONDS
         while time.monotonic() < ends:
             if self._process.poll() is not None:
-                raise RuntimeError(f"softmux serve ended with {self._process.returncode}")
+                raise SoftmuxError(f"softmux serve ended with {self._process.returncode}; what it said stands above.")
             try:
                 if httpx.get(f"{self.url}/health/ready").status_code == 200:
                     return self
@@ -102,7 +103,7 @@ class Server:
                 pass
             time.sleep(0.2)
         self.__exit__()
-        raise RuntimeError(f"softmux serve was not ready within {_START_SECONDS} s")
+        raise SoftmuxError(f"softmux serve was not ready within {_START_SECONDS} s.")
 
     def __exit__(self, *_: object) -> None:
         self._process.send_signal(signal.SIGTERM)

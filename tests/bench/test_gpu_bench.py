@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import runpy
+import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from softmux.bench import cartridges, checkpoint, encoders, heads, prefill
+from softmux.bench.command import command
 from softmux.bench.gpu import Bench, Workload, main
 from softmux.bench.random_base import SHAPES
-from softmux.bench.random_tasks import random_lora
+from softmux.bench.random_tasks import Task, random_lora
 from softmux.bench.rates import product_rate
 from softmux.errors import InvalidRequest
 from support.tokenizers_made import byte_level, save
@@ -72,8 +78,40 @@ def test_a_cartridge_is_told_beside_as_long_a_text(capsys: pytest.CaptureFixture
 def test_a_lora_of_a_module_that_is_not_there_is_refused() -> None:
     bench = Bench("tiny", 2, tasks=1, device="cpu")
     assert len(random_lora(bench.engine.spec, 0, 4, ("q_proj", "v_proj")).layers) == 4
-    with pytest.raises(ValueError, match="no module k"):
-        random_lora(bench.engine.spec, 0, 4, ("k",))
+    with pytest.raises(InvalidRequest, match=r"no module k or v\. It has down_proj, gate_proj, k_proj, "):
+        random_lora(bench.engine.spec, 0, 4, ("q_proj", "k", "v"))
+    bench.engine.close()
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("--context 30", "--context: is above 30"),
+        ("--loras 1 --modules q_proj nope", "modules: The base has no module nope. It has "),
+        ("--loras -1", "--loras: is the number of LoRAs"),
+        ("--repeats 0", "--repeats: is at least 1"),
+    ],
+)
+def test_what_can_not_be_measured_is_refused_before_anything_is(
+    asked: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(main, words(f"--shape tiny --device cpu --rows 1 --context 34 --works W4 --tasks 1 {asked}")) == 2
+    told = capsys.readouterr()
+    assert said in " ".join(told.err.split())
+    assert "rows: step" not in told.out
+
+
+def test_a_cartridges_ids_are_laid_out_before_the_clock_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench("tiny", 2, tasks=1, device="cpu")
+    clock = [0.0]
+
+    class Slow(Task):
+        def around(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+            clock[0] += 1.0
+            return super().around(ids)
+
+    monkeypatch.setattr(cartridges, "time", SimpleNamespace(perf_counter=lambda: clock[0] + 1e-9 * bench.engine.steps))
+    assert 0 < cartridges.first_token(bench.engine, Slow(bench.bare.root), (5, 6, 7)) < 1
     bench.engine.close()
 
 
@@ -101,8 +139,75 @@ def test_a_checkpoint_of_a_shape_serves_and_one_like_an_encoder_classifies(
     assert found["dtype"] == "float32"
     assert found["largest_difference"] < 1e-4
     assert np.isfinite(found["ratio"])
-    with pytest.raises(InvalidRequest, match="holds no tokenizer"):
-        checkpoint.main([str(tmp_path / "none"), "--shape", "tiny", "--tokenizer", str(tmp_path)])
+
+
+class Places:
+    """Folders named in a command: `like` a model's whole one, `named` with a tokenizer's settings alone."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        save(byte_level(), folder / "like")
+        LlamaConfig(**SMALL, architectures=["LlamaForCausalLM"]).save_pretrained(folder / "like")
+        (folder / "like" / "model.safetensors").write_bytes(b"trained")
+        (folder / "named").mkdir()
+        (folder / "named" / "tokenizer_config.json").write_text("{}")
+        shutil.copytree(folder / "named", folder / "broken")
+        (folder / "broken" / "tokenizer.json").write_text("{")
+        (folder / "broken" / "config.json").write_text("{")
+        (folder / "file").touch()
+
+    def asked(self, words: str) -> list[str]:
+        return [str(self.folder / word[1:]) if word.startswith("@") else word for word in words.split()]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
+    return Places(tmp_path_factory.mktemp("places"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("@like --like @like", "@like is what the checkpoint is made after"),
+        ("@like/../like --shape tiny --tokenizer @like", "@like/../like is what the checkpoint is made after"),
+        ("@named --like @like", "@named already holds tokenizer_config.json, and nothing is written over"),
+        ("@file --like @like", "@file can not be written to"),
+        ("@new --shape tiny --tokenizer @named", "@named holds no tokenizer"),
+        ("@new --shape tiny --tokenizer @nowhere", "@nowhere holds no tokenizer"),
+        ("@new --shape tiny --tokenizer @broken", "@broken holds no tokenizer that loads"),
+        ("@new --like @nowhere", "@nowhere holds no config.json"),
+        ("@new --like @broken", "@broken/config.json can not be read"),
+        ("@new --shape least --tokenizer @like", "ids, the model a vocabulary of 100"),
+    ],
+)
+def test_a_checkpoint_that_can_not_be_made_is_refused_and_writes_nothing(
+    asked: str, said: str, places: Places, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(SHAPES, "least", SMALL | {"vocab_size": 100})
+    assert command(checkpoint.main, places.asked(asked)) == 2
+    told = "".join(capsys.readouterr().err.split())
+    assert "".join(said.replace("@", f"{places.folder}/").split()) in told
+    assert (places.folder / "like" / "model.safetensors").read_bytes() == b"trained"
+    assert not (places.folder / "new").exists()
+
+
+def test_a_checkpoint_takes_all_of_the_tokenizer_along(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(byte_level(), tmp_path / "from")
+    beside = ("tokenizer.model", "spiece.model", "chat_template.jinja")
+    for name in beside:
+        (tmp_path / "from" / name).write_text(name)
+    assert checkpoint.main([str(tmp_path / "to"), "--shape", "tiny", "--tokenizer", str(tmp_path / "from")]) == 0
+    assert all((tmp_path / "to" / name).read_text() == name for name in beside)
+
+
+def test_a_bench_run_as_a_module_says_what_it_refuses_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["checkpoint", str(tmp_path / "new"), "--like", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(checkpoint.__file__), run_name="__main__")
+    assert ended.value.code == 2
+    assert "holds no config.json" in " ".join(capsys.readouterr().err.split())
 
 
 def test_heads_of_their_own_are_told_beside_a_shared_one(capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,6 +50,7 @@ class Noted:
 
     def __init__(self, short: int | None = -1) -> None:
         self.asked: list[int | None] = []
+        self.rows: list[int] = []
         self.short = short
 
     def forget_texts(self) -> None:
@@ -57,6 +58,7 @@ class Noted:
 
     def run(self, jobs: list[Job]) -> Run:
         self.asked.append(jobs[0].task)
+        self.rows.append(len(jobs))
         made = sum(job.new_tokens for job in jobs)
         return Run(seconds=2.0, tokens=made - 1 if self.short == jobs[0].task else made)
 
@@ -65,6 +67,7 @@ def test_they_take_turns_forwards_and_backwards_and_texts_are_forgotten_before_e
     engine, found = Noted(), [Measured(name, ("", 0, 0)) for name in ("bare", "a", "b")]
     compare(engine, found, [(5, 6), (7,)], 3, 2)  # type: ignore[arg-type]
     assert engine.asked == [None, 0, 1, -1, None, -1, 0, -1, 1, -1, 1, -1, 0, -1, None]
+    assert engine.rows == [2] * 9, "a round's whole batch has been run before the first round, too"
     assert [one.rates for one in found] == [[3.0, 3.0]] * 3
 
 
@@ -90,6 +93,32 @@ def test_what_can_not_be_compared_is_refused(
     (folder / "softmux.json").write_text(json.dumps(said))
     assert main(["methods", str(folder), "--model", str(base[1]), "--texts", str(texts), *SHORT, *changes]) == 2
     assert words in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        (None, "can not be read (No such file or directory): give a file of text"),
+        (b"\xff\xfe", "can not be read (it is not UTF-8): give a file of text"),
+        (b"\n \n", "has no line of text"),
+    ],
+)
+def test_texts_that_can_not_be_read_are_refused(
+    written: bytes | None, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "texts.txt"
+    if written is not None:
+        path.write_bytes(written)
+    assert main(["methods", str(tmp_path), "--model", str(tmp_path), "--texts", str(path), *SHORT]) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_recipes_that_hold_out_no_rows_say_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("softmux.bench.methods.held_out", lambda folders: [])
+    assert main(["methods", str(tmp_path), "--model", str(tmp_path), *SHORT]) == 2
+    assert "The recipes hold out no rows: give some by --texts." in " ".join(capsys.readouterr().err.split())
 
 
 def test_rows_come_from_the_recipes_where_they_hold_out_the_same(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,6 +93,23 @@ def test_contenders_take_turns_over_the_same_requests(engine: OfflineEngine) -> 
     assert all(summary.completed == 6 for summaries in race.summaries.values() for summary in summaries)
     rates = [[summary.output_throughput for summary in race.summaries[name]] for name in ("one", "two")]
     assert race.ratios() == {"two": [b / a for a, b in zip(*rates, strict=True)]}
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_a_race_leaves_frozen_what_others_froze_and_nothing_else(engine: OfflineEngine, others: bool) -> None:
+    gc.unfreeze()
+    if others:
+        gc.freeze()
+    seen: list[int] = []
+    contender = Contender("one", OfflineTarget("one", engine))
+    try:
+        run_race(
+            _plan(requests=1, warmups=0), [contender], repeats=1, watch=lambda *_: seen.append(gc.get_freeze_count())
+        )
+        assert seen[0] > 0
+        assert bool(gc.get_freeze_count()) is others
+    finally:
+        gc.unfreeze()
 
 
 def test_a_seed_gives_the_same_load_again() -> None:

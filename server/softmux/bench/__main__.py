@@ -41,7 +41,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from softmux.errors import SoftmuxError
+from softmux.bench.command import command
 
 _OWN_OPTIONS = {
     "serve": "softmux.bench.serve",
@@ -69,26 +69,14 @@ _OWN_OPTIONS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        if words and words[0] in _OWN_OPTIONS:
-            return import_module(_OWN_OPTIONS[words[0]]).main(words[1:]) or 0
-        return _on_demo_model(words)
-    except SoftmuxError as error:
-        _complain(f"{error.param}: {error.message}" if error.param else error.message)
-        return 2
-    except ModuleNotFoundError as error:
-        if error.name == "ray":
-            _complain(f"{error}: pip install 'softmux[ray,bench]' brings what a cluster needs")
-            return 2
-        if error.name not in ("aiohttp", "matplotlib", "peft"):
-            raise
-        _complain(f"{error}: pip install 'softmux[bench,tune]' brings what the bench needs")
-        return 2
+    return command(_run, arguments)
 
 
-def _complain(words: str) -> None:
-    Console(stderr=True, markup=False).print(words, style="red")
+def _run(words: Sequence[str]) -> int | None:
+    if words and words[0] in _OWN_OPTIONS:
+        status: int | None = import_module(_OWN_OPTIONS[words[0]]).main(words[1:])
+        return status
+    return _on_demo_model(words)
 
 
 def _on_demo_model(words: Sequence[str]) -> int:

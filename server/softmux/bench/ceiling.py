@@ -16,6 +16,7 @@ from softmux.bench.arrivals import at_once
 from softmux.bench.canned import canned_app
 from softmux.bench.client import Endpoint
 from softmux.bench.clients import HttpTarget
+from softmux.bench.command import command
 from softmux.bench.load import Load
 from softmux.bench.summary import summarize
 from softmux.bench.workload import Job
@@ -76,4 +77,4 @@ def _serve(listening: socket.socket, gap: float) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(command(main))

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import transformers as tf
 
+from softmux.bench.command import command
 from softmux.engine.engine import Engine, pick_device, pick_dtype
 from softmux.formats.folder import load_folder, read_adapter
 from softmux.scheduler.radix import RootKey
@@ -172,4 +173,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command(main))

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from softmux.bench.arrivals import paced_times
+from softmux.bench.command import command
 from softmux.bench.plot import check_plot
 from softmux.bench.report import wide_console, write_json
 from softmux.bench.tiny import tiny_model
@@ -312,4 +313,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(main))

@@ -29,6 +29,7 @@ from typing import Any
 import aiohttp
 from rich.table import Table
 
+from softmux.bench.command import command
 from softmux.bench.report import wide_console, write_json
 from softmux.bench.service import Server
 from softmux.bench.tiny import VOCABULARY, save_tiny
@@ -329,4 +330,4 @@ async def _with_client(server: Server, options: argparse.Namespace, scene: Calla
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(command(main))

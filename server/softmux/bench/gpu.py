@@ -20,11 +20,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from softmux.bench.command import command
 from softmux.bench.random_base import SHAPES, random_engine
-from softmux.bench.random_tasks import LORA_MODULES, LORA_RANK, METHODS, Task, lora, soft_prompt
+from softmux.bench.random_tasks import LORA_MODULES, LORA_RANK, METHODS, Task, linears_named, lora, soft_prompt
 from softmux.bench.rates import copy_rate, median_seconds, name_of, settle
 from softmux.engine.engine import pick_device
 from softmux.engine.fp8 import Fp8Linear
+from softmux.errors import InvalidRequest
 from softmux.settings import Settings
 from softmux.types import SamplingParams
 
@@ -45,6 +47,10 @@ WORKLOADS = {
     "W3": Workload(64, 384, 384, 128),
     "W4": Workload(1, 128, 128, 128),
 }
+
+
+_STEPS = 60
+"""Decode steps measured at once; rows have half as many tokens less at first than they are said to have."""
 
 
 class Bench:
@@ -79,7 +85,12 @@ class Bench:
         gc.collect()
         gc.freeze()  # as the worker does: a full collection over the model's objects takes 0.3 s
 
-    def decode_step(self, rows: int, context: int, steps: int = 60) -> float:
+    def close(self) -> None:
+        self.engine.close()
+        if self.crew is not None:
+            self.crew.end()
+
+    def decode_step(self, rows: int, context: int, steps: int = _STEPS) -> float:
         """Seconds a step, host included, with `rows` rows of about `context` tokens decoding."""
         self._add([self.bare] * rows, [context - steps // 2] * rows, steps + 12)
         engine = self.engine
@@ -230,6 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tensor-parallel", type=int, default=1, metavar="N", help="GPUs that hold it between them")
     parser.add_argument("--kv-cache-dtype", choices=("auto", "fp8"), default="auto")
     options = parser.parse_args(arguments)
+    _check(options)
     device = pick_device(options.device)
     rate = copy_rate(device)
     sys.stdout.write(f"{name_of(device)}: copy {rate / 1e12:.2f} TB/s\n")
@@ -242,20 +254,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tensor_parallel=options.tensor_parallel,
         device=options.device,
     )
-    runner = bench.engine.runner
-    sys.stdout.write(f"fused {runner.fused is not None}, graphs {runner.graphs is not None}\n")
-    found: dict[str, Any] = {"device": name_of(device), "copy_rate": rate, "shape": options.shape}
-    if options.only != "work":
-        found |= measure_steps(bench, rate, options)
-    if options.only != "steps":
-        found |= measure_works(bench, options)
-    sys.stdout.write(json.dumps(found) + "\n")
-    bench.engine.close()
+    try:
+        if options.loras:
+            linears_named(bench.engine.spec, options.modules)
+        runner = bench.engine.runner
+        sys.stdout.write(f"fused {runner.fused is not None}, graphs {runner.graphs is not None}\n")
+        found: dict[str, Any] = {"device": name_of(device), "copy_rate": rate, "shape": options.shape}
+        if options.only != "work":
+            found |= measure_steps(bench, rate, options)
+        if options.only != "steps":
+            found |= measure_works(bench, options)
+        sys.stdout.write(json.dumps(found) + "\n")
+    finally:
+        bench.close()
     if bench.crew is not None:
-        bench.crew.end()
         sys.stdout.flush()
         os._exit(0)  # communicators of CUDA are not taken down one by one
 
 
+def _check(options: argparse.Namespace) -> None:
+    """Raises `InvalidRequest` for what would fail after a model was made."""
+    for name in ("repeats", "rows", "tasks", "rank", "tensor_parallel"):
+        if getattr(options, name) < 1:
+            raise InvalidRequest("is at least 1.", param=f"--{name.replace('_', '-')}")
+    if options.loras < 0:
+        raise InvalidRequest("is the number of LoRAs, or 0 for none.", param="--loras")
+    if options.only != "work" and options.context <= _STEPS // 2:
+        raise InvalidRequest(
+            f"is above {_STEPS // 2}: a decode step is the mean of {_STEPS}, before and behind so many tokens.",
+            param="--context",
+        )
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(command(main))

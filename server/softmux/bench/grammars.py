@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from softmux.bench.command import command
 from softmux.bench.schemas import Schema, random_schema
 
 _LONGEST = 400
@@ -187,4 +188,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(main))

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from softmux.bench.command import command
 from softmux.bench.random_base import SHAPES
 from softmux.engine.engine import Engine
 from softmux.engine.packed import PackedModel
@@ -99,4 +100,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command(main))

@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 import torch
 
+from softmux.bench.command import command
 from softmux.engine.graphs import pad
 from softmux.engine.runner import Launched, ModelRunner
 from softmux.engine.staging import Ring
@@ -181,4 +182,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command(main))

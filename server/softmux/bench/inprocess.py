@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 from rich.console import Console
 
+from softmux.bench.command import command
 from softmux.bench.load import Load, Plan, tokenized
 from softmux.bench.offline import OfflineEngine, OfflineTarget
 from softmux.bench.options import add_load_options, check_options, parse_settings, plan_of, publish, watcher
@@ -211,4 +212,4 @@ def _vllm(name: str, options: argparse.Namespace, settings: Settings, base: Any,
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(command(main))

@@ -48,6 +48,15 @@ def slope(points: Sequence[tuple[float, float]]) -> float:
     return sum((x - middle) * (y - level) for x, y in kept) / spread if spread else 0.0
 
 
+_ALLOWED = {"rss": 64 << 10, "cuda": 1 << 10, "objects": 10, "tensors": 1}
+"""What may be added per 1,000 steps: 65 bytes a step are no leak of an engine that runs for weeks."""
+_FEWEST = 4
+"""Samples below which a slope is one of noise: of three, the first is warm-up, and two always lie on a line."""
+_ENOUGH = 60_000
+"""Steps over which warming up no longer looks like growth: a sound soak's bytes per 1,000 steps were 16 million over
+1,000 steps, 25,000 over 20,000 and 5,000 over 60,000."""
+
+
 @dataclass(slots=True)
 class Growth:
     """Samples of one run. The first third is warm-up."""
@@ -58,7 +67,19 @@ class Growth:
         """Least squares over what follows the warm-up, per 1,000 steps."""
         return slope([(sample.step / 1000, float(getattr(sample, what))) for sample in self.samples])
 
+    def beyond(self) -> list[str]:
+        """What grows by more than is allowed; nothing where the run was too short to tell."""
+        if len(self.samples) < _FEWEST or self.samples[-1].step < _ENOUGH:
+            return []
+        return [
+            f"{what} grows by {self.slope(what):,.1f} per 1,000 steps, where {most:,} are allowed"
+            for what, most in _ALLOWED.items()
+            if self.slope(what) >= most
+        ]
+
     def told(self) -> str:
+        if len(self.samples) < _FEWEST:
+            return f"memory: {len(self.samples)} are too few samples to tell whether it grows"
         first, last = self.samples[len(self.samples) // 3], self.samples[-1]
         lines = []
         for what, unit in (("rss", "bytes"), ("cuda", "bytes"), ("objects", ""), ("tensors", "")):
@@ -66,4 +87,6 @@ class Growth:
                 f"{what:8} {getattr(first, what):>13,} after warm-up, {getattr(last, what):>13,} at the end; "
                 f"{self.slope(what):+,.1f} {unit} per 1,000 steps".rstrip()
             )
+        if last.step < _ENOUGH:
+            lines.append(f"{last.step:,} steps are too few to tell growth from warming up: {_ENOUGH:,} are enough")
         return "\n".join(lines)

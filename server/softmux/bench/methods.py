@@ -50,8 +50,8 @@ def compare(engine: OfflineEngine, found: Sequence[Measured], rows: Sequence[tup
     """Fills `found`, the bare model first and then the engine's tasks in order: each answers all rows, handed over at
     once, in every round. What a row's text left in the cache is forgotten before; adapters stay in memory."""
     jobs = [[Job(None if number == 0 else number - 1, ids, new_tokens) for ids in rows] for number in range(len(found))]
-    for some in jobs:  # loads the adapters, and compiles what is compiled
-        engine.run(some[: max(1, len(some) // 4)])
+    for own in jobs:  # loads the adapters, and makes what is made at the first batch of its size
+        engine.run(own)
     for number in range(rounds):
         turns = list(zip(found, jobs, strict=True))
         for one, own in turns if number % 2 == 0 else reversed(turns):
@@ -178,11 +178,16 @@ def figures(found: Sequence[Measured]) -> dict[str, Any]:
 
 
 def _texts(options: argparse.Namespace) -> list[str]:
-    if options.texts is not None:
-        texts = [line for line in options.texts.read_text(encoding="utf-8").splitlines() if line.strip()]
-    else:
-        texts = held_out(options.folders)
-    if not texts:
+    if options.texts is None:
+        if not (texts := held_out(options.folders)):
+            raise InvalidRequest("The recipes hold out no rows: give some by --texts.", param="texts")
+        return texts[: options.rows]
+    try:
+        written = options.texts.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise InvalidRequest(f"{options.texts} can not be read ({why}): give a file of text.", param="texts") from None
+    if not (texts := [line for line in written.splitlines() if line.strip()]):
         raise InvalidRequest(f"{options.texts} has no line of text.", param="texts")
     return texts[: options.rows]
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from softmux.bench.command import command
 from softmux.demo import demo_model
 from softmux.formats.folder import load_folder
 from softmux.tuning.bases.base import Base, open_source
@@ -124,4 +125,4 @@ def fine_tune(base: Base, texts: Sequence[str], steps: int, rate: float, seed: i
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(main))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from softmux.bench.command import command
 from softmux.engine.fp8 import Fp8Weight
 from softmux.engine.packed import PackedModel
 
@@ -96,4 +97,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command(main))

@@ -14,6 +14,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 
+from softmux.bench.command import command
 from softmux.bench.gpu import Bench, Workload
 from softmux.bench.random_base import SHAPES
 from softmux.bench.rates import name_of, product_rate
@@ -67,4 +68,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(main))

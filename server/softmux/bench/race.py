@@ -97,13 +97,16 @@ def _run(
 @contextlib.contextmanager
 def _heap_at_rest() -> Iterator[None]:
     """Takes what was loaded out of the collector's sight, as the worker does: a collection over the objects of several
-    models takes some 0.3 s, and would fall on whoever's turn it is."""
+    models takes some 0.3 s, and would fall on whoever's turn it is. There is one such place for all: where others have
+    put objects there, what was loaded stays with theirs."""
+    others = gc.get_freeze_count()
     gc.collect()
     gc.freeze()
     try:
         yield
     finally:
-        gc.unfreeze()
+        if not others:
+            gc.unfreeze()
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:

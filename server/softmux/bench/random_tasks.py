@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from softmux.engine.engine import Engine
+from softmux.errors import InvalidRequest
 from softmux.formats.parts import LoraLayer, LoraPart, Parts, PrefixPart, PromptPart
 from softmux.scheduler.radix import RootKey
-from softmux.types import ModelSpec
+from softmux.types import LinearShape, ModelSpec
 
 VIRTUAL_TOKENS = 20
 METHODS = ("prompt tuning", "prefix tuning", "P-tuning", "P-tuning template")
@@ -55,17 +56,24 @@ def lora(engine: Engine, number: int, rank: int = LORA_RANK, modules: Sequence[s
     return Task(_held(engine, f"lora-{number}", (random_lora(engine.spec, number, rank, modules),)))
 
 
+def linears_named(spec: ModelSpec, modules: Sequence[str]) -> list[LinearShape]:
+    """Raises `InvalidRequest` where the base lacks one of `modules`, the last words of a linear module's path."""
+    there = {linear.name.rpartition(".")[2] for linear in spec.linears}
+    if missing := [name for name in dict.fromkeys(modules) if name not in there]:
+        raise InvalidRequest(
+            f"The base has no module {' or '.join(missing)}. It has {', '.join(sorted(there))}.", param="modules"
+        )
+    return [linear for linear in spec.linears if linear.name.rpartition(".")[2] in modules]
+
+
 def random_lora(spec: ModelSpec, number: int, rank: int, modules: Sequence[str]) -> LoraPart:
-    """Updates small beside what they act on. Raises ValueError where the base has no such module."""
+    """Updates small beside what they act on. Raises as `linears_named` does."""
     draw = np.random.default_rng(number)
     layers = {}
-    for linear in spec.linears:
-        if linear.name.rpartition(".")[2] in modules:
-            a = draw.standard_normal((rank, linear.inputs), dtype=np.float32) * 0.01
-            b = draw.standard_normal((linear.outputs, rank), dtype=np.float32) * 0.01
-            layers[linear.name] = LoraLayer(a, b, 2.0)
-    if not layers:
-        raise ValueError(f"the base has no module {' or '.join(modules)}")
+    for linear in linears_named(spec, modules):
+        a = draw.standard_normal((rank, linear.inputs), dtype=np.float32) * 0.01
+        b = draw.standard_normal((linear.outputs, rank), dtype=np.float32) * 0.01
+        layers[linear.name] = LoraLayer(a, b, 2.0)
     return LoraPart(layers)
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from softmux.bench.command import command
 from softmux.bench.crossing import MIXES, Bench, Load, Room, crossing
 from softmux.bench.rates import name_of
 from softmux.engine.engine import pick_device
@@ -116,4 +117,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(main))

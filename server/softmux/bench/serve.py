@@ -13,6 +13,7 @@ import httpx
 
 from softmux.bench.client import Endpoint
 from softmux.bench.clients import HttpTarget
+from softmux.bench.command import command
 from softmux.bench.load import Load
 from softmux.bench.options import add_load_options, check_options, plan_of, publish, watcher
 from softmux.bench.race import Contender, closing, run_race
@@ -180,4 +181,4 @@ def _without_key(arguments: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(command(main))

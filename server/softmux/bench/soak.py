@@ -2,7 +2,8 @@
 
 `python -m softmux.bench.soak --steps 200000`. Requests of every method come and go, clients abort, disconnect and miss
 deadlines, adapters are replaced while they run; the books are checked every few steps, answers against the first ones
-given, and the process's memory at rest. Ends with 1 where anything does not add up.
+given, and the process's memory at rest. Ends with 1 where anything does not add up, or memory grows over a run that is
+long enough to tell.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from typing import Any
 
 import torch
 
+from softmux.bench.command import command
 from softmux.bench.memory import Growth, Sample
 from softmux.bench.tiny import CONTEXT, METHODS, VOCABULARY, adapter_files, tiny_model
 from softmux.engine.engine import Engine, pick_device
-from softmux.errors import SoftmuxError, VersionNotFound
+from softmux.errors import InvalidRequest, SoftmuxError, VersionNotFound
 from softmux.scheduler.radix import RootKey
 from softmux.scheduler.sequence import Sequence as Running
 from softmux.settings import Settings
@@ -172,19 +174,27 @@ class Soak:
     # --- the steps ---------------------------------------------------------------------------------------------------
 
     def run(self, steps: int, samples: int = 40, until: float = math.inf) -> None:
-        """`steps` forward passes, with a rest and a sample of memory every `steps / samples`; fewer where
-        `time.perf_counter` comes to `until` first."""
-        every = max(1, steps // samples)
-        turn = 0
+        """`steps` forward passes, or fewer where `time.perf_counter` comes to `until` first, with a rest and a sample
+        of memory `samples` times over the steps or over the time, whichever is further; fewer where resting takes as
+        long as what lies between."""
+        began, turn = time.perf_counter(), 0
+
+        def part() -> int:
+            over_time = (time.perf_counter() - began) / (until - began)
+            return int(max(self.engine.steps / steps, over_time) * samples)
+
+        rested = 0
         while self.engine.steps < steps and time.perf_counter() < until:
             turn += 1
             self._disturb(turn)
             self._step()
             if turn % self.check_every == 0:
                 self.engine.check_integrity()
-            if self.engine.steps >= every * (len(self.growth.samples) + 1):
+            if part() > rested:
                 self.rest()
-        if turn and self.engine.steps < steps:
+                rested = part()
+        weighed = self.growth.samples
+        if turn and (not weighed or weighed[-1].step < self.engine.steps):
             self.rest()  # its time was over between two samples
 
     def rest(self) -> None:
@@ -252,6 +262,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     options = parser.parse_args(arguments)
+    if options.steps < 1 or not options.seconds > 0:
+        raise InvalidRequest("--steps is at least 1, and --seconds above 0.", param="steps")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         soak = Soak(seed=options.seed, device=options.device, scratch=Path(scratch))
@@ -261,8 +273,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.write(f"{soak.told()}\n{time.perf_counter() - began:.0f} s\n")
         soak.close()
-    return 0
+    beyond = soak.growth.beyond()
+    sys.stdout.writelines(f"{words}\n" for words in beyond)
+    return 1 if beyond else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(main))

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from softmux.bench.command import command
 from softmux.engine.arena import HostArena
 from softmux.engine.transfer import Copies, DirectCopies, Piece, best_copies
 from softmux.engine.vocabulary import VirtualVocabulary
@@ -174,4 +175,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(main))

@@ -103,7 +103,7 @@ def test_every_token_of_a_word_is_labelled_and_its_first_speaks_for_it(head_base
     expected = [IGNORE if a == b else int(a >= 6) for a, b in offsets]
     assert list(row.targets) == expected
     assert [offsets[word][0] for word in row.words] == [0, 6]
-    with pytest.raises(BadData, match="no token is the word"):
+    with pytest.raises(BadData, match=r"no token lies within the labelled '.'"):
         encode_row(Example(text, "x", row=3, spans=(Span(7, 8, "number"),)), head_base, "token", PARTS)
 
 

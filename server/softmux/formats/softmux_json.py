@@ -12,7 +12,9 @@ from softmux.types import ModelSpec
 
 SOFTMUX_FILE = "softmux.json"
 
-Word = Annotated[str, Field(strict=True, min_length=1, max_length=256)]
+MAX_LABELS, MAX_LABEL = 1024, 256
+"""How many labels there may be, and how many characters one may have."""
+Word = Annotated[str, Field(strict=True, min_length=1, max_length=MAX_LABEL)]
 Fingerprint = Annotated[str, Field(strict=True, min_length=1, max_length=256)]
 Length = Annotated[int, Field(strict=True, ge=0, le=1 << 31)]
 
@@ -24,8 +26,8 @@ class SoftmuxJson(BaseModel):
 
     template: Annotated[str, Field(strict=True, min_length=1, max_length=65536)] | None = None
     labels: (
-        Annotated[list[Word], Field(min_length=1, max_length=1024)]
-        | Annotated[dict[Word, Word], Field(min_length=1, max_length=1024)]
+        Annotated[list[Word], Field(min_length=1, max_length=MAX_LABELS)]
+        | Annotated[dict[Word, Word], Field(min_length=1, max_length=MAX_LABELS)]
         | None
     ) = None
     base_fingerprint: Fingerprint | None = None

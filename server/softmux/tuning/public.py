@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import AutoConfig
 
 from softmux.engine.bases import family_of
 from softmux.errors import InvalidRequest, SoftmuxError
 from softmux.formats.softmux_json import SOFTMUX_FILE
-from softmux.tuning.bases.base import Base, as_base, open_source
+from softmux.tuning.bases.base import Base, as_base, config_of, open_source
 from softmux.tuning.bases.head_base import HeadBase, as_head_base, open_head_base
+from softmux.tuning.bases.loaded import check_loaded
 from softmux.tuning.evaluate import Figures
 from softmux.tuning.learned.from_peft import method_of
 from softmux.tuning.learned.headed import Headed, headed
@@ -89,13 +89,17 @@ class Tuned:
 
 def open_base(model: Any, tokenizer: Any = None, *, device: str = "auto", label: str = "") -> Base | HeadBase:
     """A base to tune over: a folder, a hub id, or a loaded model with its tokenizer; a `HeadBase` where it is an
-    encoder, which says nothing but what a head says. In float32; it is frozen, and stays as it is."""
+    encoder, which says nothing but what a head says. It is frozen, and stays as it is. What is loaded here is in
+    float32; a decoder that is given loaded runs in its own precision.
+
+    Raises `InvalidRequest` where no base can be read, and for a loaded model that is none (`check_loaded`)."""
     if isinstance(model, str | Path):
         source = str(model)
         name = label or (Path(model).name if Path(model).is_dir() else source)
-        if family_of(AutoConfig.from_pretrained(source)) == "encoder":
+        if family_of(config_of(source)) == "encoder":
             return open_head_base(source, name, device)
         return open_source(source, name, device)
+    check_loaded(model)
     if tokenizer is None:
         raise InvalidRequest("A loaded model needs its tokenizer.", param="tokenizer")
     name = label or str(getattr(model.config, "name_or_path", "") or "base")

@@ -156,7 +156,7 @@ def source_of(recipe: OverBase, cache: Path | None = None) -> str:
 def load_base(recipe: OverBase, device: str = "auto", cache: Path | None = None) -> Base:
     """The recipe's base; `device` is `auto`, `cpu` or `cuda`. Raises `InvalidRequest` where it generates nothing."""
     source = source_of(recipe, cache)
-    config = AutoConfig.from_pretrained(source)
+    config = config_of(source)
     if family_of(config) == "encoder":
         raise InvalidRequest(
             f"{recipe.base} is an encoder ({config.model_type}), and {recipe.method.kind} is tuned on decoders and "
@@ -166,9 +166,22 @@ def load_base(recipe: OverBase, device: str = "auto", cache: Path | None = None)
     return open_source(source, label_of(recipe), device)
 
 
+def config_of(source: str) -> Any:
+    """What is in the folder, or of the hub id, `source`. Raises `InvalidRequest` where no base is."""
+    try:
+        return AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise InvalidRequest(
+            f"No base can be read from {source} ({reason}): give a folder as save_pretrained writes it, with its "
+            "config.json, weights and tokenizer, or a hub id.",
+            param="base",
+        ) from error
+
+
 def open_source(source: str, label: str, device: str = "auto") -> Base:
     """The base in the folder, or of the hub id, `source`: one that generates."""
-    pair = family_of(AutoConfig.from_pretrained(source)) == "encoder-decoder"
+    pair = family_of(config_of(source)) == "encoder-decoder"
     kind: Any = AutoModelForSeq2SeqLM if pair else AutoModelForCausalLM
     model = kind.from_pretrained(source, dtype=torch.float32)
     return as_base(model.to(device_of(device)), AutoTokenizer.from_pretrained(source), label)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -21,7 +20,7 @@ from softmux.engine.bases import family_of
 from softmux.engine.fingerprint import base_fingerprint
 from softmux.errors import InvalidRequest
 from softmux.formats.peft_types import takes_prefix, why_not
-from softmux.tuning.bases.base import Base, OverBase, device_of, label_of, source_of
+from softmux.tuning.bases.base import Base, OverBase, config_of, device_of, label_of, source_of
 from softmux.types import Family
 
 _CLASSES: dict[str, Any] = {"sequence": AutoModelForSequenceClassification, "token": AutoModelForTokenClassification}
@@ -55,7 +54,7 @@ class HeadBase:
         """This base under a fresh head, in evaluation mode. The head comes from torch's global generator; all else
         is the base's own, and what takes a module's place in one classifier takes it in no other.
 
-        Raises `InvalidRequest` where the model has no such head, or one of another build.
+        Raises `InvalidRequest` where the model has no such head, one of another build, or none of what it stands on.
         """
         config = copy.deepcopy(self.model.config)
         config.num_labels = labels
@@ -65,6 +64,12 @@ class HeadBase:
         except ValueError as error:
             raise InvalidRequest(f"{self.label} ({config.model_type}) has no {head} head.", param="base") from error
         empty = getattr(model, model.base_model_prefix)
+        if getattr(empty, "pooler", None) is not None and getattr(self.model, "pooler", None) is None:
+            raise InvalidRequest(
+                f"{self.label} was loaded without the pooler that a {head} head of {type(model).__name__} stands on: "
+                "load it with AutoModel, or give its folder.",
+                param="base",
+            )
         shared = copy.copy(self.model)  # RoBERTa's classifiers leave the pooler out
         shared._modules = {
             name: None if getattr(empty, name, None) is None else part for name, part in self.model._modules.items()
@@ -103,7 +108,7 @@ def head_base_of(base: Base) -> HeadBase:
 def load_head_base(recipe: OverBase, device: str = "auto", cache: Path | None = None) -> HeadBase:
     """Raises `InvalidRequest` where the recipe's base is no encoder that takes a prefix."""
     source = source_of(recipe, cache)
-    config = AutoConfig.from_pretrained(source)
+    config = config_of(source)
     family = family_of(config)
     if family != "encoder" or not takes_prefix(config.model_type):
         instead = ""

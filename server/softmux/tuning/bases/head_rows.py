@@ -54,7 +54,10 @@ def encode_row(example: Example, base: HeadBase, head: str, labels: Sequence[str
         own = [i for i, (start, end) in enumerate(offsets) if span.start <= start < end <= span.end]
         if not own:
             raise BadData(
-                f"no token is the word {example.text[span.start : span.end]!r}", file=example.file, row=example.row
+                f"no token lies within the labelled {example.text[span.start : span.end]!r}; give the characters of "
+                "whole words, or leave the label out",
+                file=example.file,
+                row=example.row,
             )
         words.append(own[0])
         for i in own:

@@ -80,7 +80,8 @@ def checked(
     examples: Iterable[Example], *, classes: bool, file: str = "the data", columns: tuple[str, str] = ("text", "answer")
 ) -> list[Example]:
     """The rows, equal ones once. Raises `BadData` for an empty or huge cell, one that is no Unicode, no rows at all,
-    and, where the answers are `classes`, for a text with two answers. `columns` are the two cells' names."""
+    and, where the answers are `classes`, for a text with two answers, or labelled in two ways. `columns` are
+    the two cells' names."""
     seen: dict[str, Example] = {}
     for example in examples:
         for column, cell in zip(columns, (example.text, example.answer), strict=True):
@@ -95,6 +96,14 @@ def checked(
             raise BadData(
                 f"this text's answer is {example.answer!r}, but row {first.row} of {first.file} has the same text with "
                 f"{first.answer!r}; keep one",
+                file=example.file,
+                row=example.row,
+                column=columns[1],
+            )
+        if classes and first.spans != example.spans:
+            raise BadData(
+                f"row {first.row} of {first.file} has the same text with other labelled words; give all words of a "
+                "text in one row",
                 file=example.file,
                 row=example.row,
                 column=columns[1],

@@ -36,7 +36,14 @@ _HEADS = {"classifier", "score"}
 
 def method_of(config: Any, family: Family = "decoder") -> Method | Headed:
     """The method that a `PeftConfig` asks for, on that kind of base. Raises `InvalidRequest` for a type that is not
-    tuned here, for a task's type that the base is not for, and for an option that would be ignored."""
+    tuned here, for what is no config, for a task's type that the base is not for, and for an option that would be
+    ignored."""
+    if getattr(config, "peft_type", None) is None:
+        raise InvalidRequest(
+            f"{repr(config)[:80]} is no method: give one of softmux.tuning's, as Lora(…), or a config object of "
+            "PEFT's, as LoraConfig(…).",
+            param="method",
+        )
     kind = _plain(config.peft_type)
     if kind not in _TAKEN:
         raise InvalidRequest(f"{kind} is not tuned by softmux: {', '.join(sorted(_TAKEN))} are.", param="method")

@@ -145,6 +145,12 @@ def begin_head(recipe: Headed, base: HeadBase, labels: int) -> HeadLearned:
             "that it is trained.",
             param="method.pooler",
         )
+    if recipe.pooler and pooler is None:
+        raise InvalidRequest(
+            f"Nothing stands between the last layer of {base.label} and its {recipe.head} head, so there is no pooler "
+            "to be trained: leave pooler out.",
+            param="method.pooler",
+        )
     task_type = _TASK_TYPES[recipe.head]
     saved = ["classifier", "pooler"] if recipe.pooler else None
     if isinstance(method, Lora):

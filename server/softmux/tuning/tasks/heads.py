@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
 
 from softmux.errors import InvalidRequest
 from softmux.formats.peft_types import takes_prefix
-from softmux.formats.softmux_json import SoftmuxJson
+from softmux.formats.softmux_json import MAX_LABEL, MAX_LABELS, SoftmuxJson
 from softmux.tuning.bases.base import Base
 from softmux.tuning.bases.head_base import HeadBase, head_base_of
 from softmux.tuning.bases.head_rows import encode_row, labelled
@@ -22,6 +23,7 @@ from softmux.tuning.frozen.encoder import positions_of
 from softmux.tuning.learned.headed import Headed
 from softmux.tuning.learned.heads import HeadLearned, begin_head, head_start, lent_head, put_head
 from softmux.tuning.recipes.recipe import Evaluate
+from softmux.tuning.tasks.pairs import numbered
 from softmux.tuning.tasks.task import Pairs, Prepared, Task
 from softmux.tuning.training.job import Finished, Job
 
@@ -104,7 +106,7 @@ def _positions(over: Base | HeadBase) -> int | None:
 
 def _examples(pairs: Pairs, name: str, token: bool) -> list[Example]:
     def each() -> Iterator[Example]:
-        for number, (text, label) in enumerate(pairs, start=1):
+        for number, text, label in numbered(pairs, name, _SPANS if token else "label"):
             if token:
                 yield Example(text, _SPANS, name, number, _spans(text, label, name, number))
                 continue
@@ -116,28 +118,71 @@ def _examples(pairs: Pairs, name: str, token: bool) -> list[Example]:
                 )  # fmt: skip
             yield Example(text, label, name, number)
 
-    return checked(each(), classes=not token, columns=("text", "label"))
+    return checked(each(), classes=True, columns=("text", "label"))
 
 
 def _spans(text: str, label: object, name: str, number: int) -> tuple[Span, ...]:
-    found = []
+    found: list[Span] = []
     for one in label if isinstance(label, list | tuple) else [label]:
         match one:
             case (int(start), int(end), str(said)) if 0 <= start < end <= len(text) and said.strip():
-                found.append(Span(start, end, said))
+                found.append(Span(start, end, said.strip()))
             case _:
                 raise BadData(
                     f"{one!r} is no (start, end, label) with characters of the text, 0 ≤ start < end ≤ {len(text)}",
                     file=name, row=number, column="label",
                 )  # fmt: skip
+    found.sort(key=lambda span: span.start)
+    for one, other in pairwise(found):
+        if other.start < one.end:
+            raise BadData(
+                f"({one.start}, {one.end}, {one.label!r}) and ({other.start}, {other.end}, {other.label!r}) share "
+                "characters, and a word has one label: keep one of them",
+                file=name, row=number, column="label",
+            )  # fmt: skip
     return tuple(found)
 
 
 def _labels(task: Task, examples: Sequence[Example], token: bool) -> list[str]:
     """The head's, in the order of its outputs."""
     if task.labels:
-        _check_labels(examples, list(task.labels), token)
-        return list(task.labels)
+        named = _named(task.labels)
+        _check_labels(examples, named, token)
+        return named
+    return _kept(_in_the_rows(task, examples, token))
+
+
+def _named(given: Sequence[str]) -> list[str]:
+    """Those that a task gives: without the spaces around them, which a head's labels have not. Raises
+    `InvalidRequest`."""
+    if isinstance(given, str) or not all(isinstance(label, str) and label.strip() for label in given):
+        raise InvalidRequest(f'labels is a list of strings, as ["no", "yes"], and not {given!r}.', param="labels")
+    found = [label.strip() for label in given]
+    if twice := sorted({label for label in found if found.count(label) > 1}):
+        raise InvalidRequest(
+            f"labels names {', '.join(map(repr, twice))} twice, spaces around it left out: name each label once.",
+            param="labels",
+        )
+    if len(found) < 2:
+        raise InvalidRequest(
+            f"labels names {found[0]!r} alone, and a head tells two labels apart at least: name the others.",
+            param="labels",
+        )
+    return _kept(found)
+
+
+def _kept(labels: list[str]) -> list[str]:
+    """Raises `InvalidRequest` for more of them, or longer ones, than softmux.json has room for."""
+    if len(labels) > MAX_LABELS or any(len(label) > MAX_LABEL for label in labels):
+        raise InvalidRequest(
+            f"The {len(labels)} labels have up to {max(map(len, labels))} characters, and a head has at most "
+            f"{MAX_LABELS} labels, each of at most {MAX_LABEL} characters: give fewer, or shorter ones.",
+            param="labels",
+        )
+    return labels
+
+
+def _in_the_rows(task: Task, examples: Sequence[Example], token: bool) -> list[str]:
     if not token:
         return sorted({example.answer.strip() for example in several(list(examples), "label")})
     found = sorted({span.label for example in examples for span in example.spans})

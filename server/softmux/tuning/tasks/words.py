@@ -21,6 +21,7 @@ from softmux.tuning.recipes.method import MethodRecipe
 from softmux.tuning.recipes.recipe import Evaluate, PTuning
 from softmux.tuning.starts.beginning import Beginner, Beginnings
 from softmux.tuning.starts.transfer import saved_method
+from softmux.tuning.tasks.pairs import numbered
 from softmux.tuning.tasks.task import Pairs, Prepared, Task, Words
 from softmux.tuning.training.job import Finished
 
@@ -84,7 +85,7 @@ def examples_of(pairs: Pairs, name: str) -> list[Example]:
     """Raises `BadData`."""
 
     def each() -> Iterator[Example]:
-        for number, (text, answer) in enumerate(pairs, start=1):
+        for number, text, answer in numbered(pairs, name, "answer"):
             if not isinstance(answer, str):
                 raise BadData(
                     f"the answer is {answer!r}, and a task that generates is taught by a text",

@@ -167,7 +167,7 @@ def test_a_killed_run_goes_on_and_pefts_configs_are_taken(spoken: Spoken, tmp_pa
     assert (said["task_type"], said["num_transformer_submodules"]) == ("SEQ_2_SEQ_LM", 1)
 
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
-    with pytest.raises(InvalidRequest, match="CAUSAL_LM, and a task that generates on this base has SEQ_2_SEQ_LM"):
+    with pytest.raises(InvalidRequest, match="this base is an encoder-decoder: train it with SEQ_2_SEQ_LM"):
         tune_tasks([Task("mood", rows("mood")[:40], config, how)], base)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from softmux.bench.command import command
 from softmux.engine.engine import Engine
 from softmux.errors import BaseMismatch, InvalidAdapter, InvalidRequest
 from softmux.formats.folder import load_folder, read_adapter
@@ -158,4 +159,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command(main))

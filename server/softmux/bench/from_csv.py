@@ -19,6 +19,7 @@ from pathlib import Path
 import httpx
 import torch
 
+from softmux.bench.command import command
 from softmux.bench.service import Server
 from softmux.demo import demo_model
 from softmux.tuning.sources import SOURCES
@@ -108,4 +109,4 @@ def written(folder: Path, model: str, said: argparse.Namespace) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(main))

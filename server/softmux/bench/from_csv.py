@@ -22,6 +22,7 @@ import torch
 from softmux.bench.command import command
 from softmux.bench.service import Server
 from softmux.demo import demo_model
+from softmux.engine.engine import pick_device
 from softmux.tuning.sources import SOURCES
 
 RECIPE = """\
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     said = parser.parse_args(arguments)
     if said.rows is not None and said.rows < 1:
         parser.error("--rows is 1 at least")
-    device = said.device if said.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = pick_device(said.device).type
     model = said.model or str(demo_model())
     with tempfile.TemporaryDirectory() as scratch, Server(
         model, None, Path(scratch) / "data", said.threads, device=device

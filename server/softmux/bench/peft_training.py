@@ -28,7 +28,7 @@ from softmux.tuning.bases.encoder_decoder import EncoderDecoderBase
 from softmux.tuning.data.examples import Example
 from softmux.tuning.data.rows import IGNORE, Row
 from softmux.tuning.evaluate import evaluate
-from softmux.tuning.learned.methods import Learned, lent, put, start_of, take_out
+from softmux.tuning.learned.methods import Learned, lent, put, start_of
 from softmux.tuning.plan import Plan, plan_of
 from softmux.tuning.recipes.recipe import LoraPrefixTuning, PTuningV2, Recipe, read_recipe
 from softmux.tuning.run import encode_all, fresh
@@ -68,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _own(plan, base, variants, found["softmux"], console)
         for variant in variants:
             console.print(f"{recipe.task}, seed {variant.train.seed}: by PEFT and the Hugging Face trainer")
-            _peft(plan, base, variant, found["PEFT"])
+            with lent(fresh(variant, base)) as learned:
+                _peft(plan, base, variant, learned, found["PEFT"])
         everything[recipe.task] = {
             name: {"figures": one.figures, "seconds": round(one.seconds, 1)} for name, one in found.items()
         }
@@ -142,12 +143,11 @@ def _own(plan: Plan, base: Base, variants: Sequence[Recipe], found: Found, conso
             found.figures.append(_measured(plan, base, learned, variant))
 
 
-def _peft(plan: Plan, base: Base, recipe: Recipe, found: Found) -> None:
-    """PEFT's model of the same start, by `transformers.Trainer`. Its own way of keeping the best step loads what PEFT
-    saves, which for a reparameterised prompt is not what is trained: the numbers are kept here."""
+def _peft(plan: Plan, base: Base, recipe: Recipe, learned: Learned, found: Found) -> None:
+    """PEFT's own model of `learned`, which is fresh, by `transformers.Trainer`. Its own way of keeping the best step
+    loads what PEFT saves, which for a reparameterised prompt is not what is trained: the numbers are kept here."""
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-    learned = fresh(recipe, base)
     rows, validation = (
         [{"ids": [i for i in row.ids if i >= 0], "answer": list(row.answer)} for row in some]
         for some in _rows(plan, learned, recipe)
@@ -200,7 +200,6 @@ def _peft(plan: Plan, base: Base, recipe: Recipe, found: Found) -> None:
         for parameter, value in zip(learned.parameters(), best[1]):  # noqa: B905 - none where every loss was no number
             parameter.copy_(value)
     found.figures.append(_measured(plan, base, learned, recipe))
-    take_out(learned)
 
 
 def collated(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -116,7 +116,7 @@ def _measured(laid: LaidHead, base: HeadBase, ended: Finished, seconds: float, c
     """Writes the folder of what was learned, with its figures and those of what the recipe compares it with."""
     plan, recipe, labels, test = laid.plan, laid.plan.recipe, laid.labels, laid.test
     head = method_with_head(recipe).head
-    meant = [row.targets if head == "sequence" else [row.targets[word] for word in row.words] for row in test]
+    meant = [row.meant(head) for row in test]
 
     def figures(found: Sequence[Sequence[int]], parameters: int) -> Figures:
         return Figures(len(test), score_labels(head, found, meant), parameters)

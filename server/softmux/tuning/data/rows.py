@@ -67,6 +67,10 @@ class HeadRow:
         """Tokens of the input: the text's."""
         return len(self.text)
 
+    def meant(self, head: str) -> tuple[int, ...]:
+        """What a head that is measured should say: the row's label, or one for each labelled word."""
+        return self.targets if head == "sequence" else tuple(self.targets[word] for word in self.words)
+
     @property
     def answer(self) -> tuple[int, ...]:
         return self.targets

@@ -26,7 +26,7 @@ from softmux.tuning.distilling.agreement import Agreement, Cost, agreement, pref
 from softmux.tuning.distilling.distilled import Distilled, readme, saved, softmux_json, table
 from softmux.tuning.distilling.teacher import Teacher, check_fits, invented, teacher_of
 from softmux.tuning.evaluate import See, Speaker
-from softmux.tuning.learned.methods import Learned, begin, put, start_of, take_out
+from softmux.tuning.learned.methods import Learned, begin, lent, put, start_of
 from softmux.tuning.recipes.distillation import Distillation, read_distillation
 from softmux.tuning.recipes.recipe import Data
 from softmux.tuning.sources import table as files
@@ -75,15 +75,12 @@ def distill(
     teacher = teacher_of(recipe, recipe_path.parent, base, cache)
     train, validation, test = _asked(recipe, recipe_path.parent, teacher, cache, console)
     torch.manual_seed(recipe.train.seed)
-    learned = begin(recipe.method, base)
-    learned.train(False)
-    try:
+    with lent(begin(recipe.method, base)) as learned:
+        learned.train(False)
         return _distilled(
             recipe, recipe_path, out or recipe_path.parent, teacher, learned, (train, validation, test), started,
             console, together,
         )  # fmt: skip
-    finally:
-        take_out(learned)
 
 
 def _distilled(

@@ -22,15 +22,16 @@ from softmux.tuning.bases.head_rows import padded
 from softmux.tuning.data.rows import IGNORE, HeadRow
 from softmux.tuning.frozen.stacked_heads import Head
 from softmux.tuning.learned.headed import Headed, headed
-from softmux.tuning.learned.lora_layers import (
+from softmux.tuning.learned.peft_configs import lora_config, soft_config
+from softmux.tuning.learned.peft_parts import (
     ADAPTER,
     low_rank_layers,
     low_rank_model,
     low_rank_values,
     peft_model,
-    put_low_rank,
+    prompt_encoder,
+    put_parts,
 )
-from softmux.tuning.learned.peft_configs import lora_config, soft_config
 from softmux.tuning.recipes.recipe import Lora, PrefixTuning, PromptTuning, PTuning, PTuningV2
 from softmux.tuning.training.cohort import Start
 
@@ -65,9 +66,7 @@ class HeadLearned:
     @property
     def soft(self) -> torch.nn.Module | None:
         """The prompt encoder; None for a LoRA."""
-        encoders = getattr(self.peft, "prompt_encoder", None)
-        soft: torch.nn.Module | None = encoders[ADAPTER] if encoders is not None else None
-        return soft
+        return prompt_encoder(self.peft)
 
     @property
     def is_prefix(self) -> bool:
@@ -214,10 +213,7 @@ def head_start(learned: HeadLearned, virtual_tokens: int) -> Start:
 @torch.no_grad()
 def put_head(learned: HeadLearned, values: Mapping[str, torch.Tensor]) -> None:
     """Writes what was learned, by `Start`'s names, into PEFT's modules."""
-    if learned.soft is not None:
-        for name, parameter in learned.soft.named_parameters():
-            parameter.copy_(values[f"soft.{name}"])
-    put_low_rank(_layers(learned), values)
+    put_parts(learned.soft, _layers(learned), values)
     for name, value in _head(learned).values():
         value.copy_(values[f"head.{name}"])
 

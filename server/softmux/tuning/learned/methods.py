@@ -21,15 +21,15 @@ from softmux.formats.layout import Layout
 from softmux.formats.template import Template
 from softmux.tuning.bases.base import Base
 from softmux.tuning.data.rows import IGNORE, Batch, Row
-from softmux.tuning.learned.lora_layers import (
-    ADAPTER,
+from softmux.tuning.learned.peft_configs import lora_config, soft_config
+from softmux.tuning.learned.peft_parts import (
     low_rank_layers,
     low_rank_model,
     low_rank_values,
     peft_model,
-    put_low_rank,
+    prompt_encoder,
+    put_parts,
 )
-from softmux.tuning.learned.peft_configs import lora_config, soft_config
 from softmux.tuning.recipes.recipe import Lora, LoraPrefixTuning, PrefixTuning, PromptTuning, PTuning
 from softmux.tuning.training.cohort import Start
 from softmux.types import Method
@@ -54,9 +54,7 @@ class Learned:
     @property
     def soft(self) -> torch.nn.Module | None:
         """The prompt encoder; None for a LoRA alone."""
-        encoders = getattr(self.peft, "prompt_encoder", None)
-        soft: torch.nn.Module | None = encoders[ADAPTER] if encoders is not None else None
-        return soft
+        return prompt_encoder(self.peft)
 
     @property
     def prefix(self) -> int:
@@ -141,10 +139,7 @@ def start_of(learned: Learned) -> Start:
 @torch.no_grad()
 def put(learned: Learned, values: Mapping[str, torch.Tensor]) -> None:
     """Writes what was learned, by `Start`'s names, into PEFT's modules."""
-    if learned.soft is not None:
-        for name, parameter in learned.soft.named_parameters():
-            parameter.copy_(values[f"soft.{name}"])
-    put_low_rank(_low_rank_layers(learned), values)
+    put_parts(learned.soft, _low_rank_layers(learned), values)
 
 
 @contextmanager

@@ -82,7 +82,7 @@ def head_task(task: Task, method: Headed, over: Base | HeadBase) -> Prepared:
 
     def figures(learned: Any, some: Sequence[Example], _: Evaluate) -> Figures:
         asked = labelled("given", encoded(some), task.name)
-        meant = [[row.targets[word] for word in row.words] if token else row.targets for row in asked]
+        meant = [row.meant(method.head) for row in asked]
         return Figures(len(asked), score_labels(method.head, learned.predict(asked), meant))
 
     said = SoftmuxJson(labels=labels, base_fingerprint=base.fingerprint, trained_lengths=list(lengths))

@@ -1,4 +1,4 @@
-"""A LoRA's layers in a base's modules, as PEFT puts them there and takes them out."""
+"""What PEFT makes: a prompt encoder beside a base, and a LoRA's layers in its modules, put there and taken out."""
 
 from __future__ import annotations
 
@@ -55,6 +55,13 @@ def low_rank_model(model: Any, config: Any, backbone: Any, label: str) -> Any:
     return made
 
 
+def prompt_encoder(peft: Any) -> torch.nn.Module | None:
+    """That of PEFT's model; None where there is none, as for a LoRA alone."""
+    encoders = getattr(peft, "prompt_encoder", None)
+    found: torch.nn.Module | None = encoders[ADAPTER] if encoders is not None else None
+    return found
+
+
 def low_rank_layers(model: Any) -> Iterator[tuple[str, Any]]:
     """Those that are in `model`, by the names of the modules that they are in the place of."""
     for name, module in model.named_modules():
@@ -79,8 +86,13 @@ def low_rank_values(
 
 
 @torch.no_grad()
-def put_low_rank(layers: Iterable[tuple[str, Any]], values: Mapping[str, torch.Tensor]) -> None:
-    """Writes what was learned, by `Start`'s names, into them."""
+def put_parts(
+    soft: torch.nn.Module | None, layers: Iterable[tuple[str, Any]], values: Mapping[str, torch.Tensor]
+) -> None:
+    """Writes what was learned, by `Start`'s names, into a prompt encoder and a LoRA's layers."""
+    if soft is not None:
+        for name, parameter in soft.named_parameters():
+            parameter.copy_(values[f"soft.{name}"])
     for name, layer in layers:
         layer.lora_A[ADAPTER].weight.copy_(values[f"a.{name}"])
         layer.lora_B[ADAPTER].weight.copy_(values[f"b.{name}"])

@@ -18,6 +18,9 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from softmux.cli import app
+from softmux.client import AsyncClient
+from softmux.client.calls import Call
+from softmux.engine.engine import Engine
 from softmux.offline.served import ServedTarget
 from support.served import Served, upload_parts
 
@@ -242,6 +245,85 @@ def test_ten_thousand_rows_killed_twice_are_there_once(
         source, output, *(on_server if where == "server" else ("--model", base[1], adapters["prompt-tuning"]))
     )
     kill_and_resume(command, output, 10_000, ((2_500, signal.SIGKILL), (6_000, signal.SIGKILL)))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_does_not_come_between_a_request_and_its_clean_up(
+    number: signal.Signals, tasks: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = 0
+    send = AsyncClient.send
+
+    async def signalled(self: AsyncClient, call: Call, **options: Any) -> Any:
+        nonlocal sent
+        reply = await send(self, call, **options)
+        sent += call.path == "/v1/generate"
+        if sent == 6:
+            try:
+                os.kill(os.getpid(), number)
+                await asyncio.sleep(0)
+            except BaseException:
+                raise RuntimeError("what a library says whose clean-up is broken off") from None
+        return reply
+
+    monkeypatch.setattr(AsyncClient, "send", signalled)
+    source = write(tmp_path / "in.jsonl", [{"prompt": f"film {number}", "max_tokens": 2} for number in range(30)])
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    stopped = run("run", source, "-o", tmp_path / "out", "--concurrency", "2", url=tasks.url)
+    assert (stopped.exit_code, "run the same command again" in stopped.stderr) == (130, True), stopped.output
+    assert 6 <= len(answers(tmp_path / "out")) <= 8
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    monkeypatch.undo()
+    assert run("run", source, "-o", tmp_path / "out", url=tasks.url).exit_code == 0
+    assert [line["row"] for line in answers(tmp_path / "out")] == list(range(30))
+
+
+def test_a_signal_ends_the_wait_for_a_server_that_does_not_answer(
+    tasks: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = AsyncClient.send
+
+    async def silent(self: AsyncClient, call: Call, **options: Any) -> Any:
+        if call.path != "/v1/generate":
+            return await send(self, call, **options)
+        asyncio.get_running_loop().call_later(0.1, os.kill, os.getpid(), signal.SIGTERM)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(AsyncClient, "send", silent)
+    source = write(tmp_path / "in.jsonl", [{"prompt": "a"}])
+    assert run("run", source, "-o", tmp_path / "out", url=tasks.url).exit_code == 130
+    assert answers(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(("twice", "ran"), [(False, 4), (True, 3)])
+def test_an_engine_here_ends_after_the_step_of_a_signal_and_at_once_by_a_second(
+    twice: bool,
+    ran: int,
+    base: tuple[Any, Path],
+    adapters: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps = 0
+    step = Engine.step
+
+    def signalled(self: Engine) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 3:
+            signal.raise_signal(signal.SIGTERM)
+            news = step(self)
+            if twice:
+                signal.raise_signal(signal.SIGINT)
+            steps += 1
+            return news
+        return step(self)
+
+    monkeypatch.setattr(Engine, "step", signalled)
+    source = write(tmp_path / "in.jsonl", [{"prompt": "a film", "max_tokens": 300}])
+    here = run(adapters["prompt-tuning"], source, "-o", tmp_path / "out", "--model", base[1])
+    assert (here.exit_code, steps) == (130, ran), here.output
+    assert answers(tmp_path / "out") == []
 
 
 def test_an_interrupt_in_the_turn_in_which_a_row_ends_is_no_error(tasks: Served) -> None:

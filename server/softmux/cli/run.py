@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -68,7 +67,6 @@ def run(
         with Journal(output, record, source.lines, overwrite=overwrite) as journal:
             if retry_failed:
                 journal.drop_failed()
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
             summary = _shown(lambda told: work(source, target, journal, defaults, told), output, quiet=json_)
     finally:
         target.close()

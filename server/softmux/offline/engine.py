@@ -22,6 +22,7 @@ from softmux.bench.offline import OfflineEngine
 from softmux.errors import InvalidRequest, SoftmuxError, WrongTaskKind
 from softmux.formats.folder import read_adapter
 from softmux.formats.layout import Layout, lay_out
+from softmux.offline.interrupt import Interrupt
 from softmux.offline.rows import GENERATE, Answer, Row
 from softmux.offline.target import Identity
 from softmux.settings import Settings
@@ -71,10 +72,11 @@ class EngineTarget:
         digest = self._manifest.digest if self._manifest else None
         self.identity = Identity(engine.spec.base_fingerprint, task, digest)
 
-    def answers(self, rows: Iterator[Row]) -> Iterator[Answer]:
+    def answers(self, rows: Iterator[Row], interrupt: Interrupt) -> Iterator[Answer]:
         running: dict[int, _Running] = {}
         sequences = 0
         while True:
+            interrupt.check()
             while sequences < self._room and (row := next(rows, None)) is not None:
                 try:
                     started = self._start(row)

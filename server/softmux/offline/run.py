@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from softmux.offline.interrupt import Interrupt
 from softmux.offline.journal import Journal
 from softmux.offline.rows import Answer, Input, Row, parse
 from softmux.offline.target import Target
@@ -48,7 +49,8 @@ class Summary:
 def run(
     source: Input, target: Target, journal: Journal, defaults: dict[str, Any], told: Callable[[Summary], None]
 ) -> Summary:
-    """Answers what is to do. `told` hears of each row. Whatever ends it early, what is written stays good."""
+    """Answers what is to do. `told` hears of each row. Whatever ends it early, what is written stays good: SIGINT and
+    SIGTERM raise `KeyboardInterrupt` between two rows."""
     summary = Summary(source.rows, journal.before)
     began = time.monotonic()
 
@@ -60,6 +62,7 @@ def run(
 
     def rows() -> Iterator[Row]:
         for number, line in source:
+            interrupt.check()
             if journal.has(number):
                 continue
             row = parse(number, line, defaults)
@@ -69,6 +72,7 @@ def run(
                 yield row
 
     told(summary)
-    for answer in target.answers(rows()):
-        write(answer)
+    with Interrupt() as interrupt:
+        for answer in target.answers(rows(), interrupt):
+            write(answer)
     return summary

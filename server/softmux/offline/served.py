@@ -10,6 +10,7 @@ from typing import Any
 from softmux.client import AsyncClient, NoAnswer, Retry
 from softmux.client.calls import WORKS, Call
 from softmux.errors import InvalidRequest, NotFound, SoftmuxError
+from softmux.offline.interrupt import Interrupt
 from softmux.offline.rows import OPENAI, Answer, Row
 from softmux.offline.target import Identity
 
@@ -61,17 +62,20 @@ class ServedTarget:
         what = f"the version that began this ({digest})" if digest else f"version {number or '(active)'}"
         raise NotFound(f"{name} has not {what}; `softmux show {name}` lists what there is.", param="task")
 
-    def answers(self, rows: Iterator[Row]) -> Iterator[Answer]:
+    def answers(self, rows: Iterator[Row], interrupt: Interrupt) -> Iterator[Answer]:
         running: set[asyncio.Task[Answer]] = set()
         loop = self._runner.get_loop()
+        interrupted: asyncio.Future[None] = loop.create_future()
+        interrupt.wake = lambda: loop.call_soon_threadsafe(interrupted.set_result, None)
         self._progress = time.monotonic()
         try:
             while True:
+                interrupt.check()
                 while len(running) < self._concurrency and (row := next(rows, None)) is not None:
                     running.add(loop.create_task(self._answer(row)))
                 if not running:
                     return
-                done, running = self._runner.run(_first_of(running))
+                done, running = self._runner.run(_first_of(running, interrupted))
                 for task in done:
                     yield task.result()
         finally:
@@ -125,5 +129,11 @@ def _is_meant(version: Any, number: str) -> bool:
     return bool(version.active) if not number else version.version == int(number)
 
 
-async def _first_of(running: set[asyncio.Task[Answer]]) -> tuple[set[asyncio.Task[Answer]], set[asyncio.Task[Answer]]]:
-    return await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+async def _first_of(
+    running: set[asyncio.Task[Answer]], interrupted: asyncio.Future[None]
+) -> tuple[set[asyncio.Task[Answer]], set[asyncio.Task[Answer]]]:
+    """Those that have ended, one at least unless there is an interrupt, and the others."""
+    waited_for: set[asyncio.Future[Any]] = {*running, interrupted}
+    await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
+    done = {task for task in running if task.done()}
+    return done, running - done

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from softmux.offline.interrupt import Interrupt
 from softmux.offline.rows import Answer, Row
 
 
@@ -21,7 +22,8 @@ class Identity:
 class Target(Protocol):
     identity: Identity
 
-    def answers(self, rows: Iterator[Row]) -> Iterator[Answer]:
-        """Each row's answer, as it comes, in any order. Takes rows as it has room for them, and no more."""
+    def answers(self, rows: Iterator[Row], interrupt: Interrupt) -> Iterator[Answer]:
+        """Each row's answer, as it comes, in any order. Takes rows as it has room for them, and no more. Raises
+        `KeyboardInterrupt` soon after a signal, once what had been answered by then is out."""
 
     def close(self) -> None: ...

@@ -69,10 +69,16 @@ METHODS: dict[str, Callable[[], Any]] = {
 }
 
 
-def make_base(architecture: str, folder: Path, seed: int = 0) -> Any:
-    """A random model of that architecture, saved to `folder`; also returned, in fp32 on the CPU."""
+def make_base(architecture: str, folder: Path, seed: int = 0, **changed: Any) -> Any:
+    """A random model of that architecture, saved to `folder`; also returned, in fp32 on the CPU. `changed` is what its
+    config has in the place of its own."""
     torch.manual_seed(seed)
-    model = tf.AutoModelForCausalLM.from_config(ARCHITECTURES[architecture]())
+    config = ARCHITECTURES[architecture]()
+    if changed:
+        derived = {"layer_types"} if "sliding_window" in changed else set()
+        kept = {name: value for name, value in config.to_dict().items() if name not in derived}
+        config = type(config)(**(kept | changed))
+    model = tf.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():  # far enough from zero that adapters and positions show
             if parameter.dim() > 1:

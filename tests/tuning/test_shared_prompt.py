@@ -65,7 +65,7 @@ def test_answers_and_states_are_those_of_the_whole_input(name: str, vectors: boo
     inputs = [(*begin, *end) for end in ENDS]
     speaker = shared(teacher, inputs, 5)
     assert isinstance(speaker, SharedPrompt)
-    assert speaker.tokens == len(begin)
+    assert speaker.prefix == len(begin)
     same(teacher.answers(inputs, 5), answered(base, teacher, [Row(ids, ()) for ids in inputs], 5))
 
 
@@ -83,7 +83,7 @@ def test_an_input_that_is_all_of_another_keeps_a_token_of_its_own(tmp_path: Path
     teacher, inputs = Teacher(base), [LONG, (*LONG, 5, 6), LONG]
     speaker = shared(teacher, inputs, 3)
     assert isinstance(speaker, SharedPrompt)
-    assert speaker.tokens == len(LONG) - 1
+    assert speaker.prefix == len(LONG) - 1
     same(teacher.answers(inputs, 3), answered(base, teacher, [Row(ids, ()) for ids in inputs], 3))
     apart = [(5, 6), (7,)]
     assert shared(teacher, apart, 3) is teacher

@@ -29,6 +29,10 @@ See = Callable[[int], None]
 class Speaker(Protocol):
     """What makes a base's inputs of rows: what a task has learned, or a teacher."""
 
+    @property
+    def prefix(self) -> int:
+        """How many tokens' keys and values come before the input: those of a row's first ids."""
+
     def collate(self, rows: Sequence[Row]) -> Batch: ...
 
     def inputs(self, batch: Batch) -> dict[str, Any]: ...
@@ -110,7 +114,7 @@ def continued(
 ) -> list[tuple[int, ...]]:
     """The tokens after each row's input, the end token included where it came within `max_tokens`."""
     found: list[tuple[int, ...]] = [()] * len(rows)
-    for chosen, read in _by_length(base, learned, rows):
+    for chosen, read in _by_length(base, learned, rows, max_tokens):
         for i, ids in zip(chosen, read.continued(max_tokens, pick), strict=True):
             found[i] = ids
         if see is not None:
@@ -132,7 +136,7 @@ def answered(
     found = list(rows)
     seen: list[torch.Tensor] = []
     with before(base.model.get_output_embeddings(), partial(_look, seen)):
-        for chosen, read in _by_length(base, speaker, rows):
+        for chosen, read in _by_length(base, speaker, rows, max_tokens):
             answers = read.continued(max_tokens, pick)
             states = torch.stack(seen, dim=1).float().cpu().numpy()  # [rows, steps, hidden]
             seen.clear()
@@ -154,7 +158,7 @@ def _answered(
     """Each row's greedy text, and its likeliest label where there are labels: inputs are read once for both."""
     texts, likeliest_of = [""] * len(rows), [""] * len(rows)
     answers = [tuple(base.encoder.encode(label, add_special_tokens=False)) for label in labels]
-    for chosen, read in _by_length(base, learned, rows):
+    for chosen, read in _by_length(base, learned, rows, max([max_tokens, *map(len, answers)])):
         if answers:
             for i, best in zip(chosen, read.scores(answers).argmax(1).tolist(), strict=True):
                 likeliest_of[i] = labels[best]
@@ -163,24 +167,30 @@ def _answered(
     return texts, likeliest_of
 
 
-def _by_length(base: Base, learned: Speaker | None, rows: Sequence[Row]) -> Iterator[tuple[list[int], Reading]]:
-    """The rows in batches of like length, read: their indices, and what they are gone on from."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
-    for start in range(0, len(order), BATCH):
-        chosen = order[start : start + BATCH]
-        inputs = inputs_of(base, learned, [Row(rows[i].ids, ()) for i in chosen])
-        yield chosen, base.read(inputs)
+def _by_length(
+    base: Base, learned: Speaker | None, rows: Sequence[Row], more: int
+) -> Iterator[tuple[list[int], Reading]]:
+    """The rows' inputs in batches of like length, read: their indices, and what they are gone on from by `more`
+    tokens."""
+    inputs = [Row(row.ids, ()) for row in rows]
+    for chosen in base.batches(inputs, BATCH, prefix=learned.prefix if learned else 0, more=more):
+        yield chosen, base.read(inputs_of(base, learned, [inputs[i] for i in chosen]))
 
 
 def inputs_of(base: Base, learned: Speaker | None, rows: Sequence[Row]) -> dict[str, Any]:
-    """What the base is called with for these rows; for None, the bare model."""
+    """What the base is called with for these rows, which `Base.batches` lets be together; for None, the bare model."""
     return _asked(base, learned, rows)[0]
 
 
-def answering(base: Base, learned: Speaker | None, rows: Sequence[Row]) -> torch.Tensor:
-    """`[tokens, vocabulary]`, logits before each token of the rows' answers, one row after the other."""
-    inputs, batch = _asked(base, learned, rows)
-    return base.answering(inputs, batch)[batch.targets != IGNORE]
+def answering(
+    base: Base, learned: Speaker | None, rows: Sequence[Row], size: int
+) -> Iterator[tuple[list[Row], torch.Tensor]]:
+    """The rows in batches of like length, at most `size` at once: with each the logits before each token of its rows'
+    answers, `[tokens, vocabulary]`, one row after the other."""
+    for chosen in base.batches(rows, size, prefix=learned.prefix if learned else 0):
+        some = [rows[i] for i in chosen]
+        inputs, batch = _asked(base, learned, some)
+        yield some, base.answering(inputs, batch)[batch.targets != IGNORE]
 
 
 def _asked(base: Base, learned: Speaker | None, rows: Sequence[Row]) -> tuple[dict[str, Any], Batch]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -107,6 +109,26 @@ class Base:
     def collate(self, rows: Sequence[Row], prefix: int = 0) -> Batch:
         """Rows as one batch, whose first `prefix` learned tokens are keys and values."""
         return collate(rows, prefix=prefix, device=self.device)
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """How many columns of a batch a token sees, its own among them, in layers that do not see all before it."""
+        config = self.model.config.get_text_config()
+        found = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+        return tuple(int(window) for window in found if window is not None)
+
+    def batches(self, rows: Sequence[Row], size: int, *, prefix: int = 0, more: int = 0) -> Iterator[list[int]]:
+        """Indices of the rows, the shortest first, at most `size` at once, of such as may be collated together while
+        they grow by `more` tokens.
+
+        These are all, but for rows behind a `prefix` that are longer than a window: padding stands between a prefix and
+        its row, and would count in the window. They are collated only with those as long.
+        """
+        reach = min(self.windows, default=math.inf) - more if prefix else math.inf
+        order = sorted(range(len(rows)), key=lambda i: rows[i].length)
+        for _, run in groupby(order, key=lambda i: max(reach, rows[i].length)):
+            alike = list(run)
+            yield from (alike[start : start + size] for start in range(0, len(alike), size))
 
     def inputs(self, batch: Batch, embeddings: torch.Tensor, past: Any = None) -> dict[str, Any]:
         """What the model is called with for a batch. `embeddings` are its tokens' and learned vectors', `past` a cache

@@ -65,6 +65,11 @@ class EncoderDecoderBase(Base):
                 param="method.kind",
             )
 
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """None to heed: nothing stands between a prefix and what the decoder says, which is padded behind."""
+        return ()
+
     def collate(self, rows: Sequence[Row], prefix: int = 0) -> Batch:
         return collate_apart(rows, prefix=prefix, device=self.device)
 

@@ -1,8 +1,8 @@
 """Examples as token ids, and batches of them as tensors.
 
 A row's ids come from `lay_out`, the function that serving lays out by, so what is trained is what is served. Batches
-are padded on the left with explicit positions: a row's values do not depend on its neighbours' lengths, and every
-answer ends in the last column.
+are padded on the left with explicit positions, so that every answer ends in the last column, and a row's values do not
+depend on its neighbours' lengths where `Base.batches` has put them together.
 """
 
 from __future__ import annotations

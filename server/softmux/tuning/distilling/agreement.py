@@ -47,12 +47,10 @@ def agreement(
     for a student is the bare model. The whole vocabulary counts; computed by the unmodified module, padded."""
     head = head_of(base.model)
     total = same = tokens = 0.0
-    order = sorted(range(len(rows)), key=lambda i: rows[i].length)
-    for start in range(0, len(order), BATCH):
-        chosen = [rows[i] for i in order[start : start + BATCH]]
+    for chosen, logits in answering(base, student, rows, BATCH):
         states = torch.cat([torch.from_numpy(row.taught) for row in chosen if row.taught is not None])
         wanted = head(states.to(base.device)).float().log_softmax(-1)
-        said = answering(base, student, chosen).float().log_softmax(-1)
+        said = logits.float().log_softmax(-1)
         total += float(kl_div(said, wanted, reduction="sum", log_target=True))
         same += float((said.argmax(-1) == wanted.argmax(-1)).sum())
         tokens += len(said)

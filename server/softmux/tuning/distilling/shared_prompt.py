@@ -22,16 +22,16 @@ _ATTENDING = {"full_attention", "sliding_attention"}
 
 @dataclass(frozen=True, slots=True)
 class SharedPrompt:
-    """An `evaluate.Speaker` whose rows all begin with the same `tokens` tokens. `layers` has their keys and values,
-    `[1, kv_heads, tokens, head_dim]` each, which every row is given instead of them."""
+    """An `evaluate.Speaker` whose rows all begin with the same `prefix` tokens. `layers` has their keys and values,
+    `[1, kv_heads, prefix, head_dim]` each, which every row is given instead of them."""
 
     base: Base
     embed: Embed
-    tokens: int
+    prefix: int
     layers: tuple[tuple[torch.Tensor, torch.Tensor], ...]
 
     def collate(self, rows: Sequence[Row]) -> Batch:
-        return self.base.collate(rows, self.tokens)
+        return self.base.collate(rows, self.prefix)
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         past = DynamicCache()
@@ -70,9 +70,8 @@ def _common(rows: Sequence[tuple[int, ...]]) -> int:
 def _sees(base: Base, length: int) -> bool:
     """Whether each token of a row of so many sees all that is before it, in every layer."""
     config = base.model.config.get_text_config()
-    windows = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
     attends = set(getattr(config, "layer_types", None) or ()) <= _ATTENDING
-    return attends and all(window is None or length <= window for window in windows)
+    return attends and all(length <= window for window in base.windows)
 
 
 def _alike(whole: Sequence[Row], shared: Sequence[Row], base: Base) -> bool:

@@ -37,6 +37,10 @@ class Teacher:
         words = self.text.replace(INPUT, prompt)
         return lay_out(self.layout, self.base.encoder, vocab_size=self.base.vocab_size, prompt=words)
 
+    @property
+    def prefix(self) -> int:
+        return 0
+
     def collate(self, rows: Sequence[Row]) -> Batch:
         return self.base.collate(rows)
 

@@ -74,11 +74,16 @@ class Learned:
             self.soft.train(on)
 
     def losses(self, rows: Sequence[Row]) -> torch.Tensor:
-        """Of the answers' tokens; the prompt's own weigh nothing."""
-        batch = self.collate(rows)
-        logits = self.base.answering(self.inputs(batch), batch)
-        kept = batch.targets != IGNORE
-        return cross_entropy(logits[kept], batch.targets[kept], reduction="none")
+        """Of the answers' tokens, row by row; the prompt's own weigh nothing."""
+        found: dict[int, torch.Tensor] = {}
+        for alike in self.base.batches(rows, len(rows), prefix=self.prefix):
+            chosen = sorted(alike)
+            batch = self.collate([rows[i] for i in chosen])
+            logits = self.base.answering(self.inputs(batch), batch)
+            kept = batch.targets != IGNORE
+            losses = cross_entropy(logits[kept], batch.targets[kept], reduction="none")
+            found.update(zip(chosen, losses.split([len(rows[i].answer) for i in chosen]), strict=True))
+        return torch.cat([found[i] for i in range(len(rows))])
 
     def bare(self) -> AbstractContextManager[Any]:
         """Within it `base.model` is the bare model."""

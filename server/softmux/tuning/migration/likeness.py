@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import kl_div
 
-from softmux.tuning.data.rows import IGNORE, Row, collate
-from softmux.tuning.evaluate import inputs_of
+from softmux.tuning.evaluate import answering
 from softmux.tuning.frozen.output_head import Head
 from softmux.tuning.migration.lessons import Taught
 from softmux.tuning.migration.voice import BATCH, Voice
@@ -36,14 +35,9 @@ def likeness(voice: Voice, test: Sequence[Taught], head: Head, max_tokens: int) 
     if any(row.taught is None for row in rows):
         return Likeness(len(test), same / len(test), None, None)
     total = alike = tokens = 0.0
-    order = sorted(range(len(rows)), key=lambda i: rows[i].length)
     with voice.speaking():
-        for start in range(0, len(order), BATCH):
-            chosen = [rows[i] for i in order[start : start + BATCH]]
-            width = max(len(row.answer) for row in chosen)
-            logits = base.model(**inputs_of(base, voice, chosen), logits_to_keep=width + 1).logits[:, :-1]
-            kept = collate([Row((0,), row.answer) for row in chosen], prefix=0, device=base.device).targets != IGNORE
-            own = logits[kept].float().log_softmax(-1)
+        for chosen, logits in answering(base, voice, rows, BATCH):
+            own = logits.float().log_softmax(-1)
             states = torch.cat([torch.from_numpy(row.taught) for row in chosen if row.taught is not None])
             theirs = head(states.to(base.device)).float().log_softmax(-1)
             total += float(kl_div(own, theirs, reduction="sum", log_target=True))

@@ -32,7 +32,7 @@ class Voice:
     base: Base
     layout: Layout = field(default_factory=Layout)
     vectors: torch.Tensor | None = None
-    prefix: tuple[torch.Tensor, torch.Tensor] | None = None
+    past: tuple[torch.Tensor, torch.Tensor] | None = None
     """Keys and values, `[layers, k, kv_heads, head_dim]` each."""
     low_rank: Mapping[str, LoraLayer] = field(default_factory=dict)
 
@@ -45,7 +45,7 @@ class Voice:
                     voice = replace(voice, vectors=torch.from_numpy(part.vectors.copy()).to(base.device))
                 case PrefixPart():
                     keys, values = (torch.from_numpy(x.copy()).to(base.device) for x in (part.keys, part.values))
-                    voice = replace(voice, prefix=(keys, values))
+                    voice = replace(voice, past=(keys, values))
                 case LoraPart():
                     voice = replace(voice, low_rank=part.layers)
                 case _:
@@ -53,16 +53,16 @@ class Voice:
         return voice
 
     @property
-    def leading(self) -> int:
+    def prefix(self) -> int:
         """How many tokens' keys and values come before the input."""
-        return 0 if self.prefix is None else int(self.prefix[0].shape[1])
+        return 0 if self.past is None else int(self.past[0].shape[1])
 
     def ids(self, prompt: str) -> tuple[int, ...]:
         """The input for what a user sends. Raises `InvalidRequest` where the layout can't take it."""
         return lay_out(self.layout, self.base.encoder, vocab_size=self.base.vocab_size, prompt=prompt)
 
     def collate(self, rows: Sequence[Row]) -> Batch:
-        return collate(rows, prefix=self.leading, device=self.base.device)
+        return collate(rows, prefix=self.prefix, device=self.base.device)
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         embeddings = self.base.model.get_input_embeddings()(batch.tokens)
@@ -77,10 +77,10 @@ class Voice:
         }
 
     def _past(self, rows: int, dtype: torch.dtype) -> DynamicCache | None:
-        if self.prefix is None:
+        if self.past is None:
             return None
         cache = DynamicCache()
-        for layer, (keys, values) in enumerate(zip(*self.prefix, strict=True)):
+        for layer, (keys, values) in enumerate(zip(*self.past, strict=True)):
             k, v = (x.to(dtype).transpose(0, 1)[None].expand(rows, -1, -1, -1) for x in (keys, values))
             cache.update(k, v, layer)
         return cache

@@ -20,8 +20,6 @@ from softmux.inspection.base import describe
 from softmux.tuning.bases.base import Base, as_base, open_source
 from softmux.tuning.data.rows import Row
 from softmux.tuning.distilling.distill import distill
-from softmux.tuning.distilling.shared_prompt import shared_prompt
-from softmux.tuning.distilling.teacher import Teacher
 from softmux.tuning.evaluate import continued, inputs_of
 from softmux.tuning.frozen.encoder_decoder import frozen_over
 from softmux.tuning.frozen.packing import Place, pack, prepare
@@ -33,6 +31,7 @@ from softmux.tuning.recipes.recipe import Train
 from softmux.tuning.run import tune
 from softmux.tuning.sweep import sweep
 from softmux.tuning.training.together import Together
+from softmux.tuning.voices.voice import Voice
 from support.encoder_decoders import make_base
 from support.engines import TestEngine
 from support.toy_encoder_decoders import CONFIGS, mood_recipe, new_base
@@ -120,9 +119,9 @@ def test_a_long_prompt_becomes_a_short_one_on_it(spoken: Spoken, tmp_path: Path)
 @torch.no_grad()
 def test_what_a_teacher_gave_its_output_head_is_the_whole_distribution(base: Base) -> None:
     inputs = [(3, 4, 5, 6, 8), (3, 4, 5, 7)]
-    teacher = Teacher(base)
-    assert shared_prompt(base, teacher.embed, teacher, [Row(ids, ()) for ids in inputs], 3) is teacher
-    (long, _) = teacher.answers(inputs, 3)
+    teacher = Voice(base)
+    assert teacher.behind([Row(ids, ()) for ids in inputs], 3) is teacher
+    (long, _) = teacher.taught(inputs, 3)
     answer = long.answer
     assert len(answer) > 1
     taught = [Row((5, 6), answer, long.taught), Row((5, 13, 6), (4, 9)), Row(long.ids, answer, long.taught)]

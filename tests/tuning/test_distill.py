@@ -24,7 +24,7 @@ from softmux.tuning.data.examples import Example
 from softmux.tuning.data.rows import Row
 from softmux.tuning.distilling.distill import distill
 from softmux.tuning.distilling.distilled import Distilled
-from softmux.tuning.distilling.teacher import Teacher, invented
+from softmux.tuning.distilling.teacher import invented
 from softmux.tuning.evaluate import answered, continued
 from softmux.tuning.frozen.decoder import FrozenBase
 from softmux.tuning.frozen.packing import Place, pack, prepare
@@ -35,6 +35,8 @@ from softmux.tuning.recipes.recipe import PrefixTuning, PromptTuning, Train
 from softmux.tuning.training.job import Job
 from softmux.tuning.training.many import Trainer
 from softmux.tuning.training.together import Together
+from softmux.tuning.voices.sampler import Sampler
+from softmux.tuning.voices.voice import Voice
 from support.models import make_adapter, make_base
 
 TEXT = "Answer with one word, and be brief about it: {input} is"
@@ -82,7 +84,7 @@ def test_the_loss_is_the_divergence_over_the_whole_vocabulary(name: str, base: B
     model = make_base(name, tmp_path)
     model.set_attn_implementation("eager")
     own = Base(model, base.tokenizer, name, torch.device("cpu"), (2,))
-    (long,) = Teacher(own).answers([(3, 4, 5, 6, 8, 12)], 3)
+    (long,) = Voice(own).taught([(3, 4, 5, 6, 8, 12)], 3)
     answer = long.answer
     rows = [Row((5, 6), answer, long.taught), Row((5, 13, 6), (4, 9)), Row(long.ids, answer, long.taught)]
     frozen = FrozenBase(model)
@@ -178,10 +180,10 @@ def test_a_long_soft_prompt_becomes_a_short_one(
 
 
 def test_a_teacher_without_a_prompt_is_the_base_and_sampled_answers_follow_the_seed(base: Base) -> None:
-    inputs = [Teacher(base).ids(prompt) for prompt in ("film 1 was", "a much longer text about film 2")]
+    inputs = [Voice(base).ids(prompt) for prompt in ("film 1 was", "a much longer text about film 2")]
     bare = continued(base, None, [Row(ids, ()) for ids in inputs], 6)
-    assert [row.answer for row in Teacher(base).answers(inputs, 6)] == bare
-    sampled = [Teacher(base).answers(inputs, 6, temperature=1.0, seed=seed) for seed in (1, 1, 2)]
+    assert [row.answer for row in Voice(base).taught(inputs, 6)] == bare
+    sampled = [Voice(base).taught(inputs, 6, Sampler(1.0, seed, base.device)) for seed in (1, 1, 2)]
     assert sampled[0] == sampled[1] != sampled[2]
 
 

@@ -25,11 +25,11 @@ from softmux.tuning.migration.inputs import invented
 from softmux.tuning.migration.migrate import Bases, migrate
 from softmux.tuning.migration.migrated import Migration
 from softmux.tuning.migration.plan import How, OldTask
-from softmux.tuning.migration.voice import Voice
 from softmux.tuning.public import open_base
 from softmux.tuning.training.checkpoint import Checkpoint
 from softmux.tuning.training.many import Trainer
 from softmux.tuning.training.together import Together
+from softmux.tuning.voices.voice import Voice
 from support.served import Served, upload_parts
 from support.toy_language import ANSWERS, make_world, new_base, rows
 

@@ -28,7 +28,7 @@ from softmux.tuning.frozen.tables import Tables
 from softmux.tuning.migration.carrying import Carrier, parts_of, start_of, why_not
 from softmux.tuning.migration.files import files_of
 from softmux.tuning.migration.kinship import Remembered, nearness, same_words
-from softmux.tuning.migration.voice import Voice
+from softmux.tuning.voices.voice import Voice
 from support.models import greedy_reference, load_peft, make_adapter, make_base
 from support.toy_language import new_base
 

@@ -21,7 +21,7 @@ from softmux.tuning.bases.base import Base
 from softmux.tuning.data.rows import Row
 from softmux.tuning.evaluate import answering
 from softmux.tuning.frozen.decoder import padded_base
-from softmux.tuning.migration.voice import Voice
+from softmux.tuning.voices.voice import Voice
 from support.engines import TestEngine
 from support.loras import make_pair
 from support.models import greedy_reference, load_peft, make_adapter, make_base

@@ -12,14 +12,17 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from softmux.formats.folder import load_folder, parse_adapter
+from softmux.formats.layout import Layout
+from softmux.inspection.base import describe
 from softmux.tuning.bases.base import Base
 from softmux.tuning.data.rows import Row
 from softmux.tuning.distilling.agreement import agreement
-from softmux.tuning.distilling.shared_prompt import SharedPrompt, shared_prompt
-from softmux.tuning.distilling.teacher import Teacher
 from softmux.tuning.evaluate import answered
 from softmux.tuning.training.board import counted
-from support.models import make_base
+from softmux.tuning.voices.voice import Voice
+from support.loras import make_pair
+from support.models import make_adapter, make_base
 
 LONG = tuple(range(10, 40))
 ENDS = ((5, 6), (7,), (8, 9, 41, 42, 43, 44, 45), (7, 3, 5))
@@ -29,8 +32,8 @@ def base_of(model: Any) -> Base:
     return Base(model, None, "tiny", torch.device("cpu"), (2,))
 
 
-def shared(teacher: Teacher, inputs: list[tuple[int, ...]], max_tokens: int) -> object:
-    return shared_prompt(teacher.base, teacher.embed, teacher, [Row(ids, ()) for ids in inputs], max_tokens)
+def shared(teacher: Voice, inputs: list[tuple[int, ...]], max_tokens: int) -> Voice:
+    return teacher.behind([Row(ids, ()) for ids in inputs], max_tokens)
 
 
 def tokens_run(model: Any) -> list[int]:
@@ -57,16 +60,15 @@ def same(found: list[Row], expected: list[Row]) -> None:
 @pytest.mark.parametrize("vectors", [False, True], ids=["text", "vectors"])
 def test_answers_and_states_are_those_of_the_whole_input(name: str, vectors: bool, tmp_path: Path) -> None:
     base = base_of(make_base(name, tmp_path))
-    teacher = Teacher(base)
+    teacher = Voice(base)
     if vectors:
         torch.manual_seed(5)
-        teacher = Teacher(base, vectors=torch.randn(9, 48) * 0.3)
+        teacher = Voice(base, vectors=torch.randn(9, 48) * 0.3)
     begin = (1, *(tuple(-1 - i for i in range(9)) if vectors else LONG))
     inputs = [(*begin, *end) for end in ENDS]
     speaker = shared(teacher, inputs, 5)
-    assert isinstance(speaker, SharedPrompt)
     assert speaker.prefix == len(begin)
-    same(teacher.answers(inputs, 5), answered(base, teacher, [Row(ids, ()) for ids in inputs], 5))
+    same(teacher.taught(inputs, 5), answered(base, teacher, [Row(ids, ()) for ids in inputs], 5))
 
 
 def test_what_is_shared_is_run_once(tmp_path: Path) -> None:
@@ -74,32 +76,52 @@ def test_what_is_shared_is_run_once(tmp_path: Path) -> None:
     base = base_of(make_base("llama", tmp_path))
     inputs = [(*LONG, *end) for end in ENDS]
     ran = tokens_run(base.model)
-    Teacher(base).answers(inputs, 1)
+    Voice(base).taught(inputs, 1)
     assert ran == [len(LONG), 2 * (len(LONG) + 7), 2 * 7, 4 * 7]
 
 
 def test_an_input_that_is_all_of_another_keeps_a_token_of_its_own(tmp_path: Path) -> None:
     base = base_of(make_base("llama", tmp_path))
-    teacher, inputs = Teacher(base), [LONG, (*LONG, 5, 6), LONG]
+    teacher, inputs = Voice(base), [LONG, (*LONG, 5, 6), LONG]
     speaker = shared(teacher, inputs, 3)
-    assert isinstance(speaker, SharedPrompt)
     assert speaker.prefix == len(LONG) - 1
-    same(teacher.answers(inputs, 3), answered(base, teacher, [Row(ids, ()) for ids in inputs], 3))
+    same(teacher.taught(inputs, 3), answered(base, teacher, [Row(ids, ()) for ids in inputs], 3))
     apart = [(5, 6), (7,)]
     assert shared(teacher, apart, 3) is teacher
-    same(teacher.answers(apart, 3), answered(base, None, [Row(ids, ()) for ids in apart], 3))
+    same(teacher.taught(apart, 3), answered(base, None, [Row(ids, ()) for ids in apart], 3))
+
+
+@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning", "pair"])
+def test_an_adapter_shares_what_comes_behind_its_own_keys(method: str, tmp_path: Path) -> None:
+    """Its LoRA is in what is read once, as in what every row reads itself."""
+    model = make_base("llama", tmp_path / "base")
+    if method == "pair":
+        make_pair(model, "prefix_tuning", tmp_path / "adapter")
+    else:
+        make_adapter(model, method, tmp_path / "adapter")
+    adapter = parse_adapter(load_folder(tmp_path / "adapter"), describe(str(tmp_path / "base"), fingerprints=True))
+    voice = Voice.of(base_of(model), Layout.of(adapter.manifest), adapter.parts)
+    learned = tuple(-1 - i for i in range(adapter.manifest.virtual_tokens))
+    inputs = [(*learned, *LONG[:9], *end) for end in ENDS]
+    with voice.speaking():
+        assert shared(voice, inputs, 5).prefix == len(learned) + 9
+        expected = answered(voice.base, voice, [Row(ids, ()) for ids in inputs], 5)
+    same(voice.taught(inputs, 5), expected)
+    assert voice.answers(inputs, 5) == [row.answer for row in expected]
+    apart = [(*learned, *end) for end in ENDS]
+    assert shared(voice, apart, 5).prefix == len(learned)
 
 
 @pytest.mark.parametrize("name", ["mistral", "gemma2", "gemma3"])
 def test_it_is_shared_where_every_window_reaches_over_all(name: str, tmp_path: Path) -> None:
     """The window is of 12 tokens. Where it does not reach, every row is what it is alone and as a whole."""
     base = base_of(make_base(name, tmp_path))
-    teacher = Teacher(base)
+    teacher = Voice(base)
     for begin, is_shared in ((LONG[:2], True), (LONG[:3], False), (LONG, False)):
         inputs = [(*begin, *end) for end in ENDS]
-        assert isinstance(shared(teacher, inputs, 3), SharedPrompt) == is_shared
+        assert (shared(teacher, inputs, 3) is not teacher) == is_shared
         alone = [answered(base, None, [Row(ids, ())], 3)[0] for ids in inputs]
-        same(teacher.answers(inputs, 3), alone)
+        same(teacher.taught(inputs, 3), alone)
 
 
 def test_a_base_whose_positions_turn_by_length_does_not_share() -> None:
@@ -110,9 +132,9 @@ def test_a_base_whose_positions_turn_by_length_does_not_share() -> None:
         vocab_size=96, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         max_position_embeddings=33, rope_parameters=rope, initializer_range=0.3,
     )  # fmt: skip
-    teacher = Teacher(base_of(AutoModelForCausalLM.from_config(config).eval()))
+    teacher = Voice(base_of(AutoModelForCausalLM.from_config(config).eval()))
     assert shared(teacher, [(*LONG, *end) for end in ENDS], 3) is teacher
-    assert isinstance(shared(teacher, [(*LONG[:20], *end) for end in ENDS], 3), SharedPrompt)
+    assert shared(teacher, [(*LONG[:20], *end) for end in ENDS], 3).prefix == 20
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "granite"])
@@ -120,7 +142,7 @@ def test_a_base_whose_positions_turn_by_length_does_not_share() -> None:
 def test_agreement_is_with_the_teachers_whole_distribution(name: str, tmp_path: Path) -> None:
     """Whatever the base does behind its output head: against both computed plainly, one row at a time."""
     base = base_of(make_base(name, tmp_path))
-    taught = Teacher(base).answers([(*LONG[:3], *end) for end in ENDS], 2)
+    taught = Voice(base).taught([(*LONG[:3], *end) for end in ENDS], 2)
     rows = [Row(end, row.answer, row.taught) for end, row in zip(ENDS, taught, strict=True)]
     found = agreement(base, None, rows, 2)
 

@@ -13,7 +13,7 @@ from torch.nn.functional import kl_div
 from softmux.tuning.bases.base import Base
 from softmux.tuning.data.rows import Row
 from softmux.tuning.evaluate import See, Speaker, answering, continued, inputs_of
-from softmux.tuning.frozen.output_head import head_of
+from softmux.tuning.frozen.output_head import Head, head_of
 
 BATCH = 16
 _TIMES = 5
@@ -45,7 +45,16 @@ def agreement(
 ) -> Agreement:
     """Of a student and its teacher, on rows of the student's that have the teacher's answers and are taught by it. None
     for a student is the bare model. The whole vocabulary counts; computed by the unmodified module, padded."""
-    head = head_of(base.model)
+    divergence, same_token = compared(base, student, rows, head_of(base.model))
+    answers = continued(base, student, rows, max_tokens, see=see)
+    equal = sum(_bare(base, a) == _bare(base, row.answer) for a, row in zip(answers, rows, strict=True))
+    return Agreement(divergence, same_token, equal / len(rows))
+
+
+@torch.no_grad()
+def compared(base: Base, student: Speaker | None, rows: Sequence[Row], head: Head) -> tuple[float, float]:
+    """Of rows that a teacher of this `head` has taught: KL(teacher || student) of the next token, the mean over their
+    answers' tokens, and the share of these where both have the same likeliest token."""
     total = same = tokens = 0.0
     for chosen, logits in answering(base, student, rows, BATCH):
         states = torch.cat([torch.from_numpy(row.taught) for row in chosen if row.taught is not None])
@@ -54,9 +63,7 @@ def agreement(
         total += float(kl_div(said, wanted, reduction="sum", log_target=True))
         same += float((said.argmax(-1) == wanted.argmax(-1)).sum())
         tokens += len(said)
-    answers = continued(base, student, rows, max_tokens, see=see)
-    equal = sum(_bare(base, a) == _bare(base, row.answer) for a, row in zip(answers, rows, strict=True))
-    return Agreement(total / tokens, same / tokens, equal / len(rows))
+    return total / tokens, same / tokens
 
 
 @torch.no_grad()

@@ -24,8 +24,8 @@ from softmux.tuning.data.rows import Row
 from softmux.tuning.data.split import split
 from softmux.tuning.distilling.agreement import Agreement, Cost, agreement, prefill
 from softmux.tuning.distilling.distilled import Distilled, readme, saved, softmux_json, table
-from softmux.tuning.distilling.teacher import Teacher, check_fits, invented, teacher_of
-from softmux.tuning.evaluate import See, Speaker
+from softmux.tuning.distilling.teacher import check_fits, invented, teacher_of
+from softmux.tuning.evaluate import See, Speaker, likeliest
 from softmux.tuning.learned.methods import Learned, begin, lent, put, start_of
 from softmux.tuning.recipes.distillation import Distillation, read_distillation
 from softmux.tuning.recipes.recipe import Data
@@ -33,6 +33,8 @@ from softmux.tuning.sources import table as files
 from softmux.tuning.training.board import counted, shown
 from softmux.tuning.training.job import Job
 from softmux.tuning.training.together import Together, precision, train_together
+from softmux.tuning.voices.sampler import Sampler
+from softmux.tuning.voices.voice import Voice
 from softmux.tuning.write import put_folder
 
 
@@ -87,7 +89,7 @@ def _distilled(
     recipe: Distillation,
     recipe_path: Path,
     out: Path,
-    teacher: Teacher,
+    teacher: Voice,
     learned: Learned,
     asked: tuple[Asked, Asked, Asked],
     started: float,
@@ -144,7 +146,7 @@ def _distilled(
 
 
 def _asked(
-    recipe: Distillation, folder: Path, teacher: Teacher, cache: Path | None, console: Console
+    recipe: Distillation, folder: Path, teacher: Voice, cache: Path | None, console: Console
 ) -> tuple[Asked, Asked, Asked]:
     """The inputs to train, to validate and held out, with the teacher's answers."""
     if recipe.inputs.path is not None:
@@ -169,7 +171,8 @@ def _asked(
     def asked(some: Sequence[Example], temperature: float, see: See, *, learn: bool) -> Asked:
         prompts = [example.text for example in some]
         laid = [inputs[prompt] for prompt in prompts]
-        rows = teacher.answers(laid, how.max_tokens, temperature=temperature, seed=recipe.train.seed, see=see)
+        pick = Sampler(temperature, recipe.train.seed, teacher.base.device) if temperature else likeliest
+        rows = teacher.taught(laid, how.max_tokens, pick, see)
         if learn and not recipe.train.end_token:
             rows = [_without(teacher.base.eos_ids, row) for row in rows]
         kept = [(prompt, row) for prompt, row in zip(prompts, rows, strict=True) if row.answer]

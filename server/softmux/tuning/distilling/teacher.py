@@ -3,90 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from softmux.errors import InvalidRequest, SoftmuxError
 from softmux.formats.folder import load_folder, parse_adapter
-from softmux.formats.layout import Layout, lay_out
+from softmux.formats.layout import Layout
 from softmux.formats.parts import PromptPart
 from softmux.inspection.base import describe
 from softmux.tuning.bases.base import Base, source_of
 from softmux.tuning.data.examples import BadData, Example, decode
-from softmux.tuning.data.rows import Batch, Row
-from softmux.tuning.distilling.shared_prompt import shared_prompt
-from softmux.tuning.evaluate import See, answered, continued, likeliest
 from softmux.tuning.recipes.distillation import INPUT, Distillation
+from softmux.tuning.voices.sampler import Sampler
+from softmux.tuning.voices.voice import Voice
 
 
-@dataclass(frozen=True, slots=True)
-class Teacher:
-    """A base with a long prompt. `text` holds `{input}` once; `vectors` `[k, hidden]` are an adapter's, laid out by
-    `layout`. An `evaluate.Speaker`."""
-
-    base: Base
-    text: str = INPUT
-    layout: Layout = field(default_factory=Layout)
-    vectors: torch.Tensor | None = None
-
-    def ids(self, prompt: str) -> tuple[int, ...]:
-        """The teacher's input for what a user sends."""
-        words = self.text.replace(INPUT, prompt)
-        return lay_out(self.layout, self.base.encoder, vocab_size=self.base.vocab_size, prompt=words)
-
-    @property
-    def prefix(self) -> int:
-        return 0
-
-    def collate(self, rows: Sequence[Row]) -> Batch:
-        return self.base.collate(rows)
-
-    def inputs(self, batch: Batch) -> dict[str, Any]:
-        return self.base.inputs(batch, self.embed(batch))
-
-    def embed(self, batch: Batch) -> torch.Tensor:
-        embeddings: torch.Tensor = self.base.model.get_input_embeddings()(batch.tokens)
-        if self.vectors is not None:
-            at = batch.virtual >= 0
-            vectors = self.vectors.to(embeddings.dtype)
-            embeddings = embeddings.index_put(torch.where(at), vectors[batch.virtual[at]])
-        return embeddings
-
-    def answers(
-        self,
-        inputs: Sequence[tuple[int, ...]],
-        max_tokens: int,
-        *,
-        temperature: float = 0.0,
-        seed: int = 0,
-        see: See | None = None,
-    ) -> list[Row]:
-        """The inputs (one at least) as rows with what it says to each, the end token included where it came in time:
-        greedy, or sampled by the seed. They are `taught`: with what the output head was given before each token of
-        their answers, from which the teacher's logits are made again, over the whole vocabulary, exactly, wherever they
-        are needed. What all inputs begin with is read once (`shared_prompt`)."""
-        rows = [Row(ids, ()) for ids in inputs]
-        pick = Sampler(temperature, seed, self.base.device) if temperature else likeliest
-        speaker = shared_prompt(self.base, self.embed, self, rows, max_tokens)
-        return answered(self.base, speaker, rows, max_tokens, pick, see)
-
-
-class Sampler:
-    """A `Pick` that draws each token at a temperature; the same draws for the same seed on one device."""
-
-    def __init__(self, temperature: float, seed: int, device: torch.device) -> None:
-        self._temperature = temperature
-        self._generator = torch.Generator(device).manual_seed(seed)
-
-    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        shares = (logits.float() / self._temperature).softmax(-1)
-        return torch.multinomial(shares, 1, generator=self._generator)[:, 0]
-
-
-def teacher_of(recipe: Distillation, folder: Path, base: Base, cache: Path | None = None) -> Teacher:
+def teacher_of(recipe: Distillation, folder: Path, base: Base, cache: Path | None = None) -> Voice:
     """The recipe's teacher; paths are relative to `folder`. Raises `InvalidRequest` naming the field."""
     said = recipe.teacher
     if said.adapter is not None:
@@ -100,10 +31,10 @@ def teacher_of(recipe: Distillation, folder: Path, base: Base, cache: Path | Non
         if text.count(INPUT) != 1:
             raise InvalidRequest(f"{path.name} must hold {INPUT} once, where a user's text goes.", param="teacher.file")
     assert text is not None
-    return Teacher(base, text)
+    return Voice(base, text=text)
 
 
-def _of_adapter(recipe: Distillation, path: Path, base: Base, cache: Path | None) -> Teacher:
+def _of_adapter(recipe: Distillation, path: Path, base: Base, cache: Path | None) -> Voice:
     spec = describe(source_of(recipe, cache), fingerprints=True)
     try:
         adapter = parse_adapter(load_folder(path), spec)
@@ -116,8 +47,7 @@ def _of_adapter(recipe: Distillation, path: Path, base: Base, cache: Path | None
             "vectors go into the input.",
             param="teacher.adapter",
         )
-    vectors = torch.from_numpy(part.vectors.copy()).to(base.device)
-    return Teacher(base, INPUT, Layout.of(adapter.manifest), vectors)
+    return Voice.of(base, Layout.of(adapter.manifest), adapter.parts)
 
 
 def invented(recipe: Distillation, base: Base) -> list[str]:
@@ -142,7 +72,7 @@ def invented(recipe: Distillation, base: Base) -> list[str]:
     drawn = 0
     while len(found) < wanted and drawn < 8 * wanted:
         drawn += wanted
-        for ids in continued(base, None, [Row(begin, ())] * wanted, how.max_tokens, sampler):
+        for ids in Voice(base).answers([begin] * wanted, how.max_tokens, sampler):
             lines = [line.strip() for line in base.text(ids).splitlines() if line.strip()]
             if lines and "\ufffd" not in lines[0]:
                 found.setdefault(lines[0])

@@ -9,19 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-import torch
-
 from softmux.errors import InvalidRequest
 from softmux.formats.layout import special_tokens, virtual_ids
 from softmux.formats.template import Learned, Slot, Template, Text
 from softmux.tuning.bases.base import Base
 from softmux.tuning.data.examples import Example, checked
-from softmux.tuning.data.rows import Row
 from softmux.tuning.data.split import is_test
-from softmux.tuning.distilling.teacher import Sampler
-from softmux.tuning.evaluate import Speaker, continued
-from softmux.tuning.migration.voice import Voice
 from softmux.tuning.sources import table
+from softmux.tuning.voices.sampler import Sampler
+from softmux.tuning.voices.voice import Voice
 from softmux.types import KV_METHODS, Manifest
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
@@ -71,7 +67,7 @@ def some(items: Sequence[T], most: int, seed: int) -> Sequence[T]:
 class _Opening(NamedTuple):
     """Where the old base begins to write an input, and the text at which it has ended."""
 
-    speaker: Speaker | None
+    voice: Voice
     ids: tuple[int, ...]
     stop: str
 
@@ -85,7 +81,8 @@ def invented(voice: Voice, manifest: Manifest, wanted: int, seed: int) -> Inputs
     """
     base = voice.base
     longest = min(_LONGEST, max(8, manifest.trained_lengths[1])) if manifest.trained_lengths else _LONGEST
-    openings = [*_own(voice, manifest), *_asked(base, manifest), _Opening(None, _nothing(base), "")]
+    bare = Voice(base)
+    openings = [*_own(voice, manifest), *_asked(bare, manifest), _Opening(bare, _nothing(base), "")]
     sampler = Sampler(_TEMPERATURE, seed, base.device)
     words = frozenset(words_of(manifest))
     found: dict[str, None] = {}
@@ -93,8 +90,7 @@ def invented(voice: Voice, manifest: Manifest, wanted: int, seed: int) -> Inputs
     while len(found) < wanted and drawn < 8 * wanted:
         for opening in openings:
             drawn += _DRAWN
-            with voice.speaking() if opening.speaker is voice else torch.no_grad():
-                said = continued(base, opening.speaker, [Row(opening.ids, ())] * _DRAWN, longest, sampler)
+            said = opening.voice.answers([opening.ids] * _DRAWN, longest, sampler)
             clean = (_clean(base.text(ids), opening.stop) for ids in said)
             texts = [text for text in dict.fromkeys(clean) if text and text not in found]
             found.update(dict.fromkeys(_asked_of(voice, texts, words)))
@@ -169,19 +165,20 @@ def _own(voice: Voice, manifest: Manifest) -> Iterator[_Opening]:
         yield _Opening(voice, tuple(ids), stop)
 
 
-def _asked(base: Base, manifest: Manifest) -> Iterator[_Opening]:
+def _asked(bare: Voice, manifest: Manifest) -> Iterator[_Opening]:
     """Told what the task is, as far as its `softmux.json` says it."""
+    base = bare.base
     about = described(manifest)
     if not about:
         return
     listed = f"{about}\nTexts to try it on, one a line:\n-"
-    yield _Opening(None, tuple(base.encoder.encode(listed, add_special_tokens=True)), "")
+    yield _Opening(bare, tuple(base.encoder.encode(listed, add_special_tokens=True)), "")
     if base.tokenizer.chat_template:
         wish = f"{about}\nWrite one text that somebody would send to it. Write nothing else."
         said = base.tokenizer.apply_chat_template(
             [{"role": "user", "content": wish}], tokenize=False, add_generation_prompt=True
         )
-        yield _Opening(None, tuple(base.encoder.encode(str(said), add_special_tokens=False)), "")
+        yield _Opening(bare, tuple(base.encoder.encode(str(said), add_special_tokens=False)), "")
 
 
 def described(manifest: Manifest) -> str:

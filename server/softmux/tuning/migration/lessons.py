@@ -23,7 +23,7 @@ from softmux.tuning.data.rows import Row
 from softmux.tuning.data.split import split
 from softmux.tuning.evaluate import Figures
 from softmux.tuning.migration.inputs import Inputs
-from softmux.tuning.migration.voice import Voice
+from softmux.tuning.voices.voice import Voice
 
 FORMAT = "1"
 

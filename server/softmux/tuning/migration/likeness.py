@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import kl_div
 
-from softmux.tuning.evaluate import answering
+from softmux.tuning.distilling.agreement import compared
+from softmux.tuning.evaluate import continued
 from softmux.tuning.frozen.output_head import Head
 from softmux.tuning.migration.lessons import Taught
-from softmux.tuning.migration.voice import BATCH, Voice
+from softmux.tuning.voices.voice import Voice
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,20 +30,13 @@ class Likeness:
 def likeness(voice: Voice, test: Sequence[Taught], head: Head, max_tokens: int) -> Likeness:
     base = voice.base
     rows = [one.row(voice.layout, base) for one in test]
-    answers = voice.answers([row.ids for row in rows], max_tokens)
-    same = sum(_same(base.text(ids), one) for ids, one in zip(answers, test, strict=True))
-    if any(row.taught is None for row in rows):
-        return Likeness(len(test), same / len(test), None, None)
-    total = alike = tokens = 0.0
     with voice.speaking():
-        for chosen, logits in answering(base, voice, rows, BATCH):
-            own = logits.float().log_softmax(-1)
-            states = torch.cat([torch.from_numpy(row.taught) for row in chosen if row.taught is not None])
-            theirs = head(states.to(base.device)).float().log_softmax(-1)
-            total += float(kl_div(own, theirs, reduction="sum", log_target=True))
-            alike += float((own.argmax(-1) == theirs.argmax(-1)).sum())
-            tokens += len(own)
-    return Likeness(len(test), same / len(test), total / tokens, alike / tokens)
+        speaker = voice.behind(rows, max_tokens)
+        answers = continued(base, speaker, rows, max_tokens)
+        same = sum(_same(base.text(ids), one) for ids, one in zip(answers, test, strict=True)) / len(test)
+        if any(row.taught is None for row in rows):
+            return Likeness(len(test), same, None, None)
+        return Likeness(len(test), same, *compared(base, speaker, rows, head))
 
 
 def _same(text: str, old: Taught) -> bool:

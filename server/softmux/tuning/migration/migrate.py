@@ -35,11 +35,11 @@ from softmux.tuning.migration.likeness import Likeness, likeness
 from softmux.tuning.migration.migrated import Left, Migration, Moved
 from softmux.tuning.migration.plan import How, OldTask
 from softmux.tuning.migration.teaching import Pupil, School, taught
-from softmux.tuning.migration.voice import Voice
 from softmux.tuning.recipes.recipe import demo_of
 from softmux.tuning.training.board import shown
 from softmux.tuning.training.job import Finished, Job
 from softmux.tuning.training.together import Together, precision, train_together
+from softmux.tuning.voices.voice import Voice
 from softmux.types import ModelSpec
 
 

@@ -12,14 +12,15 @@ from softmux.formats.layout import Layout
 from softmux.tuning import sources
 from softmux.tuning.bases.base import Base
 from softmux.tuning.data.examples import Example
+from softmux.tuning.data.rows import Row
 from softmux.tuning.data.split import is_test
 from softmux.tuning.evaluate import Figures, evaluate
 from softmux.tuning.migration.carrying import why_not
 from softmux.tuning.migration.inputs import Inputs, invented, kept, kept_file, some
 from softmux.tuning.migration.lessons import Kept, Lesson, teach
 from softmux.tuning.migration.plan import MAX_TOKENS, How, OldTask
-from softmux.tuning.migration.voice import SPOKEN, Voice
 from softmux.tuning.recipes.recipe import Evaluate, Recipe, read_recipe
+from softmux.tuning.voices.voice import SPOKEN, Voice
 from softmux.types import ModelSpec
 
 VALIDATION_ROWS = 128
@@ -44,9 +45,13 @@ class Pupil:
         """Of a voice on the labelled rows; None where there are none."""
         if not self.labelled:
             return None
-        labels = sorted({x.answer for x in self.labelled}) if self.measured.metric == "exact" else []
+        base, test = voice.base, self.labelled
+        labels = sorted({x.answer for x in test}) if self.measured.metric == "exact" else []
+        longest = max((len(base.encoder.encode(label, add_special_tokens=False)) for label in labels), default=0)
+        rows = [Row(voice.ids(x.text), ()) for x in test]
         with voice.speaking():
-            return evaluate(voice.base, voice, self.labelled, self.measured, self.layout, labels)
+            speaker = voice.behind(rows, max(self.measured.max_tokens, longest))
+            return evaluate(base, speaker, test, self.measured, self.layout, labels)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from softmux.bench.schemas import random_schema
+from softmux.bench.peers.schemas import random_schema
 from support.served import Served
 
 SCHEMA = random_schema(4)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softmux.bench.arrivals import Arrivals, at_once, paced_times
+from softmux.bench.loads.arrivals import Arrivals, at_once, paced_times
 from softmux.errors import InvalidRequest
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from softmux.bench.attention import LAYOUTS, Attention, Case, slots_for
+from softmux.bench.device.attention import LAYOUTS, Attention, Case, slots_for
 
 
 @pytest.mark.parametrize("together", LAYOUTS.values(), ids=LAYOUTS)

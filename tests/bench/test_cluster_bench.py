@@ -13,7 +13,7 @@ import pytest
 def test_a_cluster_finds_more_adapters_in_memory_and_loses_no_request(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from softmux.bench.cluster import main
+    from softmux.bench.cluster.bench import main
 
     written = tmp_path / "figures.json"
     sizes = ("--tasks", "100", "--warm", "10", "--requests", "400", "--clients", "8")

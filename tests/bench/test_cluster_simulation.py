@@ -6,8 +6,8 @@ from random import Random
 import numpy as np
 import pytest
 
-from softmux.bench.cluster_scale import POLICIES, Point, best_loads, draw
-from softmux.bench.cluster_simulation import Adapters, Service, homes, simulate
+from softmux.bench.cluster.scale import POLICIES, Point, best_loads, draw
+from softmux.bench.cluster.simulation import Adapters, Service, homes, simulate
 from softmux.routing.policies import RandomChoice
 from softmux.routing.rendezvous import Rendezvous
 

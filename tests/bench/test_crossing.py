@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from softmux.bench.crossing import Bench, Load, Pass, Room, crossing
-from softmux.bench.residency import Added
-from softmux.bench.tiny import tiny_model
+from softmux.bench.bases.tiny import tiny_model
+from softmux.bench.device.crossing import Bench, Load, Pass, Room, crossing
+from softmux.bench.device.residency import Added
 
 ROOM = Room(gpu=6, host=30)
 
@@ -64,7 +64,7 @@ def test_the_interval_of_a_difference() -> None:
 
 def test_a_plot_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    from softmux.bench.residency import draw_plot
+    from softmux.bench.device.residency import draw_plot
 
     rows: list[dict[str, object]] = [
         {"tasks": tasks, "mix": mix, "of_bare": 0.9, "hit_rates": {"gpu": 0.5, "disk": 0.5}}

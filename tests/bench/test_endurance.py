@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from softmux.bench import endurance
-from softmux.bench.endurance import Task
-from softmux.bench.memory import slope
-from softmux.bench.processes import family, resident_by_kind
+from softmux.bench.services import endurance
+from softmux.bench.services.endurance import Task
+from softmux.bench.services.memory import slope
+from softmux.bench.services.processes import family, resident_by_kind
 
 
 def test_a_reply_is_held_against_what_was_active_meanwhile() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softmux.bench.events import DONE, EventReader, read_reply
+from softmux.bench.clients.events import DONE, EventReader, read_reply
 
 STREAM = (
     'data: {"choices":[{"text":"héllo"}]}\n\n: a comment\n\nevent: x\r\ndata:{"choices":[]}\r\n\r\ndata: [DONE]\n\n'

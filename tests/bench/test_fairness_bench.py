@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from softmux.bench.__main__ import main
-from softmux.bench.fairness import CASES, Served
+from softmux.bench.services.fairness import CASES, Served
 
 
 def test_the_gap_is_the_widest_of_any_stretch_in_which_both_wait() -> None:

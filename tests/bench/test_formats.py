@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from softmux.bench.formats import load_tasks, main
+from softmux.bench.device.formats import load_tasks, main
 from softmux.errors import InvalidRequest
 from support.learned import prompt_files
 from support.tiny_llama import tiny_llama

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from softmux.bench.__main__ import main
-from softmux.bench.from_csv import written
+from softmux.bench.training.from_csv import written
 from softmux.tuning.data.examples import Example
 from softmux.tuning.recipes.recipe import read_recipe
 from softmux.tuning.sources import SOURCES, Source

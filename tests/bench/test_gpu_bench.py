@@ -14,12 +14,14 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from softmux.bench import cartridges, checkpoint, encoders, heads, prefill
+from softmux.bench.bases import checkpoint
+from softmux.bench.bases.random_base import SHAPES
+from softmux.bench.bases.random_tasks import Task, random_lora
 from softmux.bench.command import command
-from softmux.bench.gpu import Bench, Workload, main
-from softmux.bench.random_base import SHAPES
-from softmux.bench.random_tasks import Task, random_lora
-from softmux.bench.rates import product_rate
+from softmux.bench.device import cartridges, heads, prefill
+from softmux.bench.device.gpu import Bench, Workload, main
+from softmux.bench.device.rates import product_rate
+from softmux.bench.peers import encoders
 from softmux.errors import InvalidRequest
 from support.tokenizers_made import byte_level, save
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from softmux.bench.host import PARTS, measure
+from softmux.bench.device.host import PARTS, measure
 
 
 def test_every_part_of_a_steady_step_is_timed() -> None:

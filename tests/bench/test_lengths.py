@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from softmux.bench.lengths import parse_lengths
+from softmux.bench.loads.lengths import parse_lengths
 from softmux.errors import InvalidRequest
 
 

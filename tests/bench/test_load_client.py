@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from softmux.bench.__main__ import main
-from softmux.bench.arrivals import Arrivals, at_once
-from softmux.bench.ceiling import canned_server
-from softmux.bench.client import Endpoint
-from softmux.bench.clients import HttpTarget
-from softmux.bench.load import Load
-from softmux.bench.outcome import Outcome
-from softmux.bench.workload import Job
+from softmux.bench.clients.ceiling import canned_server
+from softmux.bench.clients.client import Endpoint
+from softmux.bench.clients.clients import HttpTarget
+from softmux.bench.loads.arrivals import Arrivals, at_once
+from softmux.bench.loads.load import Load
+from softmux.bench.loads.outcome import Outcome
+from softmux.bench.loads.workload import Job
 from support.served import Served
 
 TASKS = ("prompt-tuning", "prefix-tuning", "p-tuning-lstm")

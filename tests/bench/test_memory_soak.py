@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from softmux.bench.memory import Growth, Sample
-from softmux.bench.soak import Soak, main
+from softmux.bench.services.memory import Growth, Sample
+from softmux.bench.services.soak import Soak, main
 from softmux.errors import InvalidRequest
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -71,7 +71,7 @@ def test_growth_is_judged_only_where_a_run_was_long_enough() -> None:
 def test_by_the_clock_samples_are_spread_over_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     soak = Soak(scratch=tmp_path)
     clock = [0.0]
-    monkeypatch.setattr("softmux.bench.soak.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("softmux.bench.services.soak.time.perf_counter", lambda: clock[0])
 
     def second() -> None:
         clock[0] += 1.0

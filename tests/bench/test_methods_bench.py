@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from softmux.bench.__main__ import main
-from softmux.bench.methods import Measured, compare, held_out
-from softmux.bench.offline import Run
-from softmux.bench.workload import Job
+from softmux.bench.loads.workload import Job
+from softmux.bench.peers.methods import Measured, compare, held_out
+from softmux.bench.peers.offline import Run
 from softmux.errors import InvalidRequest
 from support.loras import make_lora
 
@@ -116,7 +116,7 @@ def test_texts_that_can_not_be_read_are_refused(
 def test_recipes_that_hold_out_no_rows_say_so(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("softmux.bench.methods.held_out", lambda folders: [])
+    monkeypatch.setattr("softmux.bench.peers.methods.held_out", lambda folders: [])
     assert main(["methods", str(tmp_path), "--model", str(tmp_path), *SHORT]) == 2
     assert "The recipes hold out no rows: give some by --texts." in " ".join(capsys.readouterr().err.split())
 

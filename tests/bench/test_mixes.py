@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from softmux.bench.mixes import TaskMix, parse_mix
+from softmux.bench.loads.mixes import TaskMix, parse_mix
 from softmux.errors import InvalidRequest
 
 COUNT = 40_000

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from softmux.bench.__main__ import main
-from softmux.bench.arrivals import Arrivals, at_once
-from softmux.bench.lengths import parse_lengths
-from softmux.bench.load import Plan
-from softmux.bench.mixes import TaskMix
-from softmux.bench.offline import OfflineEngine, OfflineTarget
-from softmux.bench.outcome import Outcome
-from softmux.bench.race import Contender, run_race
-from softmux.bench.workload import Job, random_prompt_adapter
+from softmux.bench.loads.arrivals import Arrivals, at_once
+from softmux.bench.loads.lengths import parse_lengths
+from softmux.bench.loads.load import Plan
+from softmux.bench.loads.mixes import TaskMix
+from softmux.bench.loads.outcome import Outcome
+from softmux.bench.loads.race import Contender, run_race
+from softmux.bench.loads.workload import Job, random_prompt_adapter
+from softmux.bench.peers.offline import OfflineEngine, OfflineTarget
 from softmux.errors import InvalidRequest
 from softmux.settings import Settings
 

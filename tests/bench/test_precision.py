@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from softmux.bench.precision import KINDS, cost, load, logits
+from softmux.bench.device.precision import KINDS, cost, load, logits
 from support.models import make_base
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from softmux.bench.__main__ import main
-from softmux.bench.peers import LOOPED
-from softmux.bench.seq2seq import PEFT, REQUESTS, SOFTMUX, TASKS
+from softmux.bench.peers.peers import LOOPED
+from softmux.bench.peers.seq2seq import PEFT, REQUESTS, SOFTMUX, TASKS
 from support.encoder_decoders import make_base
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from softmux.bench.service import main
-from softmux.bench.tiny import save_tiny
+from softmux.bench.bases.tiny import save_tiny
+from softmux.bench.peers.service import main
 
 
 @pytest.mark.nightly

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
-from softmux.bench import structured
-from softmux.bench.schemas import random_schema
+from softmux.bench.peers import structured
+from softmux.bench.peers.schemas import random_schema
 from support.served import make_model
 
 

@@ -7,9 +7,9 @@ from array import array
 import numpy as np
 import pytest
 
-from softmux.bench.outcome import Outcome
-from softmux.bench.slo import parse_slo
-from softmux.bench.summary import Distribution, summarize
+from softmux.bench.loads.outcome import Outcome
+from softmux.bench.loads.slo import parse_slo
+from softmux.bench.loads.summary import Distribution, summarize
 from softmux.errors import InvalidRequest
 
 STREAMED = Outcome(0.0, 0.1, 0.5, array("d", [0.2, 0.3, 0.5]), prompt_tokens=10, tokens=5)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from softmux.bench.trace import read_trace
+from softmux.bench.loads.trace import read_trace
 from softmux.errors import InvalidRequest
 
 

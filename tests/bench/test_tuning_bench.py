@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from softmux.bench import tuning
-from softmux.bench.tuning import Sizes, alone, exact, mixed, peft, summary, together
+from softmux.bench.training import tuning
+from softmux.bench.training.tuning import Sizes, alone, exact, mixed, peft, summary, together
 
 SIZES = Sizes(tasks=4, rows=2, tokens=40, steps=1)
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ import torch
 from jsonschema import Draft202012Validator
 from tokenizers import Tokenizer
 
-from softmux.bench.schemas import random_schema
+from softmux.bench.peers.schemas import random_schema
 from softmux.engine.grammars import Grammars
 from softmux.engine.masks import allowed
 from softmux.engine.sampling import Choice, sample

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from softmux.bench.tiny import adapter_files, save_tiny
+from softmux.bench.bases.tiny import adapter_files, save_tiny
 from support.s3 import address, new_bucket
 from support.served import Served
 

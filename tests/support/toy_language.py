@@ -16,7 +16,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from softmux.bench.migrate import fine_tune
+from softmux.bench.training.migrate import fine_tune
 from softmux.tuning.bases.base import Base, as_base
 from softmux.tuning.public import Task, tune
 from softmux.tuning.recipes.recipe import Lora, PrefixTuning, PromptTuning, Train

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from softmux.bench.fairness import make_engine
+from softmux.bench.services.fairness import make_engine
 from softmux.formats.folder import read_adapter
 from softmux.types import SamplingParams
 from softmux.worker.canary import Canary

@@ -1,4 +1,4 @@
-"""A bench as a command of its own, `softmux bench X` or `python -m softmux.bench.X`: how it says what it refuses."""
+"""How `softmux bench` says what it refuses, and what is not installed."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from softmux.api.own_shape import OwnShape
 from softmux.api.schemas import GenerateBody
 from softmux.api.tokenizer import Tokenizer
 from softmux.api.tokenizer_export import export
-from softmux.bench.offline import OfflineEngine
+from softmux.bench.peers.offline import OfflineEngine
 from softmux.errors import InvalidRequest, SoftmuxError, WrongTaskKind
 from softmux.formats.folder import read_adapter
 from softmux.formats.layout import Layout, lay_out

@@ -1,0 +1,1 @@
+"""What speed is measured on where no real model is needed: random weights and random tasks."""

@@ -1,0 +1,1 @@
+"""A load sent over HTTP, and what the sender itself can do."""

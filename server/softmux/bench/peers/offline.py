@@ -1,0 +1,185 @@
+"""softmux's engine in this process, fed from folders: what the service and the peers are measured against."""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from softmux.bench.loads.arrivals import Arrivals, at_once
+from softmux.bench.loads.load import Load
+from softmux.bench.loads.outcome import Outcome
+from softmux.bench.loads.workload import Job
+from softmux.engine.engine import Engine, StepNews
+from softmux.engine.packed import PackedModel
+from softmux.errors import SoftmuxError
+from softmux.formats.folder import read_adapter
+from softmux.formats.layout import virtual_ids
+from softmux.scheduler.radix import RootKey
+from softmux.settings import Settings
+from softmux.types import DEFAULT_TENANT, KV_METHODS, SamplingParams
+
+_NAP = 0.0002
+"""Seconds to wait where nothing can run until an adapter has been loaded."""
+
+
+@dataclass(slots=True)
+class Run:
+    """One pass over a list of jobs: what it took, and each job's outcome."""
+
+    seconds: float = 0.0
+    tokens: int = 0
+    steps: int = 0
+    prefixes_computed: int = 0
+    prefixes_copied: int = 0
+    computed_tokens: int = 0
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    @property
+    def rate(self) -> float:
+        """New tokens a second."""
+        return self.tokens / self.seconds
+
+
+@dataclass(slots=True)
+class _Running:
+    due: float
+    sent: float
+    prompt_tokens: int
+    events: array[float] = field(default_factory=lambda: array("d"))
+    tokens: int = 0
+
+    def outcome(self, ended: float, error: str | None = None) -> Outcome:
+        return Outcome(self.due, self.sent, ended, self.events, self.prompt_tokens, self.tokens, error)
+
+
+class OfflineEngine:
+    """An `Engine` and its adapters by task number."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        adapters: Iterable[Mapping[str, bytes]],
+        disk_folder: Path | None = None,
+        model: PackedModel | None = None,
+    ) -> None:
+        self._files: dict[str, Mapping[str, bytes]] = {}
+        self.engine = Engine(settings, self._source, disk_folder=disk_folder, model=model)
+        self._tasks: list[tuple[RootKey, tuple[int, ...]]] = []
+        self._prefixes: set[RootKey] = set()
+        self.register(adapters)
+        self._bare = self.engine.key(DEFAULT_TENANT, None)
+
+    def register(self, adapters: Iterable[Mapping[str, bytes]]) -> None:
+        """More tasks, numbered on from those there are."""
+        for files in adapters:
+            manifest = read_adapter(files, self.engine.spec).manifest
+            self._files[manifest.digest] = files
+            root = self.engine.key(DEFAULT_TENANT, manifest.digest)
+            self._tasks.append((root, virtual_ids(manifest.virtual_tokens)))
+            if manifest.method in KV_METHODS:
+                self._prefixes.add(root)
+
+    def _source(self, key: RootKey) -> Mapping[str, bytes]:
+        return self._files[key.digest or ""]
+
+    def task(self, number: int) -> tuple[RootKey, tuple[int, ...]]:
+        """A task's key in the caches, and its virtual ids."""
+        return self._tasks[number]
+
+    def forget(self) -> None:
+        """Makes everything cold: no KV in the pool, no adapter in host memory."""
+        engine = self.engine
+        self.forget_texts()
+        for root, _ in self._tasks:
+            engine.tiers.forget(root)
+            engine.runner.vocabulary.forget(root)
+
+    def forget_texts(self) -> None:
+        """Empties the KV pool but leaves the adapters in host memory."""
+        self.engine.scheduler.cache.clear()
+
+    def run(self, jobs: list[Job]) -> Run:
+        """Hands all jobs over at once, and steps until they are done. Raises what a request fails with."""
+        return self.serve(jobs, at_once(len(jobs)), strict=True)
+
+    def serve(self, jobs: list[Job], arrivals: Arrivals, *, strict: bool = False) -> Run:
+        """Adds each job when it is due, between two steps, and steps until all are done. A request's failure is its
+        outcome, or is raised (`strict`)."""
+        engine, limit = self.engine, arrivals.concurrency or len(jobs)
+        due = arrivals.times.tolist()
+        done, running, outcomes = Run(), dict[str, _Running](), dict[int, Outcome]()
+        began = time.perf_counter()
+        added = 0
+        while added < len(jobs) or running or not engine.idle:
+            now = time.perf_counter() - began
+            while added < len(jobs) and due[added] <= now and len(running) < limit:
+                sent = due[added] if arrivals.concurrency is None else now  # waiting for a step to end is latency
+                asked = _Running(due[added], sent, len(jobs[added].ids))
+                try:
+                    self._add(added, jobs[added])
+                    running[str(added)] = asked
+                except SoftmuxError as error:
+                    if strict:
+                        raise
+                    outcomes[added] = asked.outcome(now, error.code)
+                added += 1
+            if not running and engine.idle:
+                if added < len(jobs):
+                    time.sleep(max(0.0, due[added] - now))
+                continue
+            news = engine.step()
+            self._count(news, done)
+            if not (news.outputs or news.failed or news.ran):
+                time.sleep(_NAP)
+            now = time.perf_counter() - began
+            for sequence, output in news.each():
+                asked = running[sequence.id]
+                asked.tokens += len(output.tokens)
+                asked.events.append(now)
+                if output.finish_reason is not None:
+                    outcomes[int(sequence.id)] = running.pop(sequence.id).outcome(now)
+            for sequence, failure in news.failed:
+                if strict:
+                    raise failure
+                outcomes[int(sequence.id)] = running.pop(sequence.id).outcome(now, failure.code)
+        done.seconds = time.perf_counter() - began
+        done.outcomes = [outcomes[number] for number in range(len(jobs))]
+        done.tokens = sum(outcome.tokens for outcome in done.outcomes)
+        return done
+
+    def _add(self, number: int, job: Job) -> None:
+        root, lead = self.task(job.task) if job.task is not None else (self._bare, ())
+        sampling = SamplingParams(max_tokens=job.new_tokens, ignore_eos=True)
+        self.engine.add(
+            str(number), (*lead, *job.ids), sampling, root=root, now=time.monotonic(),
+            trained_prefix=root in self._prefixes,
+        )  # fmt: skip
+
+    @staticmethod
+    def _count(news: StepNews, done: Run) -> None:
+        if news.batch is not None and news.ran:
+            done.steps += 1
+            done.prefixes_computed += len(news.batch.saves)
+            done.prefixes_copied += len(news.batch.loads)
+            done.computed_tokens += news.batch.tokens
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+class OfflineTarget:
+    """The engine as what loads are run on. Texts' keys and values are forgotten before each, the adapters' stay."""
+
+    def __init__(self, name: str, engine: OfflineEngine) -> None:
+        self.name = name
+        self._engine = engine
+
+    def run(self, load: Load) -> tuple[list[Outcome], None]:
+        self._engine.forget_texts()
+        return self._engine.serve(list(load.jobs), load.arrivals).outcomes, None
+
+    def close(self) -> None:
+        self._engine.close()

@@ -1,0 +1,1 @@
+"""Servers and engines that are asked too much, for too long, by several, or are broken."""

@@ -1,0 +1,1 @@
+"""Tuning, held against PEFT's and against the clock."""

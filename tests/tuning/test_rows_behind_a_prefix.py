@@ -136,7 +136,7 @@ def test_batches_hold_each_row_once_and_pad_none_that_a_window_cuts(
     found = list(base.batches(rows, size, prefix=prefix, more=more))
     order = [i for batch in found for i in batch]
     assert sorted(order) == list(range(len(rows)))
-    assert [rows[i].length for i in order] == sorted(lengths)
+    assert [rows[i].length for i in order] == sorted(lengths, reverse=True)
     for batch in found:
         assert 1 <= len(batch) <= size
         own = {rows[i].length for i in batch}

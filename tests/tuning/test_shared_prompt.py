@@ -18,7 +18,7 @@ from softmux.inspection.base import describe
 from softmux.tuning.bases.base import Base
 from softmux.tuning.data.rows import Row
 from softmux.tuning.distilling.agreement import agreement
-from softmux.tuning.evaluate import answered
+from softmux.tuning.evaluate import answered, continued
 from softmux.tuning.training.board import counted
 from softmux.tuning.voices.voice import Voice
 from support.loras import make_pair
@@ -69,6 +69,17 @@ def test_answers_and_states_are_those_of_the_whole_input(name: str, vectors: boo
     speaker = shared(teacher, inputs, 5)
     assert speaker.prefix == len(begin)
     same(teacher.taught(inputs, 5), answered(base, teacher, [Row(ids, ()) for ids in inputs], 5))
+
+
+def test_the_longest_rows_are_read_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read last, each batch would be given more memory than any before it has left."""
+    monkeypatch.setattr("softmux.tuning.evaluate.BATCH", 2)
+    base = base_of(make_base("llama", tmp_path))
+    rows = [Row(tuple(range(3, 3 + length)), ()) for length in (4, 9, 2, 7, 8, 3)]
+    ran = tokens_run(base.model)
+    found = continued(base, None, rows, 1)
+    assert ran == [2 * 9, 2 * 7, 2 * 3]
+    assert found == [continued(base, None, [row], 1)[0] for row in rows]
 
 
 def test_what_is_shared_is_run_once(tmp_path: Path) -> None:

@@ -118,14 +118,15 @@ class Base:
         return tuple(int(window) for window in found if window is not None)
 
     def batches(self, rows: Sequence[Row], size: int, *, prefix: int = 0, more: int = 0) -> Iterator[list[int]]:
-        """Indices of the rows, the shortest first, at most `size` at once, of such as may be collated together while
-        they grow by `more` tokens.
+        """Indices of the rows, at most `size` at once, of such as may be collated together while they grow by `more`
+        tokens. The longest come first: what they take and leave has room for the others, where each batch longer than
+        the last would be given new memory.
 
         These are all, but for rows behind a `prefix` that are longer than a window: padding stands between a prefix and
         its row, and would count in the window. They are collated only with those as long.
         """
         reach = min(self.windows, default=math.inf) - more if prefix else math.inf
-        order = sorted(range(len(rows)), key=lambda i: rows[i].length)
+        order = sorted(range(len(rows)), key=lambda i: rows[i].length, reverse=True)
         for _, run in groupby(order, key=lambda i: max(reach, rows[i].length)):
             alike = list(run)
             yield from (alike[start : start + size] for start in range(0, len(alike), size))

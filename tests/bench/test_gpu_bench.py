@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import runpy
 import shutil
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +12,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
+from softmux.bench.__main__ import main as bench
 from softmux.bench.bases import checkpoint
 from softmux.bench.bases.random_base import SHAPES
 from softmux.bench.bases.random_tasks import Task, random_lora
@@ -202,13 +201,8 @@ def test_a_checkpoint_takes_all_of_the_tokenizer_along(tmp_path: Path, capsys: p
     assert all((tmp_path / "to" / name).read_text() == name for name in beside)
 
 
-def test_a_bench_run_as_a_module_says_what_it_refuses_in_a_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["checkpoint", str(tmp_path / "new"), "--like", str(tmp_path)])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(checkpoint.__file__), run_name="__main__")
-    assert ended.value.code == 2
+def test_a_bench_says_what_it_refuses_in_a_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert bench(["checkpoint", str(tmp_path / "new"), "--like", str(tmp_path)]) == 2
     assert "holds no config.json" in " ".join(capsys.readouterr().err.split())
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from softmux.bench.services.memory import Growth, Sample
-from softmux.bench.services.soak import Soak, main
-from softmux.errors import InvalidRequest
+from softmux.bench.services.soak import Asked, Soak, main
+from softmux.errors import InvalidRequest, Overloaded
+from softmux.types import DEFAULT_TENANT, SamplingParams
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -30,6 +31,22 @@ def test_a_short_day_leaves_nothing_behind(device: str, tmp_path: Path) -> None:
     assert last.objects - first.objects < requests, f"an object of each request is kept\n{growth.told()}"
     assert last.tensors - first.tensors < 20, growth.told()
     assert last.cuda - first.cuda < 64 << 10, growth.told()
+    soak.close()
+
+
+def test_one_that_another_tenant_displaces_from_a_full_queue_is_counted(tmp_path: Path) -> None:
+    soak = Soak(device="cpu", scratch=tmp_path)
+    engine, most = soak.engine, 2 * 64
+    for number, tenant in enumerate([DEFAULT_TENANT] * most + ["other"]):
+        try:
+            engine.add(
+                str(number), (5, 6), SamplingParams(max_tokens=2), root=engine.key(tenant, None), now=0.0, client=b""
+            )
+            soak.asked[str(number)] = Asked(None)
+        except Overloaded:
+            assert tenant == DEFAULT_TENANT
+    soak.rest()
+    assert soak.counts["displaced from a full queue by a tenant with less in it"] == 1
     soak.close()
 
 

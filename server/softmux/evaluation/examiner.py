@@ -7,14 +7,9 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from softmux.engine.engine import Engine
-from softmux.formats.folder import Adapter, read_adapter
-from softmux.scheduler.radix import RootKey
+from softmux.engine.local import LocalEngine
 from softmux.settings import Settings
-from softmux.types import DEFAULT_TENANT, KV_METHODS, SamplingParams
-
-_NAP = 0.0002
-"""Seconds to wait where nothing can run until an adapter has been loaded."""
+from softmux.types import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +39,14 @@ class Examiner:
     """An engine over one base with the adapters in `folders` (their files by name). Close it."""
 
     def __init__(self, settings: Settings, folders: Sequence[Mapping[str, bytes]]) -> None:
-        self._files: dict[str | None, Mapping[str, bytes]] = {}
         self._most = 4 * settings.max_rows
-        self.engine = Engine(settings.model_copy(update={"max_waiting": 1 << 20}), lambda key: self._files[key.digest])
+        self._local = LocalEngine(settings.model_copy(update={"max_waiting": 1 << 20}))
+        self.engine = self._local.engine
         try:
-            self.adapters: list[Adapter] = [read_adapter(files, self.engine.spec) for files in folders]
+            self.adapters = [self._local.adopt(files) for files in folders]
         except BaseException:
-            self.engine.close()
+            self.close()
             raise
-        for adapter, files in zip(self.adapters, folders, strict=True):
-            self._files[adapter.manifest.digest] = files
 
     def answers(
         self, asks: Sequence[Ask], text: Callable[[list[int]], str], told: Callable[[int], None] = lambda done: None
@@ -70,9 +63,7 @@ class Examiner:
                 running.add(number)
             if not running:
                 return said
-            news = engine.step()
-            if not (news.outputs or news.plain or news.failed or news.ran):
-                time.sleep(_NAP)
+            news = self._local.step()
             for _, failure in news.failed:
                 raise failure
             for sequence, output in news.each():
@@ -92,24 +83,25 @@ class Examiner:
             told(done)
 
     def _add(self, number: int, ask: Ask) -> None:
-        root, trained = self._place(ask.who)
+        place = self._local.place(ask.who)
         name, now = str(number), time.monotonic()
         if ask.head or ask.scored:
             head = None if ask.who is None or not ask.head else self.adapters[ask.who].manifest.head
-            self.engine.read(name, ask.ids, root=root, now=now, head=head, trained_prefix=trained, scored=ask.scored)
+            self.engine.read(
+                name,
+                ask.ids,
+                root=place.root,
+                now=now,
+                head=head,
+                trained_prefix=place.trained_prefix,
+                scored=ask.scored,
+            )
         else:
             sampling = SamplingParams(max_tokens=ask.max_tokens)
-            self.engine.add(name, ask.ids, sampling, root=root, now=now, trained_prefix=trained)
-
-    def _place(self, who: int | None) -> tuple[RootKey, bool]:
-        """The root of an adapter's (or the bare model's) keys and values, and whether its virtual tokens are such."""
-        if who is None:
-            return self.engine.key(DEFAULT_TENANT, None), False
-        manifest = self.adapters[who].manifest
-        return self.engine.key(DEFAULT_TENANT, manifest.digest), manifest.method in KV_METHODS
+            self.engine.add(name, ask.ids, sampling, root=place.root, now=now, trained_prefix=place.trained_prefix)
 
     def close(self) -> None:
-        self.engine.close()
+        self._local.close()
 
     def __enter__(self) -> Examiner:
         return self

@@ -18,18 +18,15 @@ from softmux.api.own_shape import OwnShape
 from softmux.api.schemas import GenerateBody
 from softmux.api.tokenizer import Tokenizer
 from softmux.api.tokenizer_export import export
-from softmux.bench.peers.offline import OfflineEngine
+from softmux.engine.local import LocalEngine
 from softmux.errors import InvalidRequest, SoftmuxError, WrongTaskKind
-from softmux.formats.folder import read_adapter
 from softmux.formats.layout import Layout, lay_out
 from softmux.offline.interrupt import Interrupt
 from softmux.offline.rows import GENERATE, Answer, Row
 from softmux.offline.target import Identity
 from softmux.settings import Settings
-from softmux.types import DEFAULT_TENANT, KV_METHODS, Manifest, Output, SamplingParams
+from softmux.types import Manifest, Output, SamplingParams
 
-_NAP = 0.0002
-"""Seconds to wait where nothing can run until the adapter has been loaded."""
 _TRIES = 3
 
 
@@ -54,13 +51,12 @@ class EngineTarget:
     """A task's files, or with None the bare model, on the model of `settings`."""
 
     def __init__(self, settings: Settings, task: str | None, files: Mapping[str, bytes] | None) -> None:
-        self._offline = OfflineEngine(settings, [] if files is None else [files])
-        self._engine = engine = self._offline.engine
+        self._local = LocalEngine(settings)
+        self._engine = engine = self._local.engine
         self._manifest: Manifest | None = None
-        self._root = engine.key(DEFAULT_TENANT, None)
         if files is not None:
-            self._manifest = read_adapter(files, engine.spec).manifest
-            self._root, _ = self._offline.task(0)
+            self._manifest = self._local.adopt(files).manifest
+        self._place = self._local.place(None if files is None else 0)
         if engine.spec.family == "encoder" or (self._manifest is not None and self._manifest.head is not None):
             raise WrongTaskKind(
                 "This classifies, which takes a server: `softmux serve`, then --url instead of --model.", param="task"
@@ -87,9 +83,7 @@ class EngineTarget:
                 sequences += len(started.choices)
             if not running:
                 return
-            news = self._engine.step()
-            if not (news.outputs or news.plain or news.failed or news.ran):
-                time.sleep(_NAP)
+            news = self._local.step()
             ended: list[Answer] = []
             for sequence, output in news.each():
                 self._push(running, sequence.id, output, ended)
@@ -136,9 +130,8 @@ class EngineTarget:
         for index, (tokens, sample) in enumerate(order):
             try:
                 self._engine.add(
-                    started.name(index), tokens, params, root=self._root, now=time.monotonic(), sample=sample,
-                    priority=started.body.priority,
-                    trained_prefix=self._manifest is not None and self._manifest.method in KV_METHODS,
+                    started.name(index), tokens, params, root=self._place.root, now=time.monotonic(), sample=sample,
+                    priority=started.body.priority, trained_prefix=self._place.trained_prefix,
                 )  # fmt: skip
             except SoftmuxError:
                 self._abort(started)
@@ -219,4 +212,4 @@ class EngineTarget:
         return told
 
     def close(self) -> None:
-        self._offline.close()
+        self._local.close()

@@ -14,19 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from softmux.engine.engine import Engine
+from softmux.engine.local import LocalEngine, Place
 from softmux.errors import BaseMismatch, InvalidAdapter, InvalidRequest
 from softmux.formats.folder import load_folder, read_adapter
 from softmux.formats.layout import Layout, TransformersEncoder, lay_out
 from softmux.inspection.base import describe
-from softmux.scheduler.radix import RootKey
 from softmux.settings import Settings
 from softmux.tuning import sources
 from softmux.tuning.data.examples import Example
 from softmux.tuning.data.split import split
 from softmux.tuning.evaluate import score
 from softmux.tuning.recipes.recipe import Recipe, read_recipe
-from softmux.types import DEFAULT_TENANT, SamplingParams
+from softmux.types import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,33 +86,31 @@ def measure(settings: Settings, tasks: Sequence[Task], passes: int = 1) -> Resul
     from transformers import AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(settings.model)
-    stored: dict[str | None, Mapping[str, bytes]] = {}
-    engine = Engine(settings, lambda key: stored[key.digest])
-    asked: list[tuple[str, tuple[int, ...], SamplingParams, RootKey]] = []
-    for task in tasks:
-        manifest = read_adapter(task.files, engine.spec).manifest
-        stored[manifest.digest] = task.files
-        root, layout = engine.key(DEFAULT_TENANT, manifest.digest), Layout.of(manifest)
+    local = LocalEngine(settings)
+    engine = local.engine
+    asked: list[tuple[str, tuple[int, ...], SamplingParams, Place]] = []
+    for number, task in enumerate(tasks):
+        layout, place = Layout.of(local.adopt(task.files).manifest), local.place(number)
         encoder = TransformersEncoder(tokenizer)
         sampling = SamplingParams(max_tokens=task.recipe.evaluate.max_tokens)
-        for number, row in enumerate(task.rows):
+        for at, row in enumerate(task.rows):
             ids = lay_out(layout, encoder, vocab_size=engine.spec.vocab_size, prompt=row.text)
-            asked.append((f"{task.recipe.task} {number}", ids, sampling, root))
+            asked.append((f"{task.recipe.task} {at}", ids, sampling, place))
     for _ in range(passes):
-        engine.scheduler.cache.clear()
+        local.forget_texts()
         texts: dict[str, list[int]] = {name: [] for name, *_ in asked}
         began = time.perf_counter()
-        for name, ids, sampling, root in asked:
-            engine.add(name, ids, sampling, root=root, now=0.0)
+        for name, ids, sampling, place in asked:
+            engine.add(name, ids, sampling, root=place.root, now=time.monotonic(), trained_prefix=place.trained_prefix)
         while engine.scheduler.running or len(engine.scheduler.waiting) or not engine.idle:
-            news = engine.step()
+            news = local.step()
             for sequence, output in news.each():
                 texts[sequence.id].extend(output.tokens)
             for _, error in news.failed:
                 raise error
         seconds = time.perf_counter() - began
     spec = engine.spec
-    engine.close()
+    local.close()
     figures = {}
     for task in tasks:
         said = [texts[f"{task.recipe.task} {number}"] for number in range(len(task.rows))]

@@ -64,20 +64,20 @@ def run_tiers(
 def _one(engine: OfflineEngine, task: int, ids: tuple[int, ...], figures: TierFigures) -> None:
     """One request alone; where its adapter was is told by what was loaded for it."""
     inner = engine.engine
-    root, lead = engine.task(task)
+    place = engine.place(task)
     before = dict(inner.tiers.counts.loads)
     began = time.perf_counter()
-    sequence = inner.add("one", (*lead, *ids), SamplingParams(max_tokens=1), root=root, now=time.monotonic())
+    sequence = inner.add(
+        "one", (*place.virtual, *ids), SamplingParams(max_tokens=1), root=place.root, now=time.monotonic()
+    )
     copied = False
     while inner.scheduler.running or len(inner.scheduler.waiting):
-        news = inner.step()
+        news = engine.step()
         figures.errors += len(news.failed)
         copied |= bool(news.batch is not None and news.batch.loads)
-        if not news.ran:
-            time.sleep(0.0002)
     seconds = time.perf_counter() - began
     figures.requests += 1
     tier = next((t for t in ("registry", "disk") if inner.tiers.counts.loads[t] > before[t]), "host")
-    if sequence.cached >= len(lead) and not copied and tier == "host":
+    if sequence.cached >= len(place.virtual) and not copied and tier == "host":
         tier = "resident"
     figures.times.setdefault(tier, []).append(seconds)

@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from softmux.bench.loads.arrivals import Arrivals, at_once
 from softmux.bench.loads.load import Load
 from softmux.bench.loads.outcome import Outcome
 from softmux.bench.loads.workload import Job
-from softmux.engine.engine import Engine, StepNews
-from softmux.engine.packed import PackedModel
+from softmux.engine.engine import StepNews
+from softmux.engine.local import LocalEngine
 from softmux.errors import SoftmuxError
-from softmux.formats.folder import read_adapter
-from softmux.formats.layout import virtual_ids
-from softmux.scheduler.radix import RootKey
-from softmux.settings import Settings
-from softmux.types import DEFAULT_TENANT, KV_METHODS, SamplingParams
-
-_NAP = 0.0002
-"""Seconds to wait where nothing can run until an adapter has been loaded."""
+from softmux.types import SamplingParams
 
 
 @dataclass(slots=True)
@@ -55,51 +46,8 @@ class _Running:
         return Outcome(self.due, self.sent, ended, self.events, self.prompt_tokens, self.tokens, error)
 
 
-class OfflineEngine:
-    """An `Engine` and its adapters by task number."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        adapters: Iterable[Mapping[str, bytes]],
-        disk_folder: Path | None = None,
-        model: PackedModel | None = None,
-    ) -> None:
-        self._files: dict[str, Mapping[str, bytes]] = {}
-        self.engine = Engine(settings, self._source, disk_folder=disk_folder, model=model)
-        self._tasks: list[tuple[RootKey, tuple[int, ...]]] = []
-        self._prefixes: set[RootKey] = set()
-        self.register(adapters)
-        self._bare = self.engine.key(DEFAULT_TENANT, None)
-
-    def register(self, adapters: Iterable[Mapping[str, bytes]]) -> None:
-        """More tasks, numbered on from those there are."""
-        for files in adapters:
-            manifest = read_adapter(files, self.engine.spec).manifest
-            self._files[manifest.digest] = files
-            root = self.engine.key(DEFAULT_TENANT, manifest.digest)
-            self._tasks.append((root, virtual_ids(manifest.virtual_tokens)))
-            if manifest.method in KV_METHODS:
-                self._prefixes.add(root)
-
-    def _source(self, key: RootKey) -> Mapping[str, bytes]:
-        return self._files[key.digest or ""]
-
-    def task(self, number: int) -> tuple[RootKey, tuple[int, ...]]:
-        """A task's key in the caches, and its virtual ids."""
-        return self._tasks[number]
-
-    def forget(self) -> None:
-        """Makes everything cold: no KV in the pool, no adapter in host memory."""
-        engine = self.engine
-        self.forget_texts()
-        for root, _ in self._tasks:
-            engine.tiers.forget(root)
-            engine.runner.vocabulary.forget(root)
-
-    def forget_texts(self) -> None:
-        """Empties the KV pool but leaves the adapters in host memory."""
-        self.engine.scheduler.cache.clear()
+class OfflineEngine(LocalEngine):
+    """A `LocalEngine` that runs loads."""
 
     def run(self, jobs: list[Job]) -> Run:
         """Hands all jobs over at once, and steps until they are done. Raises what a request fails with."""
@@ -130,10 +78,8 @@ class OfflineEngine:
                 if added < len(jobs):
                     time.sleep(max(0.0, due[added] - now))
                 continue
-            news = engine.step()
+            news = self.step()
             self._count(news, done)
-            if not (news.outputs or news.failed or news.ran):
-                time.sleep(_NAP)
             now = time.perf_counter() - began
             for sequence, output in news.each():
                 asked = running[sequence.id]
@@ -151,11 +97,11 @@ class OfflineEngine:
         return done
 
     def _add(self, number: int, job: Job) -> None:
-        root, lead = self.task(job.task) if job.task is not None else (self._bare, ())
+        place = self.place(job.task)
         sampling = SamplingParams(max_tokens=job.new_tokens, ignore_eos=True)
         self.engine.add(
-            str(number), (*lead, *job.ids), sampling, root=root, now=time.monotonic(),
-            trained_prefix=root in self._prefixes,
+            str(number), (*place.virtual, *job.ids), sampling, root=place.root, now=time.monotonic(),
+            trained_prefix=place.trained_prefix,
         )  # fmt: skip
 
     @staticmethod
@@ -165,9 +111,6 @@ class OfflineEngine:
             done.prefixes_computed += len(news.batch.saves)
             done.prefixes_copied += len(news.batch.loads)
             done.computed_tokens += news.batch.tokens
-
-    def close(self) -> None:
-        self.engine.close()
 
 
 class OfflineTarget:

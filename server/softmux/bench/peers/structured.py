@@ -22,9 +22,9 @@ from rich.console import Console
 
 from softmux.bench.loads.report import wide_console, write_json
 from softmux.bench.loads.workload import random_prompt_adapter
-from softmux.bench.peers.offline import OfflineEngine
 from softmux.bench.peers.peers import quiet_transformers
 from softmux.bench.peers.schemas import Schema, random_schema
+from softmux.engine.local import LocalEngine
 from softmux.settings import Settings
 from softmux.types import DEFAULT_TENANT, Grammar, SamplingParams
 
@@ -65,10 +65,10 @@ class Mixed:
         settings = Settings(
             model=options.model, device=options.device, dtype=options.dtype, threads=options.threads, grammar_cache=1024
         )
-        self._offline = OfflineEngine(settings, [])
-        self._engine = self._offline.engine
+        self._local = LocalEngine(settings)
+        self._engine = self._local.engine
         hidden = self._engine.spec.hidden_size
-        self._offline.register(random_prompt_adapter(number, hidden) for number in range(_TASKS))
+        self._local.register(random_prompt_adapter(number, hidden) for number in range(_TASKS))
         self._tokenizer: Any = AutoTokenizer.from_pretrained(options.model)
         self._most = min(_MOST_TOKENS, self._engine.spec.context_length // 2)
         self._free, self._bound, self._seed = options.free, options.bound, options.seed
@@ -88,7 +88,7 @@ class Mixed:
     def run(self, numbers: Sequence[int], lengths: dict[int, int] | None = None) -> Block:
         """One block: with grammars, or, where `lengths` are given, without, each row so long."""
         engine, block = self._engine, Block()
-        self._offline.forget_texts()
+        self._local.forget_texts()
         self._runs += 1
         tenant = f"{DEFAULT_TENANT}-{self._runs}"  # whose grammars nobody has compiled yet
         waiting = deque(numbers)
@@ -146,14 +146,14 @@ class Mixed:
 
     def _add_free(self, name: str, number: int) -> str:
         engine = self._engine
-        root, virtual = self._offline.task(number % _TASKS) if number % 2 else (engine.key(DEFAULT_TENANT, None), ())
+        place = self._local.place(number % _TASKS if number % 2 else None)
         ids = self._tokenizer(f"Number {number} of the stories that were told here begins so:")["input_ids"]
         sampling = SamplingParams(max_tokens=_FREE_TOKENS, ignore_eos=True)
-        engine.add(name, (*virtual, *ids), sampling, root=root, now=time.monotonic(), client=_CLIENT)
+        engine.add(name, (*place.virtual, *ids), sampling, root=place.root, now=time.monotonic(), client=_CLIENT)
         return name
 
     def close(self) -> None:
-        self._engine.close()
+        self._local.close()
 
 
 @dataclass(slots=True)

@@ -86,7 +86,8 @@ def test_an_adapter_survives_the_way_to_another_rank() -> None:
         ("llama", {"tensor_parallel": 3}, "--tensor-parallel takes 1, 2, 4 for this model"),
         ("phi3", {"tensor_parallel": 2}, "Phi3ForCausalLM runs in one process only: leave --tensor-parallel out"),
         ("llama", {"tensor_parallel": 2, "quantization": "fp8"}, "leave it or --tensor-parallel out"),
-        ("nowhere", {"tensor_parallel": 2}, "has no config that can be read"),
+        ("nowhere", {"tensor_parallel": 2}, "there is no such folder"),
+        ("hollow", {"tensor_parallel": 2}, "has no config that can be read"),
     ],
 )
 def test_what_cannot_be_dealt_out_is_refused_with_what_to_do(
@@ -94,5 +95,7 @@ def test_what_cannot_be_dealt_out_is_refused_with_what_to_do(
 ) -> None:
     if architecture in ARCHITECTURES:
         make_base(architecture, tmp_path / architecture)
+    elif architecture == "hollow":
+        (tmp_path / architecture).mkdir()
     with pytest.raises(SelfTestFailed, match=words):
         check_sharded(Settings(model=str(tmp_path / architecture), **settings))

@@ -12,7 +12,7 @@ import transformers as tf
 
 from softmux.engine.attention.base import PackedRows
 from softmux.engine.attention.torch_sdpa import TorchAttention
-from softmux.engine.engine import Engine
+from softmux.engine.engine import Engine, pick_device
 from softmux.engine.packed import PackedModel
 from softmux.engine.selftest import self_test
 from softmux.errors import SelfTestFailed
@@ -164,6 +164,13 @@ def test_the_smallest_server_starts(base_folder: Path, rows: int, budget: int) -
     assert engine.engine.tiers.resident == 0, "the self-test leaves nothing behind"
     assert engine.engine.runner.vocabulary.resident == 0
     engine.close()
+
+
+def test_a_device_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SelfTestFailed, match=r"--device cuda, and .*--device cpu runs without"):
+        pick_device("cuda")
+    assert pick_device("auto").type == "cpu"
 
 
 def test_a_deep_model_that_makes_much_of_a_last_bit_is_served() -> None:

@@ -162,3 +162,16 @@ def test_an_unwritable_store_says_so(tmp_path: Path) -> None:
     (tmp_path / "default").write_bytes(b"a file where a folder should be")
     with pytest.raises(RegistryDown, match="can't be used"):
         store.put("default", _sha(b"x"), b"x")
+
+
+@pytest.mark.parametrize("url", ["nonsense", "ftp://127.0.0.1/x", "s3://"])
+def test_a_url_of_no_store_is_told_in_a_line(url: str) -> None:
+    with pytest.raises(RegistryDown, match=r"write file:///FOLDER, s3://BUCKET") as refused:
+        BlobStore(url)
+    assert "\n" not in str(refused.value)
+
+
+def test_nor_is_a_file_a_folder_of_blobs(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RegistryDown, match=r"\(Not a directory\): name a folder that can be written"):
+        BlobStore((tmp_path / "file" / "blobs").as_uri())

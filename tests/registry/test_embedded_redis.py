@@ -139,3 +139,13 @@ def test_without_a_binary_the_message_says_what_to_install(tmp_path: Path, monke
     fallback.write_text("#!/bin/sh\n")
     fallback.chmod(0o755)
     assert embedded.server_binary() == str(fallback)
+
+
+def test_a_folder_that_can_not_be_had_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RegistryDown, match=r"file/registry \(Not a directory\): give a --data folder"):
+        EmbeddedRedis(tmp_path / "file")
+    held = EmbeddedRedis(tmp_path / "data")
+    (tmp_path / "data" / "registry" / "holders").mkdir()
+    with pytest.raises(RegistryDown, match=r"\(Is a directory\): give a --data folder"):
+        held.start()

@@ -14,7 +14,7 @@ import redis
 
 from registry.registry_fixtures import BASE, LARGE, adapter
 from softmux.errors import RegistryDown, SoftmuxError
-from softmux.registry.connection import Connection
+from softmux.registry.connection import Connection, SyncConnection
 from softmux.registry.keyspace import ID
 from softmux.registry.registry import Registry
 from support.redis_server import RedisServer
@@ -327,3 +327,16 @@ def test_a_slow_redis_is_given_up_within_a_second(server: RedisServer, tmp_path:
         relaying.close()
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize("connection", [Connection, SyncConnection])
+@pytest.mark.parametrize(
+    "url",
+    ["", "127.0.0.1:6379", "http://127.0.0.1:6379", "redis://127.0.0.1:secret", "redis://:secret/more@127.0.0.1:1"],
+)
+def test_what_is_no_address_is_told_without_its_password(
+    connection: type[Connection | SyncConnection], url: str
+) -> None:
+    with pytest.raises(RegistryDown, match=r"write redis://HOST:PORT") as refused:
+        connection(url)
+    assert "secret" not in str(refused.value)

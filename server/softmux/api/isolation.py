@@ -31,7 +31,7 @@ class Isolation:
         self._quarantine.died(death.running, killed=death.killed)
         verdicts = self._quarantine.verdicts()
         log.warning(
-            "the worker died with rows in its step",
+            "the worker died with rows in its step" if death.running.contents else "the worker died",
             cause=death.cause,
             requests=len(death.running.contents),
             versions=len(death.running.versions),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,12 +36,21 @@ def family_of(config: Any) -> Family:
     return "decoder" if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else "encoder"
 
 
-def load_base(model: str, *, device: torch.device, dtype: torch.dtype, quantization: str = "auto") -> PackedModel:
-    """As `PackedModel.load`, of the class that runs this kind of base. Raises `SelfTestFailed`."""
+def _config_of(model: str) -> Any:
+    is_path = model.startswith(("/", "./", "../", "~")) or model.count("/") > 1
+    if is_path and not Path(model).is_dir():
+        raise SelfTestFailed(
+            f"--model {model}: there is no such folder; give one in Hugging Face's layout, or a hub id"
+        )
     try:
-        config: Any = AutoConfig.from_pretrained(model, trust_remote_code=False)
+        return AutoConfig.from_pretrained(model, trust_remote_code=False)
     except Exception as error:
         raise SelfTestFailed(f"--model {model} has no config that can be read: {error}") from error
+
+
+def load_base(model: str, *, device: torch.device, dtype: torch.dtype, quantization: str = "auto") -> PackedModel:
+    """As `PackedModel.load`, of the class that runs this kind of base. Raises `SelfTestFailed`."""
+    config = _config_of(model)
     family = family_of(config)
     if family != "decoder" and quantization != "auto":
         raise SelfTestFailed(f"--quantization {quantization} is for decoders, and {model} is an {family}; leave it out")
@@ -57,10 +67,7 @@ def check_sharded(settings: Settings) -> None:
         raise SelfTestFailed(
             f"--quantization {settings.quantization} runs in one process: leave it or --tensor-parallel out"
         )
-    try:
-        config: Any = AutoConfig.from_pretrained(settings.model, trust_remote_code=False)
-    except Exception as error:
-        raise SelfTestFailed(f"--model {settings.model} has no config that can be read: {error}") from error
+    config = _config_of(settings.model)
     if own_method(config):
         raise SelfTestFailed(
             f"{settings.model} has quantised weights, which run in one process: leave --tensor-parallel out"

@@ -30,7 +30,7 @@ from softmux.engine.parallel.ranks import Ranks
 from softmux.engine.runner import Launched, ModelRunner
 from softmux.engine.shortage import LEAST, Shortage, run_in_parts
 from softmux.engine.tiers import AdapterSource, AdapterTiers
-from softmux.errors import InternalError, InvalidRequest, NotFinite, Overloaded, SoftmuxError
+from softmux.errors import InternalError, InvalidRequest, NotFinite, Overloaded, SelfTestFailed, SoftmuxError
 from softmux.formats.parts import Parts
 from softmux.recorder import FlightRecorder
 from softmux.scheduler.batch import Batch
@@ -74,6 +74,10 @@ class StepNews:
 
 
 def pick_device(name: str) -> torch.device:
+    """Raises `SelfTestFailed` where there is no such device."""
+    if name == "cuda" and not torch.cuda.is_available():
+        why = "and torch finds no GPU here" if torch.version.cuda else "and this torch was built without CUDA"
+        raise SelfTestFailed(f"--device cuda, {why}: `softmux doctor` looks at both; --device cpu runs without")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)

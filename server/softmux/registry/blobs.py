@@ -47,7 +47,7 @@ class BlobStore:
 
     A put is atomic (obstore writes beside and renames) and durable on return: object stores promise that, and a local
     file and the folders it is named in are synced here, since obstore's local store leaves that to the system.
-    Raises `RegistryDown` where the store can't be reached or is full.
+    Raises `RegistryDown` where `url` names no store, or the store can't be reached or is full.
     """
 
     def __init__(self, url: str) -> None:
@@ -55,6 +55,20 @@ class BlobStore:
         self._store: ObjectStore
         self._quick: ObjectStore | None = None
         self._root: Path | None = None
+        try:
+            self._open(url)
+        except OSError as error:
+            raise RegistryDown(
+                f"the blob store {url} can't be had ({error.strerror}): name a folder that can be written"
+            ) from error
+        except (BaseError, ValueError) as error:
+            said = str(error).partition("\n")[0]
+            raise RegistryDown(
+                f"the blob store {url} can't be had ({said}): write file:///FOLDER, s3://BUCKET or another object "
+                "store's URL"
+            ) from error
+
+    def _open(self, url: str) -> None:
         if urlsplit(url).scheme == "file":
             self._root = Path(unquote(urlsplit(url).path))
             self._root.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -94,6 +94,14 @@ class RegistryWiped(RegistryDown):
         )
 
 
+def _no_address() -> RegistryDown:
+    """Tells nothing of the URL: where it can't be read, nobody knows which part of it is the password."""
+    return RegistryDown(
+        "what is given as Redis' URL is none: write redis://HOST:PORT, rediss://HOST:PORT or unix:///PATH, and what is "
+        "special in a password as %-escapes"
+    )
+
+
 def _final(error: Exception) -> bool:
     """Whether trying again within the budget is pointless."""
     if _code(error) in _MAY_PASS:
@@ -107,7 +115,7 @@ def _pause(attempt: int) -> float:
 
 class Connection:
     """A pool of connections for one event loop. `read_timeout` (s) bounds one reply, blocking reads included; both are
-    `BUDGET` where nothing is said."""
+    `BUDGET` where nothing is said. Raises `RegistryDown` where `url` is no address."""
 
     def __init__(self, url: str, *, budget: float | None = None, read_timeout: float | None = None) -> None:
         budget = BUDGET if budget is None else budget
@@ -119,13 +127,16 @@ class Connection:
         self._limit = max(budget, read_timeout)
         retry = AsyncRetry(NoBackoff(), 0)
         # protocol 2: one shape of replies, whatever the server speaks beyond it.
-        self._client = redis.asyncio.Redis.from_url(
-            url,
-            socket_timeout=read_timeout,
-            socket_connect_timeout=min(read_timeout, BUDGET),
-            retry=retry,
-            protocol=2,
-        )
+        try:
+            self._client = redis.asyncio.Redis.from_url(
+                url,
+                socket_timeout=read_timeout,
+                socket_connect_timeout=min(read_timeout, BUDGET),
+                retry=retry,
+                protocol=2,
+            )
+        except ValueError:
+            raise _no_address() from None
 
     async def call(self, operation: Callable[[Any], Awaitable[Any]]) -> Any:
         """`operation`'s result; it may be run again after a lost connection. Raises `RegistryDown`."""
@@ -172,19 +183,22 @@ class Connection:
 
 
 class SyncConnection:
-    """The same for threads, without an event loop. Thread-safe."""
+    """The same for threads, without an event loop. Thread-safe. Raises `RegistryDown` likewise."""
 
     def __init__(self, url: str, *, budget: float | None = None) -> None:
         budget = BUDGET if budget is None else budget
         self.url = url
         self._budget = budget
-        self._client = redis.Redis.from_url(
-            url,
-            socket_timeout=budget,
-            socket_connect_timeout=budget,
-            retry=Retry(NoBackoff(), 0),
-            protocol=2,
-        )
+        try:
+            self._client = redis.Redis.from_url(
+                url,
+                socket_timeout=budget,
+                socket_connect_timeout=budget,
+                retry=Retry(NoBackoff(), 0),
+                protocol=2,
+            )
+        except ValueError:
+            raise _no_address() from None
 
     def call(self, operation: Callable[[Any], Any]) -> Any:
         """`operation`'s result; it may be run again after a lost connection. Raises `RegistryDown`."""

@@ -72,11 +72,15 @@ def _socket_path(folder: Path) -> Path:
 
 
 class EmbeddedRedis:
-    """Holds the server of one data folder from `start` to `close`. Calls block; any thread may make them."""
+    """Holds the server of one data folder from `start` to `close`. Calls block; any thread may make them. Raises
+    `RegistryDown` where the folder can't be had."""
 
     def __init__(self, data: Path) -> None:
         self._folder = data.resolve() / "registry"
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise self._not_ours(error) from error
         self._socket = _socket_path(self._folder)
         self._holders: int | None = None
         self._closing = threading.Event()
@@ -88,7 +92,10 @@ class EmbeddedRedis:
 
     def start(self) -> None:
         """Returns once the server answers. Raises `RegistryDown` where it can't be started, with the log's end."""
-        self._holders = os.open(self._folder / "holders", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            self._holders = os.open(self._folder / "holders", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise self._not_ours(error) from error
         try:
             fcntl.flock(self._holders, fcntl.LOCK_SH)  # waits while a server that nobody held is ending
             self._start_if_gone()
@@ -116,6 +123,11 @@ class EmbeddedRedis:
             self._stop()  # nobody can join while the lock is ours
         finally:
             os.close(holders)
+
+    def _not_ours(self, error: OSError) -> RegistryDown:
+        return RegistryDown(
+            f"the registry can't be kept in {self._folder} ({error.strerror}): give a --data folder that can be written"
+        )
 
     def __enter__(self) -> EmbeddedRedis:
         self.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import time
@@ -14,7 +15,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from support.models import greedy_reference, load_peft
-from support.served import VOCABULARY, Served
+from support.served import VOCABULARY, Served, upload_parts
 
 PROMPTS = ["The film was a gripping", "déjà vu: 東京", "def answer(x):", "a"]
 
@@ -272,6 +273,35 @@ def test_no_such_route_and_no_such_method(server: Served) -> None:
     assert (response.status_code, response.headers["allow"]) == (405, "POST")
     assert set(response.json()["error"]) == {"message", "type", "param", "code"}
     assert response.json()["error"]["code"] == "method_not_allowed"
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [
+        ("/v1/adapters", "GET"),
+        ("/v1/adapters/mood", "DELETE, GET, PUT"),
+        ("/v1/adapters/mood/shares", "DELETE, GET, PUT"),
+        ("/v1/tenants/acme", "DELETE, GET, PATCH"),
+        ("/v1/keys", "GET, POST"),
+    ],
+)
+def test_all_methods_of_a_path_are_named(server: Served, path: str, methods: str) -> None:
+    response = server.http.request("TRACE", path)
+    assert (response.status_code, response.headers["allow"]) == (405, methods)
+    assert f"it takes {methods}." in response.json()["error"]["message"]
+
+
+def test_a_compressed_body_is_refused_as_one(server: Served, adapters: dict[str, Path]) -> None:
+    body = gzip.compress(b'{"prompt": "a"}')
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    response = server.http.post("/v1/generate", content=body, headers=headers)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (415, "unsupported_media_type")
+    assert "without content-encoding: gzip" in error["message"]
+    parts = upload_parts(adapters["prompt-tuning"])
+    assert server.http.put("/v1/adapters/x", files=parts, headers={"content-encoding": "br"}).status_code == 415
+    plain = {**headers, "content-encoding": "identity"}
+    assert server.http.post("/v1/generate", content=b'{"prompt": "a", "max_tokens": 1}', headers=plain).is_success
 
 
 def test_the_routes_around_it(server: Served) -> None:

@@ -104,8 +104,10 @@ def test_a_request_beyond_the_limit_itself_is_told_so(registry: Registry, runner
     async def story() -> None:
         await limited(registry, tokens_per_minute=100, tokens_in_flight=50)
         async with limiter_of(registry) as limiter:
-            with pytest.raises(QuotaExceeded, match=r"tokens_per_minute of 100: .*lower max_tokens"):
+            with pytest.raises(QuotaExceeded, match=r"tokens_per_minute of 100: .*lower max_tokens") as refused:
                 await limiter.admit("acme", 101)
+            assert refused.value.headers["x-ratelimit-remaining-tokens"] == "100"
+            assert refused.value.headers["x-ratelimit-reset-tokens"] == "0ms"
             with pytest.raises(QuotaExceeded, match="tokens_in_flight of 50"):
                 await limiter.admit("acme", 51)
             (await limiter.admit("acme", 50)).settle(50)

@@ -44,6 +44,26 @@ def test_the_field_is_named_whatever_it_is_called(body: bytes, param: str) -> No
 
 
 @pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b'{"stop": ["a", "b", "c", "d", "e", "f", "g", "h", "i"]}', "stop: List should have at most 8 items"),
+        (b'{"stop": 5}', "stop: Input should be a valid string or a valid array."),
+        (b'{"stop": [5]}', "stop.0: Input should be a valid string."),
+        (b'{"stop": ""}', "stop: String should have at least 1 character."),
+        (b'{"prompt": {}}', "prompt: Input should be a valid string or a valid array."),
+        (b'{"prompt": [1.5]}', "prompt.0: Input should be a valid integer or a valid string."),
+        (
+            b'{"prompt": "a", "structured_outputs": {"json": 5}}',
+            "structured_outputs.json: Input should be an object or",
+        ),
+        (b'{"seed": "a"}', "seed: Input should be a valid integer."),
+    ],
+)
+def test_what_a_field_takes_is_told_whole(body: bytes, message: str) -> None:
+    assert message in refused(body).message
+
+
+@pytest.mark.parametrize(
     ("item", "around", "param"),
     [
         ("-1", '{"prompt": [%s]}', "prompt"),

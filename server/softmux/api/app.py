@@ -47,7 +47,7 @@ def create_app(services: Services, in_flight: InFlight | None = None, tracer: Tr
     app.state.services = services
     for router in ROUTERS:
         app.include_router(router, responses=ERRORS)
-    errors.install(app)
+    errors.install(app, [*app.routes, *(route for router in ROUTERS for route in router.routes)])
     app.add_middleware(Direct)
     app.add_middleware(Gate, keys=services.registry.keys, metrics_networks=services.settings.metrics_networks)
     app.add_middleware(Observe, metrics=services.metrics, in_flight=in_flight or InFlight(), tracer=tracer)

@@ -69,8 +69,12 @@ async def read_bytes(request: Request, max_bytes: int) -> bytes:
 
 async def body_chunks(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
     """The body as it comes. Raises `TooLarge` as soon as it is known to be longer than `max_bytes`, `BadRequest` where
-    the connection ends before it, `DeadlineExceeded` where nothing more comes: what waits for it must not be held up.
+    the connection ends before it, `DeadlineExceeded` where nothing more comes: what waits for it must not be held up;
+    `UnsupportedMediaType` for one that is compressed.
     """
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding != "identity":
+        raise UnsupportedMediaType(f"The body comes as it is here: send it without content-encoding: {coding[:50]}.")
     length = request.headers.get("content-length", "")
     if length.isascii() and length.isdigit() and int(length[:20]) > max_bytes:
         raise _too_large(max_bytes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Match
 
 from softmux.errors import (
     BadRequest,
@@ -33,9 +35,10 @@ log = logging.getLogger(__name__)
 _TYPES = {401: "authentication_error", 403: "permission_error", 408: "timeout_error", 429: "rate_limit_error"}
 _IN_VAIN = (BaseMismatch, Conflict, QuotaExceeded)
 """What is answered the same again, though OpenAI's clients would repeat it for its status."""
+_SHOULD = "Input should be "
 _LONGEST = 300
 _MANY = 1000
-_UNION_TAG = re.compile(r"^(str|constrained-str|list\[.*\]|\[key\])$")
+_UNION_TAG = re.compile(r"^(str|bool|constrained-str|(list|dict)\[.*\]|\[key\])$")
 """What pydantic puts into a path for the member of a union it tried."""
 
 
@@ -62,7 +65,9 @@ def invalid(error: ValidationError | RequestValidationError) -> SoftmuxError:
     """pydantic's first finding in the contract's words: `BadRequest` for what is no JSON, else `InvalidRequest`."""
     if isinstance(error, ValidationError) and error.error_count() > _MANY:  # a list of them would take seconds
         return InvalidRequest(f"The body does not fit in {error.error_count():,} places; /docs says what a body holds.")
-    first = max(error.errors(), key=lambda found: len(found["loc"]))  # of a union's findings, the one that got furthest
+    found = error.errors()
+    # Of a union's findings, the one that got furthest: that a list which is too long is no string is not what is wrong.
+    first = max(found, key=lambda one: (len(one["loc"]), not _mistyped(one)))
     kind, path = first["type"], list(first["loc"])
     if isinstance(error, RequestValidationError):
         del path[0]  # the part of the request: “query”, “path”
@@ -75,24 +80,40 @@ def invalid(error: ValidationError | RequestValidationError) -> SoftmuxError:
         return InvalidRequest("The body must be a JSON object.")
     if kind == "missing":
         return InvalidRequest(f"The field “{path[-1]}” is missing.", param=param)
-    where = ".".join(str(part) for part in path if not (isinstance(part, str) and _UNION_TAG.match(part)))
-    said = f"{where}: {first['msg']}" if where else str(first["msg"])
-    return InvalidRequest(_short(said) + ".", param=param)
+    where = _where(path)
+    said = str(first["msg"])
+    if _mistyped(first):  # by all members of a union: any of them would do
+        alike = [one for one in found if _mistyped(one) and _where(one["loc"]) == _where(first["loc"])]
+        said = _SHOULD + " or ".join(dict.fromkeys(str(one["msg"]).removeprefix(_SHOULD) for one in alike))
+    return InvalidRequest(_short(f"{where}: {said}" if where else said) + ".", param=param)
 
 
-def _http(request: Request, error: HTTPException) -> SoftmuxError:
+def _mistyped(found: Any) -> bool:
+    """Whether a finding says no more than that a value is of another type."""
+    return str(found["type"]).endswith("_type") and str(found["msg"]).startswith(_SHOULD)
+
+
+def _where(path: Sequence[int | str]) -> str:
+    return ".".join(str(part) for part in path if not (isinstance(part, str) and _UNION_TAG.match(part)))
+
+
+def _http(request: Request, error: HTTPException, methods: Sequence[str]) -> SoftmuxError:
     if error.status_code == 404:
         return NotFound(f"There is no route {_short(request.url.path)}; /docs lists what there is.")
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "another one")
-        return MethodNotAllowed(f"{request.method} is not for this route; it takes {allowed}.")
+        return MethodNotAllowed(f"{request.method} is not for this route; it takes {', '.join(methods)}.")
     if error.status_code < 500:
         return BadRequest(str(error.detail))
     return InternalError(str(error.detail))
 
 
-def install(app: FastAPI) -> None:
-    """Makes every error of `app` answer in the contract's shape."""
+def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+    """Makes every error of `app`, which has those routes, answer in the contract's shape."""
+
+    def methods_of(request: Request) -> list[str]:
+        """What its path takes, by all routes that have it: the framework names those of the first alone."""
+        having = [route for route in routes if route.matches(request.scope)[0] != Match.NONE]
+        return sorted({method for route in having for method in getattr(route, "methods", None) or ()})
 
     @app.exception_handler(SoftmuxError)
     async def ours(_: Request, error: SoftmuxError) -> Response:
@@ -104,9 +125,10 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def of_the_framework(request: Request, error: HTTPException) -> Response:
-        response = error_response(_http(request, error))
-        if "Allow" in (error.headers or {}):
-            response.headers["allow"] = (error.headers or {})["Allow"]
+        methods = methods_of(request) if error.status_code == 405 else []
+        response = error_response(_http(request, error, methods))
+        if methods:
+            response.headers["allow"] = ", ".join(methods)
         return response
 
     @app.exception_handler(Exception)

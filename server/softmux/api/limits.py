@@ -221,6 +221,8 @@ class Limiter:
             ("tokens", limits.tokens_per_minute, tokens_left, allowance.whole_tokens),
         ):
             if limit is not None:
+                if now >= whole and not self._away:  # Redis was never asked, or so long ago that all has come back
+                    left = limit
                 found[f"x-ratelimit-limit-{what}"] = str(limit)
                 found[f"x-ratelimit-remaining-{what}"] = str(left)
                 found[f"x-ratelimit-reset-{what}"] = duration(max(0.0, whole - now))

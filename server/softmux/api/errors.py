@@ -107,6 +107,13 @@ def _http(request: Request, error: HTTPException, methods: Sequence[str]) -> Sof
     return InternalError(str(error.detail))
 
 
+def unforeseen(method: str, path: str, error: Exception) -> Response:
+    """The answer to what nobody thought of. For `Observe`, around all else: the framework's own place for such errors
+    is outside of that, where an answer has no id and counts as none."""
+    log.error("%s %s failed", method, path, exc_info=error)
+    return error_response(InternalError("The server failed at this request; its log says where. Try again."))
+
+
 def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
     """Makes every error of `app`, which has those routes, answer in the contract's shape."""
 
@@ -130,11 +137,6 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
         if methods:
             response.headers["allow"] = ", ".join(methods)
         return response
-
-    @app.exception_handler(Exception)
-    async def unforeseen(request: Request, error: Exception) -> Response:
-        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return error_response(InternalError("The server failed at this request; its log says where. Try again."))
 
 
 def _short(text: str) -> str:

@@ -8,6 +8,7 @@ import time
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from softmux.api.errors import unforeseen
 from softmux.telemetry.exposition import Metrics
 from softmux.telemetry.tracing import Tracer
 from softmux.telemetry.trail import HEADER, Trail, begin
@@ -70,6 +71,10 @@ class Observe:
         self._in_flight.begin()
         try:
             await self._app(scope, receive, noting)
+        except Exception as error:
+            if status:  # its answer has begun: the connection is closed
+                raise
+            await unforeseen(scope["method"], scope["path"], error)(scope, receive, noting)
         finally:
             self._in_flight.end()
             self._metrics.answered(scope["method"], status)

@@ -120,7 +120,7 @@ class Metrics:
         self._own["request_success_total"].labels(reason).inc()
 
     def answered(self, method: str, status: int) -> None:
-        known = method if method in ("GET", "POST", "PUT", "DELETE", "HEAD") else "other"
+        known = method if method in ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD") else "other"
         self._own["http_requests_total"].labels(known, str(status)).inc()
 
     def refused(self, reason: str) -> None:

@@ -43,6 +43,14 @@ def test_all_of_it_reaches_the_manifest(saved: Saved) -> None:
     assert read_adapter(beside(saved("gqa", "prompt")), spec).manifest.notes is None
 
 
+def test_labels_said_by_the_same_words_are_warned_of(saved: Saved) -> None:
+    labels = {"good": " yes", "bad": " no", "fine": " yes"}
+    adapter = read_adapter(beside(saved("gqa", "prompt"), labels=labels), make_spec())
+    assert [told for told in adapter.warnings if "“good” and “fine”" in told]
+    adapter = read_adapter(beside(saved("gqa", "prompt"), labels={"good": " yes", "bad": " no"}), make_spec())
+    assert not any("same words" in told for told in adapter.warnings)
+
+
 @pytest.mark.parametrize("field", ["base_fingerprint", "tokenizer_fingerprint"])
 def test_another_base_is_a_mismatch_even_where_shapes_differ(saved: Saved, field: str) -> None:
     spec = make_spec(hidden_size=64)

@@ -92,7 +92,8 @@ def parse_adapter(files: Mapping[str, bytes], spec: ModelSpec) -> Adapter:
         Template.parse(said.template).check(method, virtual_tokens)
     manifest = _manifest(files, method, halves[0].config, said, parts, spec)
     peft_types = [half.config.peft_type for half in halves]
-    return Adapter(manifest, parts, review.warnings(parts, spec), review.checks(peft_types, said, manifest, spec))
+    warnings = review.warnings(parts, said, spec)
+    return Adapter(manifest, parts, warnings, review.checks(peft_types, said, manifest, spec))
 
 
 def _read_half(files: Mapping[str, bytes], said: SoftmuxJson, spec: ModelSpec, task: str | None = None) -> _Half:

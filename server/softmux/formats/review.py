@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,9 +36,9 @@ def check_range(parts: Parts, spec: ModelSpec) -> None:
                 )
 
 
-def warnings(parts: Parts, spec: ModelSpec) -> tuple[str, ...]:
+def warnings(parts: Parts, said: SoftmuxJson, spec: ModelSpec) -> tuple[str, ...]:
     """What is odd and served all the same, in sentences."""
-    told: list[str] = []
+    told = _same_words(said.labels) if isinstance(said.labels, dict) else []
     for part in parts:
         match part:
             case PromptPart():
@@ -49,6 +51,16 @@ def warnings(parts: Parts, spec: ModelSpec) -> tuple[str, ...]:
             case _:
                 pass
     return tuple(told)
+
+
+def _same_words(labels: Mapping[str, str]) -> list[str]:
+    by_words: dict[str, list[str]] = {}
+    for label, words in labels.items():
+        by_words.setdefault(words, []).append(label)
+    alike = next((names for names in by_words.values() if len(names) > 1), None)
+    if alike is None:
+        return []
+    return [f"The same words say the labels “{alike[0]}” and “{alike[1]}”: their scores will always be equal."]
 
 
 def _norms(array: Float32Array) -> Float64Array:

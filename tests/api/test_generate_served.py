@@ -276,6 +276,17 @@ def test_no_such_route_and_no_such_method(server: Served) -> None:
 
 
 @pytest.mark.parametrize(
+    "path", ["/health/live", "/health/ready", "/", "/v1/model", "/v1/adapters", "/v1/adapters/none"]
+)
+def test_a_head_is_a_get_without_its_body(server: Served, path: str) -> None:
+    asked, head = server.http.get(path), server.http.head(path)
+    assert (head.status_code, head.content) == (asked.status_code, b"")
+    assert head.headers["content-type"] == asked.headers["content-type"]
+    assert head.headers["content-length"] == asked.headers["content-length"]
+    assert server.http.get("/health/live").json() == {"status": "live"}, "the connection goes on"
+
+
+@pytest.mark.parametrize(
     ("path", "methods"),
     [
         ("/v1/adapters", "GET"),

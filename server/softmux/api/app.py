@@ -8,6 +8,7 @@ from softmux import __version__
 from softmux.api import errors
 from softmux.api.auth import Gate
 from softmux.api.direct import Direct
+from softmux.api.head import Head
 from softmux.api.observe import InFlight, Observe
 from softmux.api.replies import ERRORS
 from softmux.api.routers import (
@@ -48,6 +49,7 @@ def create_app(services: Services, in_flight: InFlight | None = None, tracer: Tr
     for router in ROUTERS:
         app.include_router(router, responses=ERRORS)
     errors.install(app, [*app.routes, *(route for router in ROUTERS for route in router.routes)])
+    app.add_middleware(Head)
     app.add_middleware(Direct)
     app.add_middleware(Gate, keys=services.registry.keys, metrics_networks=services.settings.metrics_networks)
     app.add_middleware(Observe, metrics=services.metrics, in_flight=in_flight or InFlight(), tracer=tracer)

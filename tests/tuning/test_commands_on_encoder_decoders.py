@@ -31,6 +31,7 @@ from softmux.tuning.recipes.recipe import Train
 from softmux.tuning.run import tune
 from softmux.tuning.sweep import sweep
 from softmux.tuning.training.together import Together
+from softmux.tuning.voices.shared_prompt import shared_prompt
 from softmux.tuning.voices.voice import Voice
 from support.encoder_decoders import make_base
 from support.engines import TestEngine
@@ -120,7 +121,7 @@ def test_a_long_prompt_becomes_a_short_one_on_it(spoken: Spoken, tmp_path: Path)
 def test_what_a_teacher_gave_its_output_head_is_the_whole_distribution(base: Base) -> None:
     inputs = [(3, 4, 5, 6, 8), (3, 4, 5, 7)]
     teacher = Voice(base)
-    assert teacher.behind([Row(ids, ()) for ids in inputs], 3) is teacher
+    assert shared_prompt(base, teacher, [Row(ids, ()) for ids in inputs], 3) is teacher
     (long, _) = teacher.taught(inputs, 3)
     answer = long.answer
     assert len(answer) > 1

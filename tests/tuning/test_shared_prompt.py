@@ -18,11 +18,14 @@ from softmux.inspection.base import describe
 from softmux.tuning.bases.base import Base
 from softmux.tuning.data.rows import Row
 from softmux.tuning.distilling.agreement import agreement
-from softmux.tuning.evaluate import answered, continued
+from softmux.tuning.evaluate import answered, answering, continued
 from softmux.tuning.training.board import counted
+from softmux.tuning.voices.shared_prompt import shared_prompt
+from softmux.tuning.voices.speaker import Speaker
 from softmux.tuning.voices.voice import Voice
 from support.loras import make_pair
 from support.models import make_adapter, make_base
+from support.tuning_jobs import fresh
 
 LONG = tuple(range(10, 40))
 ENDS = ((5, 6), (7,), (8, 9, 41, 42, 43, 44, 45), (7, 3, 5))
@@ -32,8 +35,12 @@ def base_of(model: Any) -> Base:
     return Base(model, None, "tiny", torch.device("cpu"), (2,))
 
 
-def shared(teacher: Voice, inputs: list[tuple[int, ...]], max_tokens: int) -> Voice:
-    return teacher.behind([Row(ids, ()) for ids in inputs], max_tokens)
+def shared(teacher: Voice, inputs: list[tuple[int, ...]], max_tokens: int) -> Speaker:
+    return shared_prompt(teacher.base, teacher, [Row(ids, ()) for ids in inputs], max_tokens)
+
+
+def alone(teacher: Voice, inputs: list[tuple[int, ...]], max_tokens: int) -> list[Row]:
+    return [teacher.taught([ids], max_tokens)[0] for ids in inputs]
 
 
 def tokens_run(model: Any) -> list[int]:
@@ -68,14 +75,14 @@ def test_answers_and_states_are_those_of_the_whole_input(name: str, vectors: boo
     inputs = [(*begin, *end) for end in ENDS]
     speaker = shared(teacher, inputs, 5)
     assert speaker.prefix == len(begin)
-    same(teacher.taught(inputs, 5), answered(base, teacher, [Row(ids, ()) for ids in inputs], 5))
+    same(teacher.taught(inputs, 5), alone(teacher, inputs, 5))
 
 
 def test_the_longest_rows_are_read_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Read last, each batch would be given more memory than any before it has left."""
     monkeypatch.setattr("softmux.tuning.evaluate.BATCH", 2)
     base = base_of(make_base("llama", tmp_path))
-    rows = [Row(tuple(range(3, 3 + length)), ()) for length in (4, 9, 2, 7, 8, 3)]
+    rows = [Row(tuple(range(3 + i, 3 + i + length)), ()) for i, length in enumerate((4, 9, 2, 7, 8, 3))]
     ran = tokens_run(base.model)
     found = continued(base, None, rows, 1)
     assert ran == [2 * 9, 2 * 7, 2 * 3]
@@ -91,15 +98,31 @@ def test_what_is_shared_is_run_once(tmp_path: Path) -> None:
     assert ran == [len(LONG), 2 * (len(LONG) + 7), 2 * 7, 4 * 7]
 
 
+@torch.no_grad()
+def test_learned_tokens_are_run_once_where_a_task_is_measured(tmp_path: Path) -> None:
+    base = base_of(make_base("llama", tmp_path))
+    learned = fresh("prompt", base, 3)
+    rows = [Row((-1, -2, -3, -4, *end), (9, 10 + i)[: 1 + i % 2]) for i, end in enumerate(ENDS)]
+    one_by_one = [continued(base, learned, [row], 4)[0] for row in rows]
+    logits = [found for row in rows for _, found in answering(base, learned, [row], 1)]
+    ran = tokens_run(base.model)
+    assert continued(base, learned, rows, 4) == one_by_one
+    assert ran[:4] == [4, 2 * (4 + 7), 2 * 7, 4 * 7]
+    ran.clear()
+    for some, found in answering(base, learned, rows, 3):
+        assert torch.allclose(found, torch.cat([logits[rows.index(row)] for row in some]), atol=1e-4)
+    assert ran == [4, 2 * (4 + 7), 2 * 7, 3 * (7 + 1), 2 + 1]
+
+
 def test_an_input_that_is_all_of_another_keeps_a_token_of_its_own(tmp_path: Path) -> None:
     base = base_of(make_base("llama", tmp_path))
     teacher, inputs = Voice(base), [LONG, (*LONG, 5, 6), LONG]
     speaker = shared(teacher, inputs, 3)
     assert speaker.prefix == len(LONG) - 1
-    same(teacher.taught(inputs, 3), answered(base, teacher, [Row(ids, ()) for ids in inputs], 3))
+    same(teacher.taught(inputs, 3), alone(teacher, inputs, 3))
     apart = [(5, 6), (7,)]
     assert shared(teacher, apart, 3) is teacher
-    same(teacher.taught(apart, 3), answered(base, None, [Row(ids, ()) for ids in apart], 3))
+    same(teacher.taught(apart, 3), alone(teacher, apart, 3))
 
 
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning", "pair"])
@@ -116,7 +139,7 @@ def test_an_adapter_shares_what_comes_behind_its_own_keys(method: str, tmp_path:
     inputs = [(*learned, *LONG[:9], *end) for end in ENDS]
     with voice.speaking():
         assert shared(voice, inputs, 5).prefix == len(learned) + 9
-        expected = answered(voice.base, voice, [Row(ids, ()) for ids in inputs], 5)
+    expected = alone(voice, inputs, 5)
     same(voice.taught(inputs, 5), expected)
     assert voice.answers(inputs, 5) == [row.answer for row in expected]
     apart = [(*learned, *end) for end in ENDS]
@@ -131,8 +154,7 @@ def test_it_is_shared_where_every_window_reaches_over_all(name: str, tmp_path: P
     for begin, is_shared in ((LONG[:2], True), (LONG[:3], False), (LONG, False)):
         inputs = [(*begin, *end) for end in ENDS]
         assert (shared(teacher, inputs, 3) is not teacher) == is_shared
-        alone = [answered(base, None, [Row(ids, ())], 3)[0] for ids in inputs]
-        same(teacher.taught(inputs, 3), alone)
+        same(teacher.taught(inputs, 3), alone(teacher, inputs, 3))
 
 
 def test_a_base_whose_positions_turn_by_length_does_not_share() -> None:

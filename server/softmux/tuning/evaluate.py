@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -16,26 +16,16 @@ from softmux.formats.layout import Layout
 from softmux.tuning.bases.base import Base
 from softmux.tuning.bases.reading import Pick, Reading
 from softmux.tuning.data.examples import Example
-from softmux.tuning.data.rows import IGNORE, Batch, Row, bare_text, encode
+from softmux.tuning.data.rows import IGNORE, Row, bare_text, encode
 from softmux.tuning.frozen.decoder import before
 from softmux.tuning.recipes.recipe import Evaluate, Metric
+from softmux.tuning.voices.shared_prompt import shared_prompt
+from softmux.tuning.voices.speaker import Bare, Speaker
 
 BATCH = 64
 
 See = Callable[[int], None]
 """Told how many more rows are done."""
-
-
-class Speaker(Protocol):
-    """What makes a base's inputs of rows: what a task has learned, or a teacher."""
-
-    @property
-    def prefix(self) -> int:
-        """How many tokens' keys and values come before the input: those of a row's first ids."""
-
-    def collate(self, rows: Sequence[Row]) -> Batch: ...
-
-    def inputs(self, batch: Batch) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +125,9 @@ def answered(
     is given before a token is seen as the token is said, so that nothing is run for it."""
     found = list(rows)
     seen: list[torch.Tensor] = []
+    batches = _by_length(base, speaker, rows, max_tokens)
     with before(base.model.get_output_embeddings(), partial(_look, seen)):
-        for chosen, read in _by_length(base, speaker, rows, max_tokens):
+        for chosen, read in batches:
             answers = read.continued(max_tokens, pick)
             states = torch.stack(seen, dim=1).float().cpu().numpy()  # [rows, steps, hidden]
             seen.clear()
@@ -171,34 +162,32 @@ def _by_length(
     base: Base, learned: Speaker | None, rows: Sequence[Row], more: int
 ) -> Iterator[tuple[list[int], Reading]]:
     """The rows' inputs in batches of like length, read: their indices, and what they are gone on from by `more`
-    tokens."""
+    tokens. What all begin with is read once."""
     inputs = [Row(row.ids, ()) for row in rows]
-    for chosen in base.batches(inputs, BATCH, prefix=learned.prefix if learned else 0, more=more):
-        yield chosen, base.read(inputs_of(base, learned, [inputs[i] for i in chosen]))
+    speaker = shared_prompt(base, learned or Bare(base), inputs, more)  # at once, not with the first batch
+    return (
+        (chosen, base.read(speaker.inputs(speaker.collate([inputs[i] for i in chosen]))))
+        for chosen in base.batches(inputs, BATCH, prefix=speaker.prefix, more=more)
+    )
 
 
 def inputs_of(base: Base, learned: Speaker | None, rows: Sequence[Row]) -> dict[str, Any]:
     """What the base is called with for these rows, which `Base.batches` lets be together; for None, the bare model."""
-    return _asked(base, learned, rows)[0]
+    speaker = learned or Bare(base)
+    return speaker.inputs(speaker.collate(rows))
 
 
+@torch.no_grad()
 def answering(
     base: Base, learned: Speaker | None, rows: Sequence[Row], size: int
 ) -> Iterator[tuple[list[Row], torch.Tensor]]:
     """The rows in batches of like length, at most `size` at once: with each the logits before each token of its rows'
-    answers, `[tokens, vocabulary]`, one row after the other."""
-    for chosen in base.batches(rows, size, prefix=learned.prefix if learned else 0):
+    answers, `[tokens, vocabulary]`, one row after the other. What all begin with is read once."""
+    speaker = shared_prompt(base, learned or Bare(base), rows, 0)
+    for chosen in base.batches(rows, size, prefix=speaker.prefix):
         some = [rows[i] for i in chosen]
-        inputs, batch = _asked(base, learned, some)
-        yield some, base.answering(inputs, batch)[batch.targets != IGNORE]
-
-
-def _asked(base: Base, learned: Speaker | None, rows: Sequence[Row]) -> tuple[dict[str, Any], Batch]:
-    if learned is not None:
-        batch = learned.collate(rows)
-        return learned.inputs(batch), batch
-    batch = base.collate(rows)
-    return base.inputs(batch, base.model.get_input_embeddings()(batch.tokens)), batch
+        batch = speaker.collate(some)
+        yield some, base.answering(speaker.inputs(batch), batch)[batch.targets != IGNORE]
 
 
 def _share(hits: Iterable[bool]) -> float:

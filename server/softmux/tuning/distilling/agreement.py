@@ -12,8 +12,9 @@ from torch.nn.functional import kl_div
 
 from softmux.tuning.bases.base import Base
 from softmux.tuning.data.rows import Row
-from softmux.tuning.evaluate import See, Speaker, answering, continued, inputs_of
+from softmux.tuning.evaluate import See, answering, continued, inputs_of
 from softmux.tuning.frozen.output_head import Head, head_of
+from softmux.tuning.voices.speaker import Speaker
 
 BATCH = 16
 _TIMES = 5

@@ -25,7 +25,7 @@ from softmux.tuning.data.split import split
 from softmux.tuning.distilling.agreement import Agreement, Cost, agreement, prefill
 from softmux.tuning.distilling.distilled import Distilled, readme, saved, softmux_json, table
 from softmux.tuning.distilling.teacher import check_fits, invented, teacher_of
-from softmux.tuning.evaluate import See, Speaker, likeliest
+from softmux.tuning.evaluate import See, likeliest
 from softmux.tuning.learned.methods import Learned, begin, lent, put, start_of
 from softmux.tuning.recipes.distillation import Distillation, read_distillation
 from softmux.tuning.recipes.recipe import Data
@@ -34,6 +34,7 @@ from softmux.tuning.training.board import counted, shown
 from softmux.tuning.training.job import Job
 from softmux.tuning.training.together import Together, precision, train_together
 from softmux.tuning.voices.sampler import Sampler
+from softmux.tuning.voices.speaker import Speaker
 from softmux.tuning.voices.voice import Voice
 from softmux.tuning.write import put_folder
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 
 from softmux.tuning.distilling.agreement import compared
-from softmux.tuning.evaluate import continued
 from softmux.tuning.frozen.output_head import Head
 from softmux.tuning.migration.lessons import Taught
 from softmux.tuning.voices.voice import Voice
@@ -30,13 +29,12 @@ class Likeness:
 def likeness(voice: Voice, test: Sequence[Taught], head: Head, max_tokens: int) -> Likeness:
     base = voice.base
     rows = [one.row(voice.layout, base) for one in test]
+    answers = voice.answers([row.ids for row in rows], max_tokens)
+    same = sum(_same(base.text(ids), one) for ids, one in zip(answers, test, strict=True)) / len(test)
+    if any(row.taught is None for row in rows):
+        return Likeness(len(test), same, None, None)
     with voice.speaking():
-        speaker = voice.behind(rows, max_tokens)
-        answers = continued(base, speaker, rows, max_tokens)
-        same = sum(_same(base.text(ids), one) for ids, one in zip(answers, test, strict=True)) / len(test)
-        if any(row.taught is None for row in rows):
-            return Likeness(len(test), same, None, None)
-        return Likeness(len(test), same, *compared(base, speaker, rows, head))
+        return Likeness(len(test), same, *compared(base, voice, rows, head))
 
 
 def _same(text: str, old: Taught) -> bool:

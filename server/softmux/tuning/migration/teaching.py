@@ -12,7 +12,6 @@ from softmux.formats.layout import Layout
 from softmux.tuning import sources
 from softmux.tuning.bases.base import Base
 from softmux.tuning.data.examples import Example
-from softmux.tuning.data.rows import Row
 from softmux.tuning.data.split import is_test
 from softmux.tuning.evaluate import Figures, evaluate
 from softmux.tuning.migration.carrying import why_not
@@ -45,13 +44,9 @@ class Pupil:
         """Of a voice on the labelled rows; None where there are none."""
         if not self.labelled:
             return None
-        base, test = voice.base, self.labelled
-        labels = sorted({x.answer for x in test}) if self.measured.metric == "exact" else []
-        longest = max((len(base.encoder.encode(label, add_special_tokens=False)) for label in labels), default=0)
-        rows = [Row(voice.ids(x.text), ()) for x in test]
+        labels = sorted({x.answer for x in self.labelled}) if self.measured.metric == "exact" else []
         with voice.speaking():
-            speaker = voice.behind(rows, max(self.measured.max_tokens, longest))
-            return evaluate(base, speaker, test, self.measured, self.layout, labels)
+            return evaluate(voice.base, voice, self.labelled, self.measured, self.layout, labels)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,31 +10,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import DynamicCache
 
 from softmux.formats.layout import Layout, lay_out
 from softmux.formats.parts import LoraLayer, LoraPart, Parts, PrefixPart, PromptPart
 from softmux.tuning.bases.base import Base
-from softmux.tuning.bases.encoder_decoder import EncoderDecoderBase
 from softmux.tuning.bases.reading import Pick
 from softmux.tuning.data.rows import Batch, Row
 from softmux.tuning.evaluate import See, answered, continued, likeliest
 from softmux.tuning.recipes.distillation import INPUT
+from softmux.tuning.voices.shared_prompt import Past, cache_of
 
 SPOKEN = (PromptPart, PrefixPart, LoraPart)
 """The kinds of parts that a voice is made of."""
-
-Past = tuple[tuple[torch.Tensor, torch.Tensor], ...]
-"""Of each layer keys and values, `[1, kv_heads, tokens, head_dim]` each."""
-
-_ATTENDING = {"full_attention", "sliding_attention"}
 
 
 @dataclass(frozen=True, slots=True)
 class Voice:
     """A base with an adapter's parts, each of a kind in `SPOKEN`, and its layout; without any, the bare base. `text`
-    holds `{input}` once, where a user's text goes. `past` stands for a row's first ids. An `evaluate.Speaker`. It
-    speaks within `speaking()`, which lends its LoRA to the base."""
+    holds `{input}` once, where a user's text goes. `past` are a prefix's keys and values. A `Speaker`. It speaks
+    within `speaking()`, which lends its LoRA to the base."""
 
     base: Base
     layout: Layout = field(default_factory=Layout)
@@ -80,14 +74,8 @@ class Voice:
         if self.vectors is not None:
             at = batch.virtual >= 0
             embeddings = embeddings.index_put(torch.where(at), self.vectors.to(embeddings.dtype)[batch.virtual[at]])
-        past = self._past(len(batch.tokens), embeddings.dtype) if self.past else None
+        past = cache_of(self.past, len(batch.tokens), embeddings.dtype) if self.past else None
         return self.base.inputs(batch, embeddings, past)
-
-    def _past(self, rows: int, dtype: torch.dtype) -> DynamicCache:
-        cache = DynamicCache()
-        for layer, sides in enumerate(self.past):
-            cache.update(*(side.to(dtype).expand(rows, -1, -1, -1) for side in sides), layer)
-        return cache
 
     @contextmanager
     def speaking(self) -> Iterator[None]:
@@ -104,11 +92,10 @@ class Voice:
     def answers(
         self, inputs: Sequence[tuple[int, ...]], max_tokens: int, pick: Pick = likeliest
     ) -> list[tuple[int, ...]]:
-        """What it says to each, the end token included where it came in time. What all inputs begin with is read
-        once."""
+        """What it says to each, the end token included where it came in time."""
         rows = [Row(ids, ()) for ids in inputs]
         with self.speaking():
-            return continued(self.base, self.behind(rows, max_tokens), rows, max_tokens, pick)
+            return continued(self.base, self, rows, max_tokens, pick)
 
     def taught(
         self,
@@ -122,53 +109,7 @@ class Voice:
         needed."""
         rows = [Row(ids, ()) for ids in inputs]
         with self.speaking():
-            return answered(self.base, self.behind(rows, max_tokens), rows, max_tokens, pick, see)
-
-    @torch.no_grad()
-    def behind(self, rows: Sequence[Row], max_tokens: int) -> Voice:
-        """This voice, having read once what the inputs of all rows begin with; at least one token of each is left out
-        of it. Within `speaking()`.
-
-        It is the voice itself where nothing is shared, or where rows behind shared keys are not exactly what they are
-        as a whole: for an encoder-decoder, whose input is read in both directions; where layers do not attend, or see
-        less far back than the longest row with `max_tokens` more is; and where the longest and the shortest row, tried,
-        differ.
-        """
-        base, tokens = self.base, _common([row.ids for row in rows])
-        if tokens <= self.prefix or isinstance(base, EncoderDecoderBase):
-            return self
-        shortest, longest = (pick(rows, key=lambda row: len(row.ids)) for pick in (min, max))
-        if not _sees(base, len(longest.ids) + max_tokens):
-            return self
-        inputs = self.inputs(self.collate([Row(shortest.ids[:tokens], ())]))
-        past = DynamicCache() if inputs["past_key_values"] is None else inputs["past_key_values"]
-        base.model(**inputs | {"past_key_values": past}, use_cache=True, logits_to_keep=1)
-        shared = replace(self, past=tuple((layer.keys, layer.values) for layer in past.layers))
-        tried = [Row(row.ids, ()) for row in (shortest, longest)]
-        return shared if _alike(answered(base, self, tried, 1), answered(base, shared, tried, 1), base) else self
-
-
-def _common(rows: Sequence[tuple[int, ...]]) -> int:
-    """How many tokens all begin with, and are of none of them the whole."""
-    if not rows:
-        return 0
-    first, last = min(rows), max(rows)
-    most = min(map(len, rows)) - 1
-    return next((i for i in range(most) if first[i] != last[i]), most)
-
-
-def _sees(base: Base, length: int) -> bool:
-    """Whether each token of a row of so many sees all that is before it, in every layer."""
-    config = base.model.config.get_text_config()
-    attends = set(getattr(config, "layer_types", None) or ()) <= _ATTENDING
-    return attends and all(length <= window for window in base.windows)
-
-
-def _alike(whole: Sequence[Row], shared: Sequence[Row], base: Base) -> bool:
-    """Whether what the output head is given is the same but for rounding."""
-    allowed = 1e-3 if base.model.dtype == torch.float32 else 0.08
-    states = [torch.stack([torch.from_numpy(row.taught) for row in rows]) for rows in (whole, shared)]
-    return bool((states[0] - states[1]).norm() <= allowed * states[0].norm())
+            return answered(self.base, self, rows, max_tokens, pick, see)
 
 
 def _adds(layer: LoraLayer, device: torch.device) -> Any:

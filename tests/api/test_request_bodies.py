@@ -15,6 +15,7 @@ from starlette.types import Message
 from softmux.api import body as body_module
 from softmux.api.errors import invalid
 from softmux.api.multipart import read_upload
+from softmux.api.openai.bodies import ChatBody
 from softmux.api.schemas import GenerateBody
 from softmux.api.tokenizer import LONG_TEXT
 from softmux.api.wish import Chat
@@ -57,10 +58,21 @@ def test_the_field_is_named_whatever_it_is_called(body: bytes, param: str) -> No
             "structured_outputs.json: Input should be an object or",
         ),
         (b'{"seed": "a"}', "seed: Input should be a valid integer."),
+        (b'{"prompt": ["a", 5]}', "prompt.1: Input should be a valid string."),
+        (b'{"prompt": [1, 2, "a"]}', "prompt.2: Input should be a valid integer."),
+        (b'{"variables": {"bool": 5}}', "variables.bool: Input should be a valid string."),
+        (b'{"variables": {"Name": 5}}', "variables.Name: Input should be a valid string."),
     ],
 )
 def test_what_a_field_takes_is_told_whole(body: bytes, message: str) -> None:
     assert message in refused(body).message
+
+
+def test_nor_does_a_choice_of_words_or_an_object_tell_how_it_was_tried() -> None:
+    with pytest.raises(ValidationError) as found:
+        ChatBody.model_validate_json(b'{"messages": [{"role": "user", "content": "a"}], "tool_choice": 5}')
+    said = "tool_choice: Input should be 'none', 'auto' or 'required' or an object."
+    assert invalid(found.value).message == said
 
 
 @pytest.mark.parametrize(

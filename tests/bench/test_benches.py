@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,22 @@ def test_a_bench_answers_by_its_name(name: str, capsys: pytest.CaptureFixture[st
         main([name, "--help"])
     said = capsys.readouterr().out
     assert ended.value.code == 0
-    assert said.startswith(f"usage: softmux bench {'' if BENCHES[name].module == 'peers.on_demo' else name}")
+    assert said.startswith(f"usage: softmux bench {name} ")
     (row,) = [
         line for line in (DOCS / "cli.md").read_text(encoding="utf-8").splitlines() if "| `softmux bench` |" in line
     ]
     assert f"`{name}`" in row
+
+
+def test_no_page_names_a_module_that_does_nothing_when_it_is_run() -> None:
+    root = DOCS.parent
+    pages = [*DOCS.rglob("*.md"), *root.glob("*.md"), root / "deploy" / "README.md", root / "Makefile"]
+    words = " ".join(" ".join(page.read_text(encoding="utf-8").split()) for page in pages)
+    modules = set(re.findall(r"python3? -m (softmux[.\w]*)", words))
+    for module in modules:
+        path = root / "server" / module.replace(".", "/")
+        path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+        assert '__name__ == "__main__"' in path.read_text(encoding="utf-8"), module
 
 
 def test_help_lists_them_all_and_a_wrong_name_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:

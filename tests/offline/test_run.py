@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from softmux.cli import app
 from softmux.client import AsyncClient
 from softmux.client.calls import Call
 from softmux.engine.engine import Engine
+from softmux.engine.local import LocalEngine
+from softmux.offline.interrupt import Interrupt
 from softmux.offline.served import ServedTarget
 from support.served import Served, upload_parts
 
@@ -276,6 +279,31 @@ def test_a_signal_does_not_come_between_a_request_and_its_clean_up(
     monkeypatch.undo()
     assert run("run", source, "-o", tmp_path / "out", url=tasks.url).exit_code == 0
     assert [line["row"] for line in answers(tmp_path / "out")] == list(range(30))
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    """As SIGINT is for what a shell runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Interrupt() as interrupt:
+            signal.raise_signal(signal.SIGINT)
+            interrupt.check()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_an_engine_here_that_refuses_its_task_is_closed(
+    base: tuple[Any, Path], adapters: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[LocalEngine] = []
+    monkeypatch.setattr(LocalEngine, "close", lambda self, close=LocalEngine.close: (closed.append(self), close(self)))
+    broken = tmp_path / "broken"
+    shutil.copytree(adapters["prompt-tuning"], broken)
+    (broken / "adapter_config.json").write_text("{}")
+    source = write(tmp_path / "in.jsonl", [{"prompt": "a"}])
+    assert run(broken, source, "-o", tmp_path / "out", "--model", base[1]).exit_code == 1
+    assert len(closed) == 1
 
 
 def test_a_signal_ends_the_wait_for_a_server_that_does_not_answer(

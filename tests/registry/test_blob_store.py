@@ -171,6 +171,20 @@ def test_a_url_of_no_store_is_told_in_a_line(url: str) -> None:
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "url", ["http://u:secret@h:99999/", "s3://KEY:secret@", "foo://u:secret@h/", "foo://h/?k=secret"]
+)
+def test_a_url_is_told_without_what_may_be_a_secret(url: str) -> None:
+    with pytest.raises(RegistryDown, match=r"the blob store \w+://") as refused:
+        BlobStore(url)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_folders_url_names_no_host() -> None:
+    with pytest.raises(RegistryDown, match=r"file://data/blobs can't be had \(a folder's URL has three slashes\)"):
+        BlobStore("file://data/blobs")
+
+
 def test_nor_is_a_file_a_folder_of_blobs(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RegistryDown, match=r"\(Not a directory\): name a folder that can be written"):

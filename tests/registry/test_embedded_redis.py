@@ -145,6 +145,10 @@ def test_a_folder_that_can_not_be_had_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RegistryDown, match=r"file/registry \(Not a directory\): give a --data folder"):
         EmbeddedRedis(tmp_path / "file")
+    for name in ("holders", "server.lock"):
+        (tmp_path / name / "registry" / name).mkdir(parents=True)
+        with pytest.raises(RegistryDown, match=r"registry \(Is a directory\): give a --data folder"):
+            EmbeddedRedis(tmp_path / name).start()
     held = EmbeddedRedis(tmp_path / "data")
     (tmp_path / "data" / "registry" / "holders").mkdir()
     with pytest.raises(RegistryDown, match=r"\(Is a directory\): give a --data folder"):

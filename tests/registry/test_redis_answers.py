@@ -332,7 +332,14 @@ def test_a_slow_redis_is_given_up_within_a_second(server: RedisServer, tmp_path:
 @pytest.mark.parametrize("connection", [Connection, SyncConnection])
 @pytest.mark.parametrize(
     "url",
-    ["", "127.0.0.1:6379", "http://127.0.0.1:6379", "redis://127.0.0.1:secret", "redis://:secret/more@127.0.0.1:1"],
+    [
+        "",
+        "127.0.0.1:6379",
+        "http://127.0.0.1:6379",
+        "redis://127.0.0.1:secret",
+        "redis://:secret/more@127.0.0.1:1",
+        "redis://:secret@h/0?foo=1",
+    ],
 )
 def test_what_is_no_address_is_told_without_its_password(
     connection: type[Connection | SyncConnection], url: str

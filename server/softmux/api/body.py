@@ -73,7 +73,7 @@ async def body_chunks(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
     `UnsupportedMediaType` for one that is compressed.
     """
     coding = request.headers.get("content-encoding", "identity").strip().lower()
-    if coding != "identity":
+    if coding not in ("", "identity"):
         raise UnsupportedMediaType(f"The body comes as it is here: send it without content-encoding: {coding[:50]}.")
     length = request.headers.get("content-length", "")
     if length.isascii() and length.isdigit() and int(length[:20]) > max_bytes:

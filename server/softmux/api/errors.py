@@ -38,8 +38,9 @@ _IN_VAIN = (BaseMismatch, Conflict, QuotaExceeded)
 _SHOULD = "Input should be "
 _LONGEST = 300
 _MANY = 1000
-_UNION_TAG = re.compile(r"^(str|bool|constrained-str|(list|dict)\[.*\]|\[key\])$")
+_UNION_TAG = re.compile(r"^(str|bool|int|float|constrained-str|(list|dict|literal)\[.*\]|[A-Z]\w*)$", re.DOTALL)
 """What pydantic puts into a path for the member of a union it tried."""
+_OBJECT = re.compile(r"a valid dictionary or (instance of \w+|object to extract fields from)")
 
 
 def error_body(error: SoftmuxError) -> dict[str, Any]:
@@ -67,7 +68,7 @@ def invalid(error: ValidationError | RequestValidationError) -> SoftmuxError:
         return InvalidRequest(f"The body does not fit in {error.error_count():,} places; /docs says what a body holds.")
     found = error.errors()
     # Of a union's findings, the one that got furthest: that a list which is too long is no string is not what is wrong.
-    first = max(found, key=lambda one: (len(one["loc"]), not _mistyped(one)))
+    first = max(found, key=lambda one: (len(one["loc"]), not _mistyped(one), _entry(one, found)))
     kind, path = first["type"], list(first["loc"])
     if isinstance(error, RequestValidationError):
         del path[0]  # the part of the request: “query”, “path”
@@ -80,21 +81,43 @@ def invalid(error: ValidationError | RequestValidationError) -> SoftmuxError:
         return InvalidRequest("The body must be a JSON object.")
     if kind == "missing":
         return InvalidRequest(f"The field “{path[-1]}” is missing.", param=param)
-    where = _where(path)
+    at = _where(first, found)
     said = str(first["msg"])
     if _mistyped(first):  # by all members of a union: any of them would do
-        alike = [one for one in found if _mistyped(one) and _where(one["loc"]) == _where(first["loc"])]
+        alike = [one for one in found if _mistyped(one) and _where(one, found) == at]
         said = _SHOULD + " or ".join(dict.fromkeys(str(one["msg"]).removeprefix(_SHOULD) for one in alike))
+        said = _OBJECT.sub("an object", said)
+    where = ".".join(at[len(first["loc"]) - len(path) :])
     return InvalidRequest(_short(f"{where}: {said}" if where else said) + ".", param=param)
 
 
-def _mistyped(found: Any) -> bool:
-    """Whether a finding says no more than that a value is of another type."""
-    return str(found["type"]).endswith("_type") and str(found["msg"]).startswith(_SHOULD)
+def _mistyped(one: Any) -> bool:
+    """Whether a finding says no more than that a value is of another type, or is none of a few words."""
+    kind = str(one["type"])
+    return (kind.endswith("_type") or kind == "literal_error") and str(one["msg"]).startswith(_SHOULD)
 
 
-def _where(path: Sequence[int | str]) -> str:
-    return ".".join(str(part) for part in path if not (isinstance(part, str) and _UNION_TAG.match(part)))
+def _entry(one: Any, found: Sequence[Any]) -> int:
+    """Of a finding about a list's entry, at which one its member of a union failed first; else -1."""
+    path = one["loc"]
+    if not path or not isinstance(path[-1], int):
+        return -1
+    return min(int(other["loc"][-1]) for other in found if other["loc"][:-1] == path[:-1])
+
+
+def _where(one: Any, found: Sequence[Any]) -> list[str]:
+    """A finding's path without the names of a union's members: others were tried in the same place."""
+    path = one["loc"]
+
+    def tried(at: int) -> bool:
+        others = (other["loc"] for other in found)
+        return any(other[:at] == path[:at] and other[at : at + 1] not in ((), path[at : at + 1]) for other in others)
+
+    return [
+        str(part)
+        for at, part in enumerate(path)
+        if part != "[key]" and not (isinstance(part, str) and _UNION_TAG.match(part) and tried(at))
+    ]
 
 
 def _http(request: Request, error: HTTPException, methods: Sequence[str]) -> SoftmuxError:

@@ -221,7 +221,7 @@ class Limiter:
             ("tokens", limits.tokens_per_minute, tokens_left, allowance.whole_tokens),
         ):
             if limit is not None:
-                if now >= whole and not self._away:  # Redis was never asked, or so long ago that all has come back
+                if now >= whole and not self._away:  # as far as this process knows: it has not drawn for so long
                     left = limit
                 found[f"x-ratelimit-limit-{what}"] = str(limit)
                 found[f"x-ratelimit-remaining-{what}"] = str(left)

@@ -18,12 +18,12 @@ def _run(words: Sequence[str]) -> int | None:
     if words and words[0] in ("-h", "--help"):
         sys.stdout.write(told())
         return 0
-    what, *rest = words if words and not words[0].startswith("-") else (DEFAULT, *words)
+    what, *rest = words if words and not words[0].startswith("-") else [DEFAULT, *words]
     if what not in BENCHES:
         sys.stderr.write(f"There is no bench {what}.\n\n{told()}")
         return 2
-    bench = import_module(f"softmux.bench.{BENCHES[what].module}")
-    status: int | None = bench.main((what, *rest) if bench.__name__.endswith("on_demo") else rest)
+    bench = BENCHES[what]
+    status: int | None = getattr(import_module(f"softmux.bench.{bench.module}"), bench.main)(rest)
     return status
 
 

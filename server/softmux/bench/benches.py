@@ -9,10 +9,11 @@ DEFAULT = "mixed"
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """`module` is below `softmux.bench` and has `main(arguments)`, with a parser of its own."""
+    """`module` is below `softmux.bench`; its function `main` takes the arguments, and has a parser of its own."""
 
     module: str
     about: str
+    main: str = "main"
 
 
 ROOMS: dict[str, dict[str, Bench]] = {
@@ -22,10 +23,10 @@ ROOMS: dict[str, dict[str, Bench]] = {
         "client": Bench("clients.ceiling", "what the load's own client can send and read"),
     },
     "beside other ways to answer the same": {
-        "mixed": Bench("peers.on_demo", "mixed tasks beside the ways of serving them without softmux"),
+        "mixed": Bench("peers.on_demo", "mixed tasks beside the ways of serving them without softmux", "mixed"),
         "service": Bench("peers.service", "the HTTP service beside its engine"),
-        "tiers": Bench("peers.on_demo", "what an adapter costs that is not resident"),
-        "all": Bench("peers.on_demo", "mixed, service and tiers"),
+        "tiers": Bench("peers.on_demo", "what an adapter costs that is not resident", "tiers"),
+        "all": Bench("peers.on_demo", "mixed, service and tiers", "everything"),
         "methods": Bench("peers.methods", "adapters of several methods and the bare model on the same held-out rows"),
         "seq2seq": Bench("peers.seq2seq", "mixed tasks on an encoder-decoder, against PEFT's loop"),
         "encoders": Bench("peers.encoders", "short texts over many tasks on an encoder, against padded pipelines"),

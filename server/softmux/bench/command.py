@@ -9,9 +9,10 @@ from rich.console import Console
 
 from softmux.errors import SoftmuxError
 
+_OF_BENCH = "pip install 'softmux[bench,tune]' brings what the bench needs"
 _BROUGHT_BY = {
     "ray": "pip install 'softmux[ray,bench]' brings what a cluster needs",
-    **dict.fromkeys(("aiohttp", "matplotlib", "peft"), "pip install 'softmux[bench,tune]' brings what the bench needs"),
+    **dict.fromkeys(("aiohttp", "matplotlib", "jsonschema", "peft"), _OF_BENCH),
 }
 
 

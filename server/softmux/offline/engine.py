@@ -52,6 +52,13 @@ class EngineTarget:
 
     def __init__(self, settings: Settings, task: str | None, files: Mapping[str, bytes] | None) -> None:
         self._local = LocalEngine(settings)
+        try:
+            self._begin(settings, task, files)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, settings: Settings, task: str | None, files: Mapping[str, bytes] | None) -> None:
         self._engine = engine = self._local.engine
         self._manifest: Manifest | None = None
         if files is not None:

@@ -12,20 +12,23 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interrupt:
     """While entered, neither signal raises wherever it happens to come, which may be in the middle of a library's
     clean-up or of a line that is being written: the first one waits for `check`, after `wake` has been called. Another
-    one raises `KeyboardInterrupt` at once. Entered in the main thread, as `signal.signal` asks."""
+    one raises `KeyboardInterrupt` at once. A signal that is ignored, as a shell ignores Ctrl-C for what it runs in the
+    background, stays so. Entered in the main thread, as `signal.signal` asks."""
 
     def __init__(self) -> None:
         self.wake: Callable[[], object] = _nothing
         """Called by the signal, whatever runs then: for who waits for something else."""
         self._came = False
-        self._before: list[Any] = []
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupt:
-        self._before = [signal.signal(number, self._take) for number in _SIGNALS]
+        for number in _SIGNALS:
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                self._before[number] = signal.signal(number, self._take)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in zip(_SIGNALS, self._before, strict=True):
+        for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def check(self) -> None:

@@ -50,7 +50,7 @@ def run(
     source: Input, target: Target, journal: Journal, defaults: dict[str, Any], told: Callable[[Summary], None]
 ) -> Summary:
     """Answers what is to do. `told` hears of each row. Whatever ends it early, what is written stays good: SIGINT and
-    SIGTERM raise `KeyboardInterrupt` between two rows."""
+    SIGTERM raise `KeyboardInterrupt` between two rows, which takes the main thread."""
     summary = Summary(source.rows, journal.before)
     began = time.monotonic()
 

@@ -51,7 +51,7 @@ class BlobStore:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = url
+        self.url, self._told = url, _told(url)
         self._store: ObjectStore
         self._quick: ObjectStore | None = None
         self._root: Path | None = None
@@ -59,17 +59,19 @@ class BlobStore:
             self._open(url)
         except OSError as error:
             raise RegistryDown(
-                f"the blob store {url} can't be had ({error.strerror}): name a folder that can be written"
+                f"the blob store {self._told} can't be had ({error.strerror}): name a folder that can be written"
             ) from error
         except (BaseError, ValueError) as error:
-            said = str(error).partition("\n")[0]
+            said = "" if self._told != url else f" ({str(error).partition(chr(10))[0]})"  # which may repeat the URL
             raise RegistryDown(
-                f"the blob store {url} can't be had ({said}): write file:///FOLDER, s3://BUCKET or another object "
+                f"the blob store {self._told} can't be had{said}: write file:///FOLDER, s3://BUCKET or another object "
                 "store's URL"
-            ) from error
+            ) from None
 
     def _open(self, url: str) -> None:
         if urlsplit(url).scheme == "file":
+            if urlsplit(url).netloc not in ("", "localhost"):
+                raise ValueError("a folder's URL has three slashes")
             self._root = Path(unquote(urlsplit(url).path))
             self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._store = LocalStore(self._root)
@@ -97,7 +99,7 @@ class BlobStore:
                     raise self._down(error) from error
             if self._kept(path):  # also one found there: its writer may not have come so far
                 return
-        raise RegistryDown(f"file {sha256} was deleted from {self.url} as often as it was put: send the upload again")
+        raise RegistryDown(f"file {sha256} was deleted from {self._told} as often as it was put: send the upload again")
 
     def get(self, tenant: str, sha256: str) -> bytes:
         """The blob's bytes, hash checked. Raises `BlobDamaged` where it is gone or another: then it is put aside."""
@@ -105,13 +107,13 @@ class BlobStore:
         try:
             data = bytes(obstore.get(self._store, path).bytes())
         except (NotFoundError, FileNotFoundError) as error:
-            raise BlobDamaged(f"file {sha256} is missing from {self.url}: upload the adapter again") from error
+            raise BlobDamaged(f"file {sha256} is missing from {self._told}: upload the adapter again") from error
         except (BaseError, OSError) as error:
             raise self._down(error) from error
         if "sha256:" + hashlib.sha256(data).hexdigest() != sha256:
             aside = self._quarantine(path)
             raise BlobDamaged(
-                f"file {sha256} in {self.url} is damaged (moved to {aside}): check the disk, upload the adapter again"
+                f"file {sha256} in {self._told} is damaged (moved to {aside}): check the disk, upload the adapter again"
             )
         return data
 
@@ -155,7 +157,7 @@ class BlobStore:
 
     def _quarantine(self, path: str) -> str:
         aside = f"{_ASIDE}/{path}-{time.time_ns()}"
-        log.error("blob %s in %s does not match its hash; moving it to %s", path, self.url, aside)
+        log.error("blob %s in %s does not match its hash; moving it to %s", path, self._told, aside)
         try:
             obstore.rename(self._store, path, aside)
         except (NotFoundError, FileNotFoundError):
@@ -196,7 +198,7 @@ class BlobStore:
 
     def _down(self, error: Exception) -> RegistryDown:
         return RegistryDown(
-            f"the blob store {self.url} can't be used ({error}): check that it is reachable and not full"
+            f"the blob store {self._told} can't be used ({error}): check that it is reachable and not full"
         )
 
 
@@ -211,3 +213,10 @@ def _path(tenant: str, sha256: str) -> str:
     if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
         raise ValueError(f"not a SHA-256: {sha256!r}")
     return f"{tenant}/{digest[:2]}/{digest}"
+
+
+def _told(url: str) -> str:
+    """A URL as people may see it: without what may be a secret in it."""
+    place = url.partition("?")[0]
+    scheme, slashes, rest = place.partition("://")
+    return scheme + slashes + rest.rpartition("@")[2]

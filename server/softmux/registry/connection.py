@@ -102,6 +102,11 @@ def _no_address() -> RegistryDown:
     )
 
 
+def _check_options(client: Any) -> None:
+    """Raises `TypeError` or `ValueError` for what a URL's query asks for and no connection has. Connects to nothing."""
+    client.connection_pool.make_connection()
+
+
 def _final(error: Exception) -> bool:
     """Whether trying again within the budget is pointless."""
     if _code(error) in _MAY_PASS:
@@ -135,7 +140,8 @@ class Connection:
                 retry=retry,
                 protocol=2,
             )
-        except ValueError:
+            _check_options(self._client)
+        except (TypeError, ValueError):
             raise _no_address() from None
 
     async def call(self, operation: Callable[[Any], Awaitable[Any]]) -> Any:
@@ -197,7 +203,8 @@ class SyncConnection:
                 retry=Retry(NoBackoff(), 0),
                 protocol=2,
             )
-        except ValueError:
+            _check_options(self._client)
+        except (TypeError, ValueError):
             raise _no_address() from None
 
     def call(self, operation: Callable[[Any], Any]) -> Any:

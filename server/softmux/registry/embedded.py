@@ -141,7 +141,11 @@ class EmbeddedRedis:
 
     def _take_server_lock(self) -> int | None:
         """The server's lock, open and ours, if no server runs."""
-        lock = os.open(self._folder / "server.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        path = self._folder / "server.lock"
+        try:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise self._not_ours(error) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -6,43 +6,57 @@ import argparse
 import os
 import platform
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from softmux.bench.device.tiers import run_tiers
+from softmux.bench.benches import BENCHES
 from softmux.bench.loads.report import print_race, race_json, wide_console, write_json
-from softmux.bench.peers.mixed import run_mixed
-from softmux.bench.peers.peers import quiet_transformers
-from softmux.bench.peers.service import run_service
 from softmux.demo import demo_model
 
+_Part = Callable[[Console, str, argparse.Namespace], dict[str, Any]]
 
-def main(arguments: Sequence[str]) -> int:
-    """The first argument is what: `mixed`, `tiers`, or `all`, which is both and the service."""
-    parser = argparse.ArgumentParser(prog="softmux bench", description=__doc__)
-    parser.add_argument("what", choices=("mixed", "tiers", "all"))
+
+def mixed(arguments: Sequence[str]) -> int:
+    return _run(_parser("mixed"), arguments, {"mixed": _mixed})
+
+
+def tiers(arguments: Sequence[str]) -> int:
+    return _run(_with_adapters(_parser("tiers")), arguments, {"tiers": _tiers})
+
+
+def everything(arguments: Sequence[str]) -> int:
+    """Both, and the service."""
+    return _run(_with_adapters(_parser("all")), arguments, {"mixed": _mixed, "service": _service, "tiers": _tiers})
+
+
+def _parser(name: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"softmux bench {name}", description=BENCHES[name].about)
     parser.add_argument("--model", help="base model; default: the demo's")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write all figures here")
+    return parser
+
+
+def _with_adapters(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--adapters", type=int, default=2000, help="tiers: registered adapters")
     parser.add_argument("--requests", type=int, default=400, help="tiers: requests, one at a time, Zipf")
+    return parser
+
+
+def _run(parser: argparse.ArgumentParser, arguments: Sequence[str], parts: dict[str, _Part]) -> int:
     options = parser.parse_args(arguments)
+    from softmux.bench.peers.peers import quiet_transformers
+
     quiet_transformers()
     model = options.model or str(demo_model())
     console = wide_console()
     console.print(f"{platform.machine()}, {os.cpu_count()} CPUs, {options.threads} threads, fp32, {model}", style="dim")
-    found: dict[str, Any] = {}
-    if options.what in ("mixed", "all"):
-        found["mixed"] = _mixed(console, model, options)
-    if options.what == "all":
-        found["service"] = _service(console, model, options)
-    if options.what in ("tiers", "all"):
-        found["tiers"] = _tiers(console, model, options)
+    found = {name: part(console, model, options) for name, part in parts.items()}
     if options.json:
         write_json(options.json, found)
     return 0
@@ -53,6 +67,7 @@ def _span(values: list[float]) -> str:
 
 
 def _mixed(console: Console, model: str, options: argparse.Namespace) -> dict[str, Any]:
+    from softmux.bench.peers.mixed import run_mixed
 
     figures = run_mixed(model, threads=options.threads, repeats=options.repeats)
     table = Table("", "new tokens/s, median", "min – max", "softmux, 16 tasks, is")
@@ -73,6 +88,7 @@ def _mixed(console: Console, model: str, options: argparse.Namespace) -> dict[st
 
 
 def _service(console: Console, model: str, options: argparse.Namespace) -> dict[str, Any]:
+    from softmux.bench.peers.service import run_service
 
     plan, race = run_service(model, threads=options.threads, repeats=options.repeats)
     console.print(plan.words())
@@ -81,6 +97,7 @@ def _service(console: Console, model: str, options: argparse.Namespace) -> dict[
 
 
 def _tiers(console: Console, model: str, options: argparse.Namespace) -> dict[str, Any]:
+    from softmux.bench.device.tiers import run_tiers
 
     figures = run_tiers(
         model,

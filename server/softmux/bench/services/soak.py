@@ -216,7 +216,9 @@ class Soak:
     def _step(self) -> None:
         news = self.engine.step()
         for sequence, error in news.failed:
-            assert error.code in _MAY_FAIL, f"{sequence.id}: {error.code}: {error.message}"
+            told = f"{sequence.id}: {error.code}: {error.message}"
+            assert error.code in _MAY_FAIL, told
+            assert not self.engine.shortage.refused, told
             self._gone(sequence, _MAY_FAIL[error.code])
         for sequence, output in news.each():
             asked = self.asked[sequence.id]

@@ -28,6 +28,14 @@ from softmux.offline.served import ServedTarget
 from support.served import Served, upload_parts
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C interrupts, as in a terminal: a shell's background job, as a test run may be, ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def run(*arguments: str | Path, url: str = "http://127.0.0.1:9") -> Result:
     return CliRunner().invoke(app, ["run", *map(str, arguments)], env={"SOFTMUX_URL": url})
 
@@ -250,6 +258,7 @@ def test_ten_thousand_rows_killed_twice_are_there_once(
     kill_and_resume(command, output, 10_000, ((2_500, signal.SIGKILL), (6_000, signal.SIGKILL)))
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_does_not_come_between_a_request_and_its_clean_up(
     number: signal.Signals, tasks: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -274,7 +283,7 @@ def test_a_signal_does_not_come_between_a_request_and_its_clean_up(
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     stopped = run("run", source, "-o", tmp_path / "out", "--concurrency", "2", url=tasks.url)
     assert (stopped.exit_code, "run the same command again" in stopped.stderr) == (130, True), stopped.output
-    assert 6 <= len(answers(tmp_path / "out")) <= 8
+    assert 5 <= len(answers(tmp_path / "out")) <= 8, "what was answered by then"
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     monkeypatch.undo()
     assert run("run", source, "-o", tmp_path / "out", url=tasks.url).exit_code == 0
@@ -323,6 +332,7 @@ def test_a_signal_ends_the_wait_for_a_server_that_does_not_answer(
     assert answers(tmp_path / "out") == []
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("twice", "ran"), [(False, 4), (True, 3)])
 def test_an_engine_here_ends_after_the_step_of_a_signal_and_at_once_by_a_second(
     twice: bool,

@@ -289,11 +289,12 @@ def test_a_head_is_a_get_without_its_body(server: Served, path: str) -> None:
 @pytest.mark.parametrize(
     ("path", "methods"),
     [
-        ("/v1/adapters", "GET"),
-        ("/v1/adapters/mood", "DELETE, GET, PUT"),
-        ("/v1/adapters/mood/shares", "DELETE, GET, PUT"),
-        ("/v1/tenants/acme", "DELETE, GET, PATCH"),
-        ("/v1/keys", "GET, POST"),
+        ("/v1/adapters", "GET, HEAD"),
+        ("/v1/generate", "POST"),
+        ("/v1/adapters/mood", "DELETE, GET, HEAD, PUT"),
+        ("/v1/adapters/mood/shares", "DELETE, GET, HEAD, PUT"),
+        ("/v1/tenants/acme", "DELETE, GET, HEAD, PATCH"),
+        ("/v1/keys", "GET, HEAD, POST"),
     ],
 )
 def test_all_methods_of_a_path_are_named(server: Served, path: str, methods: str) -> None:

@@ -73,6 +73,11 @@ def test_nor_does_a_choice_of_words_or_an_object_tell_how_it_was_tried() -> None
         ChatBody.model_validate_json(b'{"messages": [{"role": "user", "content": "a"}], "tool_choice": 5}')
     said = "tool_choice: Input should be 'none', 'auto' or 'required' or an object."
     assert invalid(found.value).message == said
+    with pytest.raises(ValidationError) as found:
+        ChatBody.model_validate_json(
+            b'{"messages": [{"role": "user", "content": "a"}], "metadata": {"Alpha": 1, "Beta": 2}}'
+        )
+    assert invalid(found.value).message == "metadata.Alpha: Input should be a valid string."
 
 
 @pytest.mark.parametrize(

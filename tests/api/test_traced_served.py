@@ -148,6 +148,9 @@ def test_classification_and_errors_are_traced_too(traced: Served, collector: Col
     traced.http.get("/v1/adapters/sentiment", headers={"x-request-id": "read"})
     (root,) = collector.of("read")
     assert root.name == "GET /v1/adapters/{task}", "names in paths make no names of spans"
+    traced.http.head("/v1/adapters/sentiment", headers={"x-request-id": "headed"})
+    (root,) = collector.of("headed")
+    assert (root.name, root.attributes["http.route"]) == ("HEAD /v1/adapters/{task}", "/v1/adapters/{task}")
 
 
 def test_openais_routes_are_traced_by_their_own_names(traced: Served, collector: Collector) -> None:

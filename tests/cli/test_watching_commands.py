@@ -79,6 +79,16 @@ def test_what_is_broken_is_told_with_what_to_do(base: tuple[Any, Path], server: 
         assert shutil.which("nvidia-smi")
 
 
+@pytest.mark.parametrize(
+    "url", ["redis://:pa/secret@127.0.0.1", "redis://:pa#secret@127.0.0.1", "redis://:secret@h/0?foo=1"]
+)
+def test_an_address_that_is_none_is_told_without_what_may_be_its_password(url: str, tmp_path: Path) -> None:
+    told = run("doctor", "--redis", url, "--data", tmp_path, "--port", free_port(), "--json", "--device", "cpu")
+    assert checks(told)["redis"]["state"] == "fail"
+    assert "write redis://HOST:PORT" in checks(told)["redis"]["advice"]
+    assert "secret" not in told.output
+
+
 def test_a_redis_that_would_lose_or_evict_tasks_is_told(tmp_path: Path) -> None:
     with RedisServer(tmp_path) as redis:
         options = ("doctor", "--redis", redis.url, "--port", free_port(), "--json")

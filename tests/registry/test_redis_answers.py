@@ -14,6 +14,7 @@ import redis
 
 from registry.registry_fixtures import BASE, LARGE, adapter
 from softmux.errors import RegistryDown, SoftmuxError
+from softmux.registry.addresses import shown
 from softmux.registry.connection import Connection, SyncConnection
 from softmux.registry.keyspace import ID
 from softmux.registry.registry import Registry
@@ -347,3 +348,28 @@ def test_what_is_no_address_is_told_without_its_password(
     with pytest.raises(RegistryDown, match=r"write redis://HOST:PORT") as refused:
         connection(url)
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "seen"),
+    [
+        ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
+        ("rediss://me:secret@h:1/2?password=secret", "rediss://h:1/2"),
+        ("redis://:12/secret@h", "redis://h"),
+        ("redis://h/0?password=a@secret", "redis://…"),
+        ("s3://KEY:a?secret@bucket", "s3://…"),
+        ("unix:///run/a@b/redis.sock?db=1", "unix:///run/a@b/redis.sock"),
+        ("unix://:secret@/run/redis.sock", "unix:///run/redis.sock"),
+        ("file:///srv/a@b/c", "file:///srv/a@b/c"),
+        ("secret@h", "…"),
+    ],
+)
+def test_an_address_is_shown_without_its_secrets(url: str, seen: str) -> None:
+    assert shown(url) == seen
+
+
+def test_looking_an_address_over_takes_none_of_its_connections(tmp_path: Path) -> None:
+    with RedisServer(tmp_path) as server:
+        connection = SyncConnection(f"{server.url}?max_connections=1")
+        assert connection.call(lambda client: client.ping())
+        connection.close()

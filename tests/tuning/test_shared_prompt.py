@@ -1,5 +1,5 @@
-"""What a teacher's inputs begin with is read once, and what it says and teaches is what it is without; what a student
-is measured against is made of the same states."""
+"""What all inputs begin with is read once, and what is said and taught is what it is without; what a student is
+measured against is made of the same states."""
 
 from __future__ import annotations
 

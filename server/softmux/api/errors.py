@@ -6,6 +6,7 @@ import logging
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -35,11 +36,13 @@ log = logging.getLogger(__name__)
 _TYPES = {401: "authentication_error", 403: "permission_error", 408: "timeout_error", 429: "rate_limit_error"}
 _IN_VAIN = (BaseMismatch, Conflict, QuotaExceeded)
 """What is answered the same again, though OpenAI's clients would repeat it for its status."""
+_Path = tuple[int | str, ...]
 _SHOULD = "Input should be "
 _LONGEST = 300
 _MANY = 1000
-_UNION_TAG = re.compile(r"^(str|bool|int|float|constrained-str|(list|dict|literal)\[.*\]|[A-Z]\w*)$", re.DOTALL)
-"""What pydantic puts into a path for the member of a union it tried."""
+_UNION_TAG = re.compile(r"^(str|bool|int|float|constrained-str|(list|dict|literal)\[.*\])$", re.DOTALL)
+_MODEL_TAG = re.compile(r"^[A-Z]\w*$")
+"""What pydantic puts into a path for the member of a union it tried: a type, or a model beside types."""
 _OBJECT = re.compile(r"a valid dictionary or (instance of \w+|object to extract fields from)")
 
 
@@ -68,7 +71,8 @@ def invalid(error: ValidationError | RequestValidationError) -> SoftmuxError:
         return InvalidRequest(f"The body does not fit in {error.error_count():,} places; /docs says what a body holds.")
     found = error.errors()
     # Of a union's findings, the one that got furthest: that a list which is too long is no string is not what is wrong.
-    first = max(found, key=lambda one: (len(one["loc"]), not _mistyped(one), _entry(one, found)))
+    tree = _tree(found)
+    first = max(found, key=lambda one: (len(one["loc"]), not _mistyped(one), tree.first_entry(one["loc"])))
     kind, path = first["type"], list(first["loc"])
     if isinstance(error, RequestValidationError):
         del path[0]  # the part of the request: “query”, “path”
@@ -81,10 +85,10 @@ def invalid(error: ValidationError | RequestValidationError) -> SoftmuxError:
         return InvalidRequest("The body must be a JSON object.")
     if kind == "missing":
         return InvalidRequest(f"The field “{path[-1]}” is missing.", param=param)
-    at = _where(first, found)
+    at = tree.where(first["loc"])
     said = str(first["msg"])
     if _mistyped(first):  # by all members of a union: any of them would do
-        alike = [one for one in found if _mistyped(one) and _where(one, found) == at]
+        alike = [one for one in found if _mistyped(one) and tree.where(one["loc"]) == at]
         said = _SHOULD + " or ".join(dict.fromkeys(str(one["msg"]).removeprefix(_SHOULD) for one in alike))
         said = _OBJECT.sub("an object", said)
     where = ".".join(at[len(first["loc"]) - len(path) :])
@@ -97,27 +101,38 @@ def _mistyped(one: Any) -> bool:
     return (kind.endswith("_type") or kind == "literal_error") and str(one["msg"]).startswith(_SHOULD)
 
 
-def _entry(one: Any, found: Sequence[Any]) -> int:
-    """Of a finding about a list's entry, at which one its member of a union failed first; else -1."""
-    path = one["loc"]
-    if not path or not isinstance(path[-1], int):
-        return -1
-    return min(int(other["loc"][-1]) for other in found if other["loc"][:-1] == path[:-1])
+def _tree(found: Sequence[Any]) -> _Tree:
+    parts: dict[_Path, set[int | str]] = {}
+    for path in (one["loc"] for one in found):
+        for at, part in enumerate(path):
+            parts.setdefault(path[:at], set()).add(part)
+    entries = {path: [part for part in beside if isinstance(part, int)] for path, beside in parts.items()}
+    return _Tree(parts, {path: min(numbers) for path, numbers in entries.items() if numbers})
 
 
-def _where(one: Any, found: Sequence[Any]) -> list[str]:
-    """A finding's path without the names of a union's members: others were tried in the same place."""
-    path = one["loc"]
+@dataclass(frozen=True, slots=True)
+class _Tree:
+    """All findings' paths: the parts that follow each beginning, and the first of a list's entries among them."""
 
-    def tried(at: int) -> bool:
-        others = (other["loc"] for other in found)
-        return any(other[:at] == path[:at] and other[at : at + 1] not in ((), path[at : at + 1]) for other in others)
+    parts: dict[_Path, set[int | str]]
+    entries: dict[_Path, int]
 
-    return [
-        str(part)
-        for at, part in enumerate(path)
-        if part != "[key]" and not (isinstance(part, str) and _UNION_TAG.match(part) and tried(at))
-    ]
+    def first_entry(self, path: _Path) -> int:
+        """Where a path ends in a list: the first entry that is wrong as this member of a union has it; else -1."""
+        return self.entries.get(path[:-1], -1) if path and isinstance(path[-1], int) else -1
+
+    def where(self, path: _Path) -> list[str]:
+        """A path without the names of a union's members: others were tried in the same place."""
+        return [str(part) for at, part in enumerate(path) if part != "[key]" and not self._of_a_union(path[:at], part)]
+
+    def _of_a_union(self, before: _Path, part: int | str) -> bool:
+        if not isinstance(part, str):
+            return False
+        if _UNION_TAG.match(part):
+            return len(self.parts[before]) > 1
+        return bool(_MODEL_TAG.match(part)) and any(
+            isinstance(tag, str) and _UNION_TAG.match(tag) for tag in self.parts[before]
+        )
 
 
 def _http(request: Request, error: HTTPException, methods: Sequence[str]) -> SoftmuxError:
@@ -143,7 +158,8 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
     def methods_of(request: Request) -> list[str]:
         """What its path takes, by all routes that have it: the framework names those of the first alone."""
         having = [route for route in routes if route.matches(request.scope)[0] != Match.NONE]
-        return sorted({method for route in having for method in getattr(route, "methods", None) or ()})
+        methods = {method for route in having for method in getattr(route, "methods", None) or ()}
+        return sorted(methods | ({"HEAD"} if "GET" in methods else set()))
 
     @app.exception_handler(SoftmuxError)
     async def ours(_: Request, error: SoftmuxError) -> Response:

@@ -19,8 +19,15 @@ def redis(settings: Settings) -> Iterator[Check]:
         return
     import redis as library
 
-    from softmux.registry.connection import shown
+    from softmux.errors import RegistryDown
+    from softmux.registry.addresses import shown
+    from softmux.registry.connection import SyncConnection
 
+    try:
+        SyncConnection(settings.redis).close()
+    except RegistryDown as error:
+        yield fail("redis", "--redis is no address", error.message)
+        return
     where = shown(settings.redis)
     try:
         client: Any = library.Redis.from_url(

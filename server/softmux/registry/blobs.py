@@ -17,6 +17,7 @@ from obstore.exceptions import BaseError, NotFoundError
 from obstore.store import LocalStore, from_url
 
 from softmux.errors import BlobDamaged, RegistryDown
+from softmux.registry.addresses import shown
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
@@ -51,7 +52,7 @@ class BlobStore:
     """
 
     def __init__(self, url: str) -> None:
-        self.url, self._told = url, _told(url)
+        self.url, self._told = url, shown(url)
         self._store: ObjectStore
         self._quick: ObjectStore | None = None
         self._root: Path | None = None
@@ -213,10 +214,3 @@ def _path(tenant: str, sha256: str) -> str:
     if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
         raise ValueError(f"not a SHA-256: {sha256!r}")
     return f"{tenant}/{digest[:2]}/{digest}"
-
-
-def _told(url: str) -> str:
-    """A URL as people may see it: without what may be a secret in it."""
-    place = url.partition("?")[0]
-    scheme, slashes, rest = place.partition("://")
-    return scheme + slashes + rest.rpartition("@")[2]

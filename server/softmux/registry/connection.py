@@ -13,7 +13,6 @@ import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import redis
 import redis.asyncio
@@ -23,6 +22,7 @@ from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
 from redis.retry import Retry
 
 from softmux.errors import RegistryDown
+from softmux.registry.addresses import shown
 from softmux.registry.keyspace import ID
 
 T = TypeVar("T")
@@ -30,13 +30,6 @@ T = TypeVar("T")
 BUDGET = 0.9
 """Seconds an operation may take, retries included, before the registry counts as down: a write is so refused within
 a second."""
-
-
-def shown(url: str) -> str:
-    """`url` without its credentials and options."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{parts.path}"
 
 
 _ANSWERS: dict[str, tuple[str, str]] = {
@@ -104,7 +97,10 @@ def _no_address() -> RegistryDown:
 
 def _check_options(client: Any) -> None:
     """Raises `TypeError` or `ValueError` for what a URL's query asks for and no connection has. Connects to nothing."""
-    client.connection_pool.make_connection()
+    pool = client.connection_pool
+    pool.connection_class(
+        **pool.connection_kwargs
+    )  # not the pool's own way, which would count it among its connections
 
 
 def _final(error: Exception) -> bool:

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from softmux.tuning.bases.base import Base
 from softmux.tuning.bases.reading import Pick, Reading
 from softmux.tuning.data.examples import Example
 from softmux.tuning.data.rows import IGNORE, Row, bare_text, encode
-from softmux.tuning.frozen.decoder import before
+from softmux.tuning.frozen.decoder import heard
 from softmux.tuning.recipes.recipe import Evaluate, Metric
 from softmux.tuning.voices.shared_prompt import shared_prompt
 from softmux.tuning.voices.speaker import Bare, Speaker
@@ -124,9 +123,8 @@ def answered(
     """The rows with what is `continued` after them as their answers, each `taught` by the speaker. What the output head
     is given before a token is seen as the token is said, so that nothing is run for it."""
     found = list(rows)
-    seen: list[torch.Tensor] = []
     batches = _by_length(base, speaker, rows, max_tokens)
-    with before(base.model.get_output_embeddings(), partial(_look, seen)):
+    with heard(base.model.get_output_embeddings()) as seen:
         for chosen, read in batches:
             answers = read.continued(max_tokens, pick)
             states = torch.stack(seen, dim=1).float().cpu().numpy()  # [rows, steps, hidden]
@@ -136,10 +134,6 @@ def answered(
             if see is not None:
                 see(len(chosen))
     return found
-
-
-def _look(seen: list[torch.Tensor], _module: Any, given: tuple[torch.Tensor, ...]) -> None:
-    seen.append(given[0][:, -1])
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from softmux.errors import InvalidRequest
 from softmux.tuning.frozen.attention import PaddedAttention, RowAttention
-from softmux.tuning.frozen.module import FrozenModule
+from softmux.tuning.frozen.module import FrozenModule, rounding
 from softmux.tuning.frozen.packing import Packed
 from softmux.tuning.frozen.tables import Tables
 
@@ -124,6 +124,14 @@ def before(module: Any, hook: Callable[..., Any]) -> Iterator[None]:
         handle.remove()
 
 
+@contextmanager
+def heard(head: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """`[rows, hidden]` for each forward within: what an output head is given of the rows' last tokens."""
+    seen: list[torch.Tensor] = []
+    with before(head, lambda _module, given: seen.append(given[0][:, -1])):
+        yield seen
+
+
 def prove(frozen: FrozenBase, vocab_size: int) -> None:
     """Two packed rows against the module's own attention, one row at a time. Raises `InvalidRequest` where they differ
     by more than rounding: such a base can't be trained on packed."""
@@ -138,7 +146,7 @@ def prove(frozen: FrozenBase, vocab_size: int) -> None:
         expected = torch.cat(
             [frozen.alone(torch.from_numpy(row.ids).to(frozen.device), row.answer_tokens) for row in prepared]
         )
-    allowed = 1e-3 if frozen.dtype == torch.float32 else 0.08
+    allowed = rounding(frozen.dtype)
     if not torch.allclose(packed, expected, rtol=allowed, atol=allowed):
         raise InvalidRequest(
             f"{type(frozen.model).__name__} gives other values for packed rows than for rows alone "

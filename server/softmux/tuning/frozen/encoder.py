@@ -13,7 +13,7 @@ from softmux.engine.numbering import numbering
 from softmux.errors import InvalidRequest, SelfTestFailed
 from softmux.tuning.data.rows import HeadRow
 from softmux.tuning.frozen.attention import PaddedAttention, RowAttention
-from softmux.tuning.frozen.module import FrozenModule
+from softmux.tuning.frozen.module import FrozenModule, rounding
 from softmux.tuning.frozen.packing import Packed, Place, pack, prepare
 from softmux.tuning.frozen.tables import Tables
 
@@ -97,7 +97,7 @@ def prove_encoder(frozen: FrozenEncoder, vocab_size: int) -> None:
                 found = frozen.states(packed, Tables(prefixes=prefix)).float()
             expected = torch.cat([_alone(frozen, ids, prefix[:length]) for ids in rows])
         apart = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
-        if not bool((apart <= (1e-3 if frozen.dtype == torch.float32 else 0.08)).all()):
+        if not bool((apart <= rounding(frozen.dtype)).all()):
             raise InvalidRequest(
                 f"{type(frozen.model).__name__} gives other values for packed rows than for rows alone "
                 f"(by up to {float(apart.max()):.2g} of their size): softmux can't tune on it.",

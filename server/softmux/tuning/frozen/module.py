@@ -194,6 +194,11 @@ class FrozenModule(ABC):
         return layers
 
 
+def rounding(dtype: torch.dtype) -> float:
+    """By how much, of their size, two ways to the same values may differ where the base's numbers are of this kind."""
+    return 1e-3 if dtype == torch.float32 else 0.08
+
+
 def _attends(frozen: FrozenModule) -> Callable[..., Any]:
     """What transformers keeps for the life of the process: nothing of the module, which may be gone long before."""
     held = weakref.ref(frozen)

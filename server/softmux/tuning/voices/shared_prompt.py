@@ -12,7 +12,8 @@ from transformers import DynamicCache
 from softmux.tuning.bases.base import Base
 from softmux.tuning.bases.encoder_decoder import EncoderDecoderBase
 from softmux.tuning.data.rows import Batch, Row
-from softmux.tuning.frozen.decoder import before
+from softmux.tuning.frozen.decoder import heard
+from softmux.tuning.frozen.module import rounding
 from softmux.tuning.voices.speaker import Speaker
 
 Past = tuple[tuple[torch.Tensor, torch.Tensor], ...]
@@ -65,8 +66,8 @@ def shared_prompt(base: Base, speaker: Speaker, rows: Sequence[Row], more: int) 
     base.model(**inputs | {"past_key_values": past}, use_cache=True, logits_to_keep=1)
     shared = SharedPrompt(base, speaker, tokens, tuple((layer.keys, layer.values) for layer in past.layers))
     whole, behind = (_heard(base, each, [shortest, longest]) for each in (speaker, shared))
-    allowed = 1e-3 if base.model.dtype == torch.float32 else 0.08
-    return shared if (whole - behind).norm() <= allowed * whole.norm() else speaker
+    alike = (whole - behind).norm() <= rounding(base.model.dtype) * whole.norm()
+    return shared if alike else speaker
 
 
 def _common(rows: Sequence[tuple[int, ...]]) -> int:
@@ -87,7 +88,6 @@ def _sees(base: Base, length: int) -> bool:
 
 def _heard(base: Base, speaker: Speaker, rows: Sequence[Row]) -> torch.Tensor:
     """`[rows, hidden]`, what the output head is given of the rows' last tokens."""
-    seen: list[torch.Tensor] = []
-    with before(base.model.get_output_embeddings(), lambda _module, given: seen.append(given[0][:, -1])):
+    with heard(base.model.get_output_embeddings()) as seen:
         base.model(**speaker.inputs(speaker.collate(rows)), logits_to_keep=1)
     return seen[0].float()

@@ -17,7 +17,7 @@ from softmux.bench.bases import checkpoint
 from softmux.bench.bases.random_base import SHAPES
 from softmux.bench.bases.random_tasks import Task, random_lora
 from softmux.bench.command import command
-from softmux.bench.device import cartridges, heads, prefill
+from softmux.bench.device import cartridges, heads, prefill, products
 from softmux.bench.device.gpu import Bench, Workload, main
 from softmux.bench.device.rates import product_rate
 from softmux.bench.peers import encoders
@@ -64,6 +64,31 @@ def test_a_prefill_counts_each_weight_once_a_token(capsys: pytest.CaptureFixture
     assert found["product_operations"] == 2 * 2 * (5 * body + hidden * 512)
     assert found["attention_operations"] == 4 * 2 * 15 * layers * hidden
     assert "2 prompts of 5" in line
+
+
+def test_a_prefill_says_where_the_time_goes(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = words("--shape tiny --device cpu --rows 2 --tokens 5 --repeats 1 --side 16 --profile")
+    assert prefill.main(asked) == 0
+    (*kernels, total, _), _ = told(capsys)
+    times = [float(line.split()[0]) for line in kernels]
+    assert len(kernels) == 16
+    assert times == sorted(times, reverse=True)
+    assert any("aten::" in line or "mkldnn" in line for line in kernels)
+    assert float(total.split()[0]) >= sum(times) - 0.01
+
+
+def test_a_steps_products_are_told_by_row_count(capsys: pytest.CaptureFixture[str]) -> None:
+    assert products.main(words("--shape tiny --device cpu --rows 1,3")) == 0
+    _, *lines = capsys.readouterr().out.splitlines()
+    names = [name for name in ("qkv", "output", "gate-up", "down", "head") for _ in range(2)]
+    assert [line.split()[2] for line in lines[:-2]] == names
+    assert lines[2].split()[3:6] == ["32", "x", "32"]  # the tests' tiny shape
+    assert all(float(line.split(" us ")[0].split()[-1]) > 0 for line in lines[:-2])
+    assert [line.split()[0] for line in lines[-2:]] == ["1", "3"]
+    for rows in ("x", "0", ""):
+        with pytest.raises(SystemExit):
+            products.main(["--shape", "tiny", "--device", "cpu", "--rows", rows])
+    assert "with commas between" in capsys.readouterr().err
 
 
 def test_a_cartridge_is_told_beside_as_long_a_text(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,21 +8,41 @@ import torch.nn.functional as F
 
 pytestmark = pytest.mark.gpu
 
+_WALKS = [(8, 1024, 8, False), (4, 512, 4, True), (2, 2048, 8, True)]
+
 
 @pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize(("outputs", "width"), [(37, 96), (64, 2048), (3072, 2048), (10, 1500)])
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("each", [4, 8])
-def test_streamed_products(rows: int, outputs: int, width: int, biased: bool, each: int) -> None:
-    from softmux.engine.kernels.linear import stream
+@pytest.mark.parametrize(("each", "block", "warps", "ahead"), _WALKS)
+def test_streamed_products(
+    rows: int, outputs: int, width: int, biased: bool, each: int, block: int, warps: int, ahead: bool
+) -> None:
+    from softmux.engine.kernels.linear import Walk, stream
 
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 1e-2)):
         x = torch.randn((rows, width), device="cuda", dtype=dtype)
         weight = torch.randn((outputs, width), device="cuda", dtype=dtype)
         bias = torch.randn(outputs, device="cuda", dtype=dtype) if biased else None
         expected = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
-        got = stream(x, weight, bias, outputs_each=each).double()
+        got = stream(x, weight, bias, walk=Walk(each, block, warps, ahead)).double()
         assert (got - expected).norm() / expected.norm() < tolerance
+
+
+@pytest.mark.parametrize("rows", [3, 20, 64])
+@pytest.mark.parametrize(("outputs", "width"), [(37, 96), (130, 256), (512, 2048)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_tiled_products(rows: int, outputs: int, width: int, biased: bool) -> None:
+    from softmux.engine.kernels.dot import Tile, dot
+
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 1e-2)):
+        x = torch.randn((rows, width), device="cuda", dtype=dtype)
+        weight = torch.randn((outputs, width), device="cuda", dtype=dtype)
+        bias = torch.randn(outputs, device="cuda", dtype=dtype) if biased else None
+        expected = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+        for tile in (Tile(64, 32, 1, 4, 3), Tile(32, 64, 4, 4, 2)):
+            got = dot(x, weight, bias, tile).double()
+            assert (got - expected).norm() / expected.norm() < tolerance
 
 
 def test_argmax_takes_the_first_of_the_highest_and_tells_of_rows_that_are_not_finite() -> None:
@@ -58,16 +78,18 @@ def test_silu_times_up() -> None:
 
 @pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize(("inner", "width"), [(37, 96), (64, 2048), (10, 1500)])
-@pytest.mark.parametrize("each", [4, 8])
-def test_streamed_gated_products(rows: int, inner: int, width: int, each: int) -> None:
-    from softmux.engine.kernels.linear import stream_gated
+@pytest.mark.parametrize(("each", "block", "warps", "ahead"), _WALKS)
+def test_streamed_gated_products(
+    rows: int, inner: int, width: int, each: int, block: int, warps: int, ahead: bool
+) -> None:
+    from softmux.engine.kernels.linear import Walk, stream_gated
 
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
         x = torch.randn((rows, width), device="cuda", dtype=dtype)
         weight = torch.randn((2 * inner, width), device="cuda", dtype=dtype) / width**0.5
         both = F.linear(x.double(), weight.double())
         expected = F.silu(both[:, :inner]) * both[:, inner:]
-        got = stream_gated(x, weight, outputs_each=each).double()
+        got = stream_gated(x, weight, walk=Walk(each, block, warps, ahead)).double()
         assert (got - expected).norm() / expected.norm() < tolerance
 
 

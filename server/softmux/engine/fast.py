@@ -128,7 +128,7 @@ def _fuse(runner: ModelRunner, spec: ModelSpec) -> None:
         fused.take_normed_sums(ranks)
     if not attempt(runner, spec, "fused", lambda: runner.take(fused=fused), runner.leave_fast_paths):
         return
-    measure = functools.partial(products.measure, fused.weights, runner.model.dtype)
+    measure = functools.partial(products.measure, fused.products, runner.model.dtype)
     if attempt(runner, spec, "products", measure, products.forget):
         runner.ways.products = "measured"
     graphs = DecodeGraphs(

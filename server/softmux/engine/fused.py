@@ -22,7 +22,7 @@ from softmux.engine.kv import KVPool
 from softmux.engine.packed import PackedModel
 from softmux.engine.parallel.one_shot import take_normed_sums
 from softmux.engine.parallel.ranks import Ranks
-from softmux.engine.products import Products
+from softmux.engine.products import Product, Products
 
 _KNOWN = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
@@ -80,10 +80,21 @@ class FusedDecoder:
         return table
 
     @property
-    def weights(self) -> list[Weight]:
-        """Every matrix of the step, in the order in which it reads them."""
-        each = [weight for layer in self._layers for weight in (layer.qkv, layer.out, layer.gate_up, layer.down)]
-        return [*each, self._head]
+    def products(self) -> list[Product]:
+        """Every product of the step, in the order in which it makes them; the merged one for gate and up twice, for
+        beside an adapter's update the two are not gated at once."""
+        each = [
+            product
+            for layer in self._layers
+            for product in (
+                Product(layer.qkv),
+                Product(layer.out),
+                Product(layer.gate_up, gated=True),
+                Product(layer.gate_up),
+                Product(layer.down),
+            )
+        ]
+        return [*each, Product(self._head)]
 
     @classmethod
     def of(

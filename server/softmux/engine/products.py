@@ -7,7 +7,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,28 +15,53 @@ import triton
 
 from softmux.engine.choices import Choices, Problem, cache_folder
 from softmux.engine.fp8 import Fp8Weight, Weight
-from softmux.engine.kernels import fp8, linear
-from softmux.engine.kernels.fp8 import Tile
+from softmux.engine.kernels import dot, fp8, linear
+from softmux.engine.kernels.dot import Tile
 from softmux.engine.kernels.layer import silu_mul
-from softmux.engine.kernels.linear import STREAM_ROWS, stream, stream_gated
+from softmux.engine.kernels.linear import PLAIN, STREAM_ROWS, Walk, stream, stream_gated
 
 _CALLS = 24
 _FP8_ROWS = (1, 2, 16, 32, 64, 128, 256, 512, 1024)
 """A step's rows are counted as the next of these; beyond the last, arithmetic rules and the library is taken."""
+_PLAIN_ROWS = (1, 2, 16, 32, 64)
+"""The same, of plain weights."""
 _TILES = (Tile(64, 128, 1, 4, 4), Tile(128, 128, 1, 8, 3), Tile(64, 256, 1, 4, 3), Tile(64, 128, 2, 4, 4))
+_PLAIN_TILES = (
+    Tile(64, 128, 1, 4, 4), Tile(64, 128, 2, 4, 4), Tile(64, 128, 4, 4, 4), Tile(64, 64, 4, 4, 5),
+    Tile(32, 128, 1, 4, 4), Tile(32, 128, 2, 4, 4), Tile(128, 64, 1, 8, 4), Tile(128, 128, 1, 8, 3),
+)  # fmt: skip
 _LARGE_TILES = (Tile(128, 64, 1, 8, 4), Tile(128, 128, 1, 8, 3))
 
 
-class _Way(NamedTuple):
-    run: Callable[..., torch.Tensor]
-    """`(x, weight, bias)`, for weights of the kind it was made for."""
-    outputs_each: int = 0
-    """Where a plain weight's product is streamed: its outputs a program, for that with SiLU·up, too."""
+_WALKS = (
+    PLAIN,
+    Walk(4, 1024, 8, False),
+    Walk(8, 1024, 8, True),
+    Walk(4, 1024, 8, True),
+    Walk(4, 1024, 4, True),
+    Walk(8, 512, 4, True),
+    Walk(4, 512, 4, True),
+    Walk(4, 2048, 8, True),
+    Walk(2, 2048, 4, True),
+    Walk(16, 512, 8, True),
+)
+
+
+class Product(NamedTuple):
+    """One of a step's: `x [rows, in]` by `weight [out, in]`."""
+
+    weight: Weight
+    gated: bool = False
+    """The outputs are gate, then up, and silu(gate)·up is what comes of them."""
+
+
+_Run = Callable[[torch.Tensor, Any, torch.Tensor | None], torch.Tensor]
+"""`(x, weight, bias)`, for weights of the kind that it was made for."""
 
 
 def machine() -> str:
     """All that a measurement depends on beside the product itself: card, versions, and our kernels' own text."""
-    sources = b"".join(Path(module.__file__ or "").read_bytes() for module in (linear, fp8))
+    sources = b"".join(Path(module.__file__ or "").read_bytes() for module in (linear, dot, fp8))
     kernels = hashlib.sha256(sources).hexdigest()[:12]
     return f"{torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__}, kernels {kernels}"
 
@@ -44,36 +69,26 @@ def machine() -> str:
 class Products:
     """`products(x, weight, bias)`: `[rows, in]` · `[out, in]`ᵀ, for plain weights and such in fp8.
 
-    Plain weights go to the library but for up to `STREAM_ROWS` rows; weights in fp8 go to the kernels but for many
-    rows. Between the ways that are open to it, each shape takes the one that was fastest when `measure` timed it.
+    Plain weights go to the library but for few rows; weights in fp8 go to the kernels but for many rows. Between the
+    ways that are open to it, each shape takes the one that was fastest when `measure` timed it.
     """
 
     def __init__(self) -> None:
-        self._chosen: dict[tuple[int, torch.Size, bool], _Way] = {}
+        self._chosen: dict[tuple[int, torch.Size, bool, bool], _Run] = {}
         self._scratch: torch.Tensor | None = None
 
     def __call__(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None) -> torch.Tensor:
-        way = self._chosen.get((_counted(x.shape[0]), weight.shape, isinstance(weight, Fp8Weight)))
-        if way is not None:
-            return way.run(x, weight, bias)
+        run = self._chosen.get((_counted(x.shape[0]), weight.shape, isinstance(weight, Fp8Weight), False))
+        if run is not None:
+            return run(x, weight, bias)
         if not isinstance(weight, Fp8Weight):
             return F.linear(x, weight, bias)
         return self._unpacked(x, weight, bias) if x.shape[0] > fp8.DOT_ROWS else fp8.product(x, weight, bias)
 
     def gated(self, x: torch.Tensor, weight: Weight) -> torch.Tensor:
         """silu(gate)·up, `[rows, inner]`, of a merged `weight` `[2·inner, in]`: gate rows, then up rows."""
-        each = self._streamed(x.shape[0], weight)
-        if each:
-            assert isinstance(weight, torch.Tensor)
-            return stream_gated(x, weight, outputs_each=each)
-        return silu_mul(self(x, weight, None))
-
-    def _streamed(self, rows: int, weight: Weight) -> int:
-        """Outputs a program where a plain weight's product of so many rows is streamed, else 0."""
-        if rows > STREAM_ROWS or not isinstance(weight, torch.Tensor):
-            return 0
-        way = self._chosen.get((rows, weight.shape, False))
-        return 0 if way is None else way.outputs_each
+        run = self._chosen.get((_counted(x.shape[0]), weight.shape, isinstance(weight, Fp8Weight), True))
+        return silu_mul(self(x, weight, None)) if run is None else run(x, weight, None)
 
     def _unpacked(self, x: torch.Tensor, weight: Fp8Weight, bias: torch.Tensor | None) -> torch.Tensor:
         if self._scratch is None or self._scratch.numel() < weight.shape[1]:
@@ -86,45 +101,59 @@ class Products:
 
     # --- choosing ----------------------------------------------------------------------------------------------------
 
-    def _ways(self, rows: int, weight: Weight) -> dict[str, _Way]:
+    def ways(self, rows: int, product: Product) -> dict[str, _Run]:
         """The ways open to a product of that many rows, by the names under which choices are kept."""
-        if not isinstance(weight, Fp8Weight):
-            return {"library": _Way(F.linear)} | {
-                f"stream {each}": _Way(functools.partial(stream, outputs_each=each), each) for each in (4, 8)
-            }
-        ways: dict[str, _Way] = {}
+        weight = product.weight
+        if isinstance(weight, Fp8Weight):
+            return self._fp8_ways(rows, weight)
+        ways: dict[str, _Run] = {"library": _library_gated if product.gated else F.linear}
+        run: Callable[..., torch.Tensor]
+        if rows <= STREAM_ROWS:
+            run = _streamed_gated if product.gated else stream
+            ways |= {f"stream {walk}": functools.partial(run, walk=walk) for walk in _WALKS}
+        elif rows <= _PLAIN_ROWS[-1]:
+            run = _tiled_gated if product.gated else dot.dot
+            ways |= {f"dot {tile}": functools.partial(run, tile=tile) for tile in _PLAIN_TILES}
+        return ways
+
+    def _fp8_ways(self, rows: int, weight: Fp8Weight) -> dict[str, _Run]:
+        ways: dict[str, _Run] = {}
         if rows <= STREAM_ROWS and weight.shape[1] % 4 == 0:
             for each, warps in ((4, 4), (8, 4), (8, 8), (16, 8)):
-                run = functools.partial(fp8.stream, outputs_each=each, warps=warps)
-                ways[f"stream {each}, {warps} warps"] = _Way(run)
+                ways[f"stream {each}, {warps} warps"] = functools.partial(fp8.stream, outputs_each=each, warps=warps)
         if rows <= 1024:
-            tiles = _TILES if rows <= 128 else _LARGE_TILES
-            for tile in tiles:
-                ways["dot " + " ".join(map(str, tile))] = _Way(functools.partial(fp8.dot, tile=tile))
+            for tile in _TILES if rows <= 128 else _LARGE_TILES:
+                ways[f"dot {tile}"] = functools.partial(fp8.dot, tile=tile)
         if rows >= 128:
-            ways["unpacked"] = _Way(self._unpacked)
+            ways["unpacked"] = self._unpacked
         return ways
 
     @torch.inference_mode()
-    def measure(self, weights: list[Weight], dtype: torch.dtype, choices: Choices | None = None) -> None:
-        """Chooses for the weights to be served, `x` in `dtype`: from the file of an earlier start, or by timing every
+    def measure(self, products: list[Product], dtype: torch.dtype, choices: Choices | None = None) -> None:
+        """Chooses for the products to be served, `x` in `dtype`: from the file of an earlier start, or by timing every
         way on each shape's weights one after the other, as a step reads them (one weight over and over would come from
         the cache). Half precision only."""
         if dtype not in (torch.bfloat16, torch.float16):
             return
         choices = choices or Choices(machine(), cache_folder() / "products")
-        shapes: dict[tuple[torch.Size, bool], list[Weight]] = {}
-        for weight in weights:
-            shapes.setdefault((weight.shape, isinstance(weight, Fp8Weight)), []).append(weight)
-        for (shape, packed), members in shapes.items():
-            for rows in _FP8_ROWS if packed else range(1, STREAM_ROWS + 1):
-                ways = self._ways(rows, members[0])
+        shapes: dict[tuple[torch.Size, bool, bool], list[Product]] = {}
+        for product in products:
+            packed = isinstance(product.weight, Fp8Weight)
+            shapes.setdefault((product.weight.shape, packed, product.gated), []).append(product)
+        for (shape, packed, gated), members in shapes.items():
+            if packed and gated:
+                continue  # no kernel does both
+            for rows in _FP8_ROWS if packed else _PLAIN_ROWS:
+                ways = self.ways(rows, members[0])
                 calls = _CALLS if rows <= 64 else 4
-                chain = (members * calls)[:calls]
-                kind = "e4m3" if packed else str(dtype)
+                chain = [product.weight for product in (members * calls)[:calls]]
+                kind = "e4m3" if packed else f"{dtype}, gated" if gated else str(dtype)
                 problem = Problem(rows, shape[0], shape[1], str(dtype), kind)
-                time_it = functools.partial(_seconds, rows=rows, dtype=dtype, chain=chain, ways=ways)
-                self._chosen[rows, shape, packed] = ways[choices.choose(problem, list(ways), time_it)]
+
+                def time_it(name: str, rows: int = rows, chain: list[Weight] = chain, ways: Any = ways) -> float:
+                    return seconds_of(ways[name], rows, chain, dtype)
+
+                self._chosen[rows, shape, packed, gated] = ways[choices.choose(problem, list(ways), time_it)]
         choices.save()
 
 
@@ -132,12 +161,22 @@ def _counted(rows: int) -> int:
     return next((size for size in _FP8_ROWS if rows <= size), rows)
 
 
-def _seconds(name: str, *, rows: int, dtype: torch.dtype, chain: list[Weight], ways: dict[str, _Way]) -> float:
+def _library_gated(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return silu_mul(F.linear(x, weight, bias))
+
+
+def _streamed_gated(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, walk: Walk) -> torch.Tensor:
+    return stream_gated(x, weight, walk=walk)
+
+
+def _tiled_gated(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, tile: Tile) -> torch.Tensor:
+    return silu_mul(dot.dot(x, weight, bias, tile))
+
+
+def seconds_of(run: _Run, rows: int, chain: list[Weight], dtype: torch.dtype) -> float:
     """Seconds a call, from replays of a graph of the whole chain."""
     first = chain[0]
-    device = first.data.device
-    x = torch.randn((rows, first.shape[1]), dtype=dtype, device=device)
-    run = ways[name].run
+    x = torch.randn((rows, first.shape[1]), dtype=dtype, device=first.data.device)
 
     def all_of_it() -> None:
         for weight in chain:

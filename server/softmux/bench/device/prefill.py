@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from softmux.bench.bases.random_base import SHAPES
 from softmux.bench.device.gpu import Bench, Workload
-from softmux.bench.device.rates import name_of, product_rate
+from softmux.bench.device.rates import kernel_seconds, name_of, product_rate, told_times
 
 
 def product_operations(bench: Bench, rows: int, tokens: int) -> int:
@@ -42,6 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--tokens", type=int, default=2048, help="of each")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--side", type=int, default=8192, help="of the square product that gives the rate")
+    parser.add_argument("--profile", action="store_true", help="tell where the device's time goes, in one more run")
     options = parser.parse_args(arguments)
     if min(options.rows, options.tokens, options.repeats, options.side) < 1:
         parser.error("rows, tokens, repeats and side are at least 1")
@@ -51,6 +52,8 @@ def main(arguments: Sequence[str]) -> int:
     lengths = [options.tokens] * options.rows
     seconds = [options.rows / bench.throughput(work, [bench.bare], lengths) for _ in range(options.repeats + 1)][1:]
     took = statistics.median(seconds)
+    if options.profile:
+        told_times(kernel_seconds(bench.device, lambda: bench.throughput(work, [bench.bare], lengths)))
     products = product_operations(bench, options.rows, options.tokens)
     attention = attention_operations(bench, options.rows, options.tokens)
     sys.stdout.write(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
@@ -39,6 +40,28 @@ def _seconds(device: torch.device, call: Callable[[], object]) -> float:
     end.record()
     end.synchronize()
     return float(begin.elapsed_time(end)) / 1000
+
+
+def kernel_seconds(device: torch.device, call: Callable[[], object]) -> dict[str, tuple[int, float]]:
+    """Of a call, by torch's profiler: how often each kernel ran (on a CPU: each operation) and its seconds in all."""
+    kind = torch.profiler.ProfilerActivity.CUDA if device.type == "cuda" else torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[kind]) as profiler:
+        call()
+        settle(device)
+    times: dict[str, tuple[int, float]] = {}
+    for event in profiler.key_averages():
+        spent = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
+        if spent:
+            times[event.key] = event.count, spent / 1e6
+    return times
+
+
+def told_times(times: dict[str, tuple[int, float]], most: int = 16) -> None:
+    """Writes the `most` that took longest, the longest first, and the sum of all."""
+    everything = sum(seconds for _, seconds in times.values())
+    for name, (count, seconds) in sorted(times.items(), key=lambda item: -item[1][1])[:most]:
+        sys.stdout.write(f"{seconds * 1e3:10.3f} ms {seconds / everything:6.1%} {count:6} x {name[:90]}\n")
+    sys.stdout.write(f"{everything * 1e3:10.3f} ms in all, of {len(times)} kernels\n")
 
 
 def settle(device: torch.device) -> None:

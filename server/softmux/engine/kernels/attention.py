@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from softmux.engine.kernels.launch import follows, pdl_options
+from softmux.engine.kernels.launch import follows, on_hopper, pdl_options
 
 _LOG2E = 1.4426950408889634
 
@@ -37,11 +37,11 @@ def _decode(
     SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, SPLIT: tl.constexpr, PICKED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     follows(PDL)
-    at = tl.program_id(0)
+    at = tl.program_id(1)  # a row's KV heads run side by side: of each token their keys are one piece of memory
     token = at
     if PICKED:
         token = tl.load(picked_ptr + at)
-    kv_head = tl.program_id(1)
+    kv_head = tl.program_id(0)
     split = tl.program_id(2)
     row = tl.load(rows_ptr + at).to(tl.int64)
     length = tl.load(positions_ptr + at).to(tl.int32) + 1
@@ -211,6 +211,7 @@ def _extend(
 
 MOST_SPLITS = 8
 _WAVES = 4
+_FEW_PROGRAMS = 1024
 
 
 def splits_for(rows: int, kv_heads: int, processors: int) -> int:
@@ -222,6 +223,17 @@ def splits_for(rows: int, kv_heads: int, processors: int) -> int:
 def counters(processors: int) -> int:
     """Pairs of row and KV head that there may be while keys are split at all."""
     return _WAVES * processors // 2
+
+
+def _decode_launch(programs: int, wide: int, dtype: torch.dtype) -> tuple[int, int, int]:
+    """Keys a turn, warps and stages. Slots are looked up a stage ahead of what they name, so three stages keep one turn
+    of keys on its way, five keep two and seven three. Narrow heads need that where few programs share the card; wide
+    ones keep memory busy with one (on an H200, TB/s at 64 · 256 rows of 512: 3.6 · 4.1 so, 3.0 · 3.9 with five)."""
+    if dtype == torch.float32 or wide > 128:
+        return 32, 4, 3
+    if wide > 64:
+        return 64, 4, 3
+    return (64, 2, 7) if programs <= _FEW_PROGRAMS else (64, 2, 5)
 
 
 def decode(
@@ -246,17 +258,17 @@ def decode(
     kv_heads = keys.shape[1]
     group = heads // kv_heads
     wide = max(16, triton.next_power_of_2(width))
-    block = 64 if wide <= 128 and query.dtype != torch.float32 else 32
+    block, warps, stages = _decode_launch(count * kv_heads, wide, query.dtype)
     partial = lse = out
     if splits > 1:
         partial = torch.empty((count, heads, splits, width), dtype=torch.float32, device=query.device)
         lse = torch.empty((count, heads, splits), dtype=torch.float32, device=query.device)
-    _decode[(count, kv_heads, splits)](
+    _decode[(kv_heads, count, splits)](
         query, keys, values, table, rows, positions, query if picked is None else picked, out, partial, lse,
         scaling, softcap or 1.0, window or 0, heads, kv_heads, table.stride(0), splits,
         GROUP=group, GROUP_PAD=max(16, triton.next_power_of_2(group)), D=width, D_PAD=wide, BLOCK=block,
         SOFTCAP=softcap is not None, WINDOW=window is not None, SPLIT=splits > 1, PICKED=picked is not None,
-        num_warps=4, num_stages=3, **pdl_options(query),
+        num_warps=warps, num_stages=stages, **pdl_options(query),
     )  # fmt: skip
     if splits > 1:
         _merge[(count * heads,)](
@@ -297,6 +309,8 @@ def extend(
         block, warps, stages = 32, 4, 2
     else:
         block, warps, stages = (64, 8 if queries == 128 else 4, 3) if wide <= 128 else (32, 4, 2)
+        if queries == 128 and on_hopper(query):
+            block, stages = 128, 5  # two turns of keys on their way, in 160 KB
     _extend[(heads, len(blocks[0]))](
         query, keys, values, table, out, *blocks, *rows, scaling, softcap or 1.0, window or 0, kv_heads,
         table.stride(0), heads * width, GROUP=heads // kv_heads, D=width, D_PAD=wide, QUERIES=queries, BLOCK=block,

@@ -6,6 +6,8 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -82,6 +84,51 @@ def check_many(copies: Copies, device: str) -> None:
         assert not table[count:].any()
 
 
+class KeptKernel:
+    """A kernel as Triton compiles it, made of the interpreter's: launched with all arguments, in the kernel's order."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+        self.dispatched = self.launched = 0
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
+        def dispatch(*arguments: object, num_warps: int, **constants: object) -> KeptKernel:
+            self.dispatched += 1
+            self.kernel[grid](*arguments, **constants)
+            return KeptKernel.Compiled(self)  # type: ignore[return-value]
+
+        return dispatch
+
+    class Compiled:
+        def __init__(self, of: KeptKernel) -> None:
+            self._of = of
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            def launch(*arguments: object, stream: int | None = None) -> None:
+                assert stream is None
+                self._of.launched += 1
+                self._of.kernel[grid](*arguments)
+
+            return launch
+
+
+def check_kept() -> None:
+    """Variants that have been compiled are launched without the dispatcher, each with its own kernel."""
+    from softmux.engine.kernels import copy
+
+    kernel = KeptKernel(copy._copy)
+    copy._copy = kernel
+    copies = StreamedCopies(torch.device("cpu"))
+    for _ in range(2):
+        check_prefixes(copies, "cpu", torch.float32, 16)
+        check_vectors(copies, "cpu", torch.bfloat16, 2100)
+    assert (kernel.dispatched, kernel.launched) == (3, 5), "in, out and into a table of another width; then no more"
+    dispatching = StreamedCopies(torch.device("cpu"), keep=False)
+    for _ in range(2):
+        check_vectors(dispatching, "cpu", torch.bfloat16, 2100)
+    assert (kernel.dispatched, kernel.launched) == (5, 5)
+
+
 @pytest.mark.parametrize(("way", "device"), WAYS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("head_dim", [16, 64, 3])
@@ -117,6 +164,7 @@ def test_the_kernel_itself_on_the_cpu() -> None:
         "    t.check_prefixes(copies, 'cpu', dtype, 16)\n"
         "t.check_vectors(copies, 'cpu', torch.bfloat16, 2100)\n"
         "t.check_many(copies, 'cpu')\n"
+        "t.check_kept()\n"
         "print('equal')"
     )
     path = [os.path.dirname(__file__), *sys.path]

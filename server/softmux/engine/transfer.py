@@ -22,6 +22,9 @@ _OVER_PCIE = 32
 _ON_DEVICE = 264
 _TURNS = 4
 _WORD = 8
+_IN_PLACE = 4
+"""Jobs of each program up to which a launch reads its table where it lies in page-locked memory: with more, it is sent
+ahead, since each job would wait for its part of it over PCIe again."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -52,13 +55,13 @@ class Copies(Protocol):
 
 
 class _Event:
-    """Lands when the device has done what the current stream has been given; `kept` stays alive until then."""
+    """Lands when the device has done what `stream` (the current one) has been given; `kept` stays alive until then."""
 
-    def __init__(self, kept: object = None) -> None:
+    def __init__(self, kept: object = None, stream: torch.cuda.Stream | None = None) -> None:
         self._kept: object = kept
         self._done = False
         self.event = torch.cuda.Event()
-        self.event.record()
+        self.event.record(stream)
 
     def landed(self) -> bool:
         if not self._done and self.event.query():
@@ -77,10 +80,10 @@ class _Flights:
     def __init__(self) -> None:
         self._flights: deque[_Event] = deque()
 
-    def start(self, kept: object) -> _Event:
+    def start(self, kept: object, stream: torch.cuda.Stream | None = None) -> _Event:
         while self._flights and self._flights[0].landed():
             self._flights.popleft()
-        self._flights.append(_Event(kept))
+        self._flights.append(_Event(kept, stream))
         return self._flights[-1]
 
 
@@ -108,7 +111,7 @@ class DirectCopies:
 
 
 class _Tables:
-    """What launches are told of their tokens: page-locked, then on the device, a few buffers taking turns."""
+    """What launches are told of their tokens, in page-locked memory, a few buffers taking turns."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -116,29 +119,36 @@ class _Tables:
         self._make(1 << 13)
 
     def _make(self, capacity: int) -> None:
+        self._capacity = capacity
         self._host = torch.empty((_TURNS, capacity), dtype=torch.int64, pin_memory=self._device.type == "cuda")
-        self._numbers: np.ndarray[Any, Any] = self._host.numpy()
         self._sent = torch.empty((_TURNS, capacity), dtype=torch.int64, device=self._device)
+        self._turns = [(host, host.numpy(), sent) for host, sent in zip(self._host, self._sent, strict=True)]
         self._users: list[_Event | None] = [None] * _TURNS
 
-    def send(self, table: np.ndarray[Any, Any]) -> torch.Tensor:
-        """`[3, tokens]` on the device, in the current stream's order. `used_by` must follow."""
-        if table.size > self._sent.shape[1]:
+    def write(self, pieces: Sequence[Piece], axis: int, token: int) -> torch.Tensor:
+        """`[3, tokens]` for `CopyTokens`, page-locked. `used_by` must follow."""
+        count = sum([len(piece.slots) for piece in pieces])
+        if 3 * count > self._capacity:
             for user in self._users:
                 if user is not None:
                     user.event.synchronize()
-            self._make(1 << table.size.bit_length())
+            self._make(1 << (3 * count).bit_length())
         self._turn = turn = (self._turn + 1) % _TURNS
         user = self._users[turn]
         if user is not None and not user.landed():
             user.event.synchronize()
-        self._numbers[turn, : table.size] = table.ravel()
-        sent = self._sent[turn, : table.size]
-        sent.copy_(self._host[turn, : table.size], non_blocking=True)
-        return sent.view(3, -1)
+        host, numbers, _ = self._turns[turn]
+        _tell(pieces, axis, token, numbers[: 3 * count].reshape(3, count))
+        table: torch.Tensor = host[: 3 * count].view(3, count)
+        return table
+
+    def send(self, table: torch.Tensor) -> torch.Tensor:
+        """What was written last, on the device in the current stream's order."""
+        sent: torch.Tensor = self._turns[self._turn][2][: table.numel()].view(3, -1)
+        return sent.copy_(table, non_blocking=True)
 
     def used_by(self, event: _Event) -> None:
-        """The launch that reads what was sent last."""
+        """The launch that reads what was written last."""
         self._users[self._turn] = event
 
 
@@ -150,7 +160,11 @@ class StreamedCopies:
     interpreter, in tests) there are no streams, and a copy has landed when the call returns.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, keep: bool = True) -> None:
+        """`keep`: as in `CopyTokens`."""
+        from softmux.engine.kernels.copy import CopyTokens, jobs_of
+
+        self._copy, self._jobs = CopyTokens(keep=keep), jobs_of
         self._device = device
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._tables = _Tables(device)
@@ -163,12 +177,11 @@ class StreamedCopies:
         elif self._side is None:
             self._launch(near, axis, pieces, to_near=True, programs=_OVER_PCIE)
         else:
-            with torch.cuda.stream(self._side):
-                if after is not None:
-                    self._side.wait_event(after)
-                self._launch(near, axis, pieces, to_near=True, programs=_OVER_PCIE)
-                flight = self._flights.start(pieces)
-                self._tables.used_by(flight)
+            if after is not None:
+                self._side.wait_event(after)
+            self._launch(near, axis, pieces, to_near=True, programs=_OVER_PCIE, stream=self._side)
+            flight = self._flights.start(pieces, self._side)
+            self._tables.used_by(flight)
             torch.cuda.current_stream(self._device).wait_event(flight.event)
 
     def gather(self, near: torch.Tensor, axis: int, pieces: Sequence[Piece]) -> Landing:
@@ -186,46 +199,54 @@ class StreamedCopies:
             return _Landed()
         staging = _Event()
         self._tables.used_by(staging)
-        with torch.cuda.stream(self._side):
-            self._side.wait_event(staging.event)
-            self._launch(staged, axis, _numbered(pieces), to_near=False, programs=_OVER_PCIE)
-            flight = self._flights.start((pieces, staged))
-            self._tables.used_by(flight)
+        self._side.wait_event(staging.event)
+        self._launch(staged, axis, _numbered(pieces), to_near=False, programs=_OVER_PCIE, stream=self._side)
+        flight = self._flights.start((pieces, staged), self._side)
+        self._tables.used_by(flight)
         return flight
 
-    def _launch(self, near: torch.Tensor, axis: int, pieces: Sequence[Piece], *, to_near: bool, programs: int) -> None:
-        from softmux.engine.kernels.copy import copy_tokens
-
-        token = _token_bytes(near, axis)
-        sent = self._tables.send(_table(pieces, axis, token))
-        planes = math.prod(near.shape[:axis])
-        copy_tokens(sent, near, planes=planes, width=token // _WORD, to_near=to_near, programs=programs)
+    def _launch(
+        self, near: torch.Tensor, axis: int, pieces: Sequence[Piece], *, to_near: bool, programs: int,
+        stream: torch.cuda.Stream | None = None,
+    ) -> None:  # fmt: skip
+        token, planes = _token_bytes(near, axis), math.prod(near.shape[:axis])
+        width = token // _WORD
+        table = self._tables.write(pieces, axis, token)
+        if self._jobs(table.shape[1], planes, width) > _IN_PLACE * programs:
+            with torch.cuda.stream(stream):
+                table = self._tables.send(table)
+        self._copy(table, near, planes=planes, width=width, to_near=to_near, programs=programs, stream=stream)
 
 
 def best_copies(device: torch.device) -> Copies:
     """Streamed ones on a CUDA device with Triton, if they bring back what they took there."""
     if device.type == "cuda" and importlib.util.find_spec("triton") is not None:
-        try:
-            streamed = StreamedCopies(device)
-            _prove(streamed, device)
-            return streamed
-        except Exception as error:
-            log.warning("copies by torch, one at a time: the batched ones fail here (%s)", error)
+        for keep in (True, False):
+            try:
+                streamed = StreamedCopies(device, keep=keep)
+                _prove(streamed, device)
+                return streamed
+            except Exception as error:
+                left = "by Triton's dispatcher" if keep else "by torch, one at a time: the batched ones fail here"
+                log.warning("copies %s (%s)", left, error)
     return DirectCopies(device)
 
 
 def _prove(copies: Copies, device: torch.device) -> None:
-    """Raises RuntimeError where a round trip changes what it carries."""
-    near = torch.zeros((2, 2, 8, 4), device=device)
-    there = torch.randn((2, 2, 3, 4)).pin_memory()
-    back = torch.zeros((2, 2, 2, 4)).pin_memory()
+    """Raises RuntimeError where a round trip changes what it carries: one that compiles its kernels and one that finds
+    them, with a table that is read in place and one that is sent ahead."""
     ready = torch.cuda.Event()
     ready.record()
-    copies.scatter(near, 2, [Piece(there, 0, [6, 1, 3])], ready)
-    copies.gather(near, 2, [Piece(back, 0, [3, 6])])
-    torch.cuda.synchronize(device)
-    if not torch.equal(back, there[:, :, [2, 0]]):
-        raise RuntimeError("a copy to the device and back differs from what was sent")
+    for count in (3, 3, 4096):
+        near = torch.zeros((2, 2, count + 5, 4), device=device)
+        there = torch.randn((2, 2, count, 4)).pin_memory()
+        back = torch.zeros((2, 2, 2, 4)).pin_memory()
+        slots = list(range(count + 3, 3, -1))
+        copies.scatter(near, 2, [Piece(there, 0, slots)], ready)
+        copies.gather(near, 2, [Piece(back, 0, slots[2:0:-1])])
+        torch.cuda.synchronize(device)
+        if not torch.equal(back, there[:, :, [2, 1]]) or not torch.equal(near[:, :, slots].cpu(), there):
+            raise RuntimeError("a copy to the device and back differs from what was sent")
 
 
 def _token_bytes(near: torch.Tensor, axis: int) -> int:
@@ -247,21 +268,25 @@ def _numbered(pieces: Sequence[Piece]) -> list[Piece]:
     return numbered
 
 
-def _table(pieces: Sequence[Piece], axis: int, token: int) -> np.ndarray[Any, Any]:
-    """`[3, tokens]` int64 for `copy_tokens`: each token's address, its planes' distance in bytes, its slot."""
+def _tell(pieces: Sequence[Piece], axis: int, token: int, table: np.ndarray[Any, Any]) -> None:
+    """Writes `[3, tokens]` int64 for `CopyTokens`: each token's address, its planes' distance in bytes, its slot."""
+    if len(pieces) == 1:  # as most often, and then this is a third of all that the copy costs the host
+        values, start, slots = pieces[0].values, pieces[0].start, pieces[0].slots
+        begin = values.data_ptr() + start * token
+        table[0] = np.arange(begin, begin + len(slots) * token, token)
+        table[1] = values.shape[axis] * token
+        table[2] = slots
+        return
     begins: list[int] = []
     planes: list[int] = []
     counts: list[int] = []
-    slots: list[int] = []
+    everywhere: list[int] = []
     for piece in pieces:
-        count, at = len(piece.slots), len(slots)
+        count, at = len(piece.slots), len(everywhere)
         begins.append(piece.values.data_ptr() + (piece.start - at) * token)
         planes.append(piece.values.shape[axis] * token)
         counts.append(count)
-        slots.extend(piece.slots)
-    table = np.empty((3, len(slots)), dtype=np.int64)
-    each = np.array(counts)
-    table[0] = np.repeat(np.array(begins, dtype=np.int64), each) + token * np.arange(len(slots))
-    table[1] = np.repeat(np.array(planes, dtype=np.int64), each)
-    table[2] = slots
-    return table
+        everywhere.extend(piece.slots)
+    table[0] = np.repeat(begins, counts) + token * np.arange(len(everywhere))
+    table[1] = np.repeat(planes, counts)
+    table[2] = everywhere

@@ -77,7 +77,9 @@ class VirtualVocabulary:
                 self._grow(count)
             else:
                 self._free.extend(self._resident.pop(victim))
-        rows = [self._free.pop() for _ in range(count)]
+        left = len(self._free) - count
+        rows = self._free[left:][::-1]
+        del self._free[left:]
         self._resident[adapter] = rows
         return rows
 

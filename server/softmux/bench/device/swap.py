@@ -23,6 +23,8 @@ from softmux.engine.vocabulary import VirtualVocabulary
 from softmux.scheduler.radix import RootKey
 
 TOKENS = 20
+_UNCOUNTED = 5
+"""Calls ahead of those that count, which compile what is to be compiled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +48,19 @@ class _Clock:
     def __init__(self, device: torch.device, repeats: int) -> None:
         self._gpu = device.type == "cuda"
         self._repeats = repeats
+        self.calls = 2 * (repeats + _UNCOUNTED)
 
     def cost(self, what: str, size: int, call: Callable[[int], object], fence: Callable[[], object]) -> Cost:
         """`call(n)` is the n-th of its kind; `fence()` makes it wait for what the device has been given so far."""
         host, both, device = [], [], []
-        for number in range(self._repeats + 5):
+        for number in range(self._repeats + _UNCOUNTED):
             self._settle()
             began = time.perf_counter()
             call(2 * number)
             returned = time.perf_counter()
             self._settle()
             ended = time.perf_counter()
-            if number >= 5:
+            if number >= _UNCOUNTED:
                 host.append(returned - began)
                 both.append(ended - began)
             if self._gpu:
@@ -65,7 +68,7 @@ class _Clock:
         return Cost(
             what,
             statistics.median(host) * 1e6,
-            statistics.median(device[5:]) * 1e3 if self._gpu else None,
+            statistics.median(device[_UNCOUNTED:]) * 1e3 if self._gpu else None,
             statistics.median(both) * 1e6,
             size,
         )
@@ -95,13 +98,17 @@ def vectors_cost(
     values = [arena.empty((TOKENS, hidden), dtype).normal_() for _ in range(adapters)]
     table = VirtualVocabulary(2 * adapters * TOKENS, hidden, dtype, device, copies)
     size = sum(tensor.nbytes for tensor in values)
+    clock = _Clock(device, repeats)
+    named = [
+        {RootKey("", f"{number}-{i}", "", ""): tensor for i, tensor in enumerate(values)}
+        for number in range(clock.calls)
+    ]
 
     def call(number: int) -> None:
-        keys = {RootKey("", f"{number}-{i}", "", ""): tensor for i, tensor in enumerate(values)}
-        table.rows_of(keys, keys.__getitem__)
+        table.rows_of(named[number], named[number].__getitem__)
 
     what = f"{adapters} x {TOKENS} x {hidden} into the table, {name}"
-    return _Clock(device, repeats).cost(what, size, call, lambda: table.gather([0]))
+    return clock.cost(what, size, call, lambda: table.gather([0]))
 
 
 def prefixes_cost(

@@ -403,6 +403,40 @@ def test_a_gpu_keeps_kv_that_it_had_to_compute_twice(tiers_of_a_gpu: tuple[Adapt
             assert torch.equal(layer[[50, 20]], values[1:3])
 
 
+def test_computed_kv_takes_what_adapters_leave_and_what_older_kv_had(
+    tiers_of_a_gpu: tuple[AdapterTiers, KVPool, RootKey],
+) -> None:
+    """One prompt's KV is as large as many adapters, which would all have to be read from disk again."""
+    tiers, pool, key = tiers_of_a_gpu
+    each = KVPool.bytes_per_token(layers_of(pool), torch.float32) * 4
+    others = [key._replace(digest=f"other{number}") for number in range(3)]
+    for other in others:
+        tiers.adopt(other, HostAdapter(torch.zeros((4, pool.keys[0].shape[-1]))))
+        tiers.hold(other)
+    known = [key, *others]
+
+    def compute(adapter: RootKey) -> int:
+        for _ in range(2):
+            tiers.save([PrefixSave(adapter, [1, 2, 3, 4])], pool)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        tiers.arrivals()
+        return tiers.compiled(adapter)
+
+    tiers.budget = tiers.host_bytes + 2 * each - 1
+    assert [compute(adapter) for adapter in known] == [4, 0, 0, 0], "there is room for one, which is in use"
+    tiers.check_integrity()
+    tiers.release(key)
+    assert [compute(adapter) for adapter in others] == [4, 0, 0], "nobody used the first any more"
+    assert tiers.compiled(key) == 0
+    tiers.release(others[0])
+    tiers.budget = tiers.host_bytes - each
+    assert compute(others[1]) == 0, "adapters fill it"
+    assert tiers.resident == 4
+    tiers.check_integrity()
+    tiers.hold(key)
+
+
 def test_kv_that_was_counted_on_is_there_though_its_adapter_is_let_go_before_the_step_is_launched(
     tiers_of_a_gpu: tuple[AdapterTiers, KVPool, RootKey],
 ) -> None:

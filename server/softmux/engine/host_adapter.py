@@ -22,6 +22,10 @@ from softmux.formats.parts import HeadPart, Parts, PrefixPart, PromptPart
 _MAGIC = b"softmux\4"
 _DIGEST_BYTES = 32
 _LENGTH_BYTES = 8
+_BEGIN = len(_MAGIC) + _DIGEST_BYTES + _LENGTH_BYTES
+"""Where the header begins."""
+_FIRST_READ = 4096
+"""Bytes that have all of the header but of very many tensors."""
 _UNIT_BYTES = 64
 _MOST_HEADER_BYTES = 64 << 20
 
@@ -112,7 +116,7 @@ class HostAdapter:
     # --- the disk tier's file ----------------------------------------------------------------------------------------
     # magic, SHA-256 of what follows the length, the header's length, the header padded with spaces, and the tensors'
     # bytes as they lie in memory: a load reads them straight into the tier's memory, and neither parses nor copies
-    # while it holds the interpreter.
+    # while it holds the interpreter, which it gives up and waits for as few times as it can: so does the engine then.
 
     def frames(self) -> list[bytes | memoryview]:
         """The header, and the tensors that are there, in place."""
@@ -159,30 +163,30 @@ class HostAdapter:
     @classmethod
     def read(cls, path: Path, empty: Empty = pageable) -> HostAdapter:
         """Raises OSError, and ValueError where the file is not what was written."""
-        with path.open("rb", buffering=0) as file:
-            begin = file.read(len(_MAGIC) + _DIGEST_BYTES + _LENGTH_BYTES)
-            if begin[: len(_MAGIC)] != _MAGIC:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            begun = os.read(file, _FIRST_READ)
+            if begun[: len(_MAGIC)] != _MAGIC:
                 raise ValueError("it is damaged, or of another version of softmux")
-            length = int.from_bytes(begin[len(_MAGIC) + _DIGEST_BYTES :], "little")
+            length = int.from_bytes(begun[_BEGIN - _LENGTH_BYTES : _BEGIN], "little")
             if length > _MOST_HEADER_BYTES:
                 raise ValueError("its header is damaged: it has no such length")
-            head = file.read(length)
-            try:
-                header = msgspec.json.decode(head, type=_Header)
-                wanted = [_wanted(*named) for named in zip(header.dtypes, header.shapes, strict=True)]
-            except (msgspec.DecodeError, AttributeError, TypeError) as error:
-                raise ValueError(f"its header is damaged: {error}") from None
+            end = _BEGIN + length
+            if end > len(begun):
+                begun += os.pread(file, end - len(begun), len(begun))
+            header, wanted = _told(begun[_BEGIN:end])
             size = sum(math.prod(shape) * dtype.itemsize for dtype, shape in filter(None, wanted))
-            if size != os.fstat(file.fileno()).st_size - len(begin) - len(head):
+            if size != os.fstat(file).st_size - end:
                 raise ValueError("it has not the size that its header tells")
             tensors = [None if named is None else empty(named[1], named[0]) for named in wanted]
-            digest = hashlib.sha256(head)
-            for tensor in tensors:
-                if tensor is not None:
-                    body = _raw(tensor)
-                    file.readinto(body)
-                    digest.update(body)
-        if digest.digest() != begin[len(_MAGIC) : len(_MAGIC) + _DIGEST_BYTES]:
+            bodies = [_raw(tensor) for tensor in tensors if tensor is not None and tensor.numel()]
+            _fill(file, bodies, end)
+        finally:
+            os.close(file)
+        digest = hashlib.sha256(begun[_BEGIN:end])
+        for body in bodies:
+            digest.update(body)
+        if digest.digest() != begun[len(_MAGIC) : _BEGIN - _LENGTH_BYTES]:
             raise ValueError("its checksum is wrong")
         return cls._from(header, tensors)
 
@@ -191,6 +195,29 @@ class HostAdapter:
         vectors, prefix, data, learned_head = tensors
         delta = Delta(data, header.updates, header.tables) if data is not None else None
         return cls(vectors, prefix, header.trained, delta, head=learned_head, head_shape=header.head)
+
+
+def _fill(file: int, bodies: list[memoryview], at: int) -> None:
+    """Reads what lies from `at` on into `bodies`: in one call, unless they are larger than a call may be."""
+    left = list(bodies)
+    while left:
+        got = os.preadv(file, left, at)
+        if not got:
+            raise ValueError("it ends before its tensors do")
+        at += got
+        while left and got >= len(left[0]):
+            got -= len(left.pop(0))
+        if got:
+            left[0] = left[0][got:]
+
+
+def _told(head: bytes) -> tuple[_Header, list[tuple[torch.dtype, tuple[int, ...]] | None]]:
+    """What a file's header says, and the dtype and shape of each tensor."""
+    try:
+        header = msgspec.json.decode(head, type=_Header)
+        return header, [_wanted(*named) for named in zip(header.dtypes, header.shapes, strict=True)]
+    except (msgspec.DecodeError, AttributeError, TypeError) as error:
+        raise ValueError(f"its header is damaged: {error}") from None
 
 
 def _raw(tensor: torch.Tensor) -> memoryview:

@@ -6,6 +6,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -39,8 +40,8 @@ class Arrival:
 
 
 class AdapterLoader:
-    """`readers` threads load, one writes: nobody waits for a write behind. `arrived` belongs to the engine's thread,
-    which `on_arrival`, called from a reader, wakes."""
+    """`readers` threads load, one writes: nobody waits for a write behind. The engine's thread takes what has arrived;
+    `on_arrival`, called from a reader, wakes it: once, however much arrives until it comes."""
 
     def __init__(
         self,
@@ -64,7 +65,12 @@ class AdapterLoader:
         self._source = source
         self.disk = disk
         self._on_arrival = on_arrival
-        self.arrived: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
+        self.spent: deque[object] = deque()
+        """What the engine's thread has no use for any more. A reader lets go of it before it loads: with a tensor's
+        last holder the interpreter changes hands, and the engine would wait for it behind the readers."""
+        self._arrived: deque[Arrival] = deque()
+        self._told = False
+        """The engine has been woken, and has not come yet."""
         self._reads: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._writes: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._open = 0
@@ -75,6 +81,11 @@ class AdapterLoader:
     def load(self, key: RootKey) -> None:
         asked = time.perf_counter()
         self._give(self._reads, lambda: self._load(key, asked))
+
+    def take(self) -> list[Arrival]:
+        """The loads that have ended since the last call."""
+        self._told = False  # first: what arrives from here on tells of itself
+        return [self._arrived.popleft() for _ in range(len(self._arrived))]
 
     def write(self, key: RootKey, adapter: HostAdapter) -> None:
         """Puts the adapter, as it is now, into the disk tier, if there is one."""
@@ -113,6 +124,7 @@ class AdapterLoader:
 
     def _load(self, key: RootKey, asked: float) -> None:
         adapter, error, tier = None, None, "disk"
+        self.spent.clear()
         try:
             empty = self._empty if self.own is None else pageable
             adapter = self.disk.get(key, empty) if self.disk is not None else None
@@ -128,8 +140,10 @@ class AdapterLoader:
         except Exception as unknown:
             log.exception("loading %s failed", key.digest)
             error = InternalError(f"loading adapter {key.digest} failed: {unknown}")
-        self.arrived.put(Arrival(key, adapter, error, tier, time.perf_counter() - asked))
-        self._on_arrival()
+        self._arrived.append(Arrival(key, adapter, error, tier, time.perf_counter() - asked))
+        if not self._told:  # looked at after the arrival is there: whoever has reset it since will find it
+            self._told = True
+            self._on_arrival()
 
     def _parts(self, key: RootKey) -> Parts:
         """Of the version that the key names, or of the combination of several."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import queue
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -66,7 +65,8 @@ class AdapterTiers:
     `gpu`: host memory is page-locked, from which a GPU copies by itself, and an adapter's computed KV is kept only
     from its second computation on, and never on disk. A GPU computes a 20-vector prompt within a step's other work in
     little time, while its KV takes many times its vectors' memory; so what is used once, or stays in the GPU's own
-    cache, costs neither, and what keeps coming back is copied (docs/performance.md has the arithmetic). A CPU keeps it
+    cache, costs neither, and what keeps coming back is copied (docs/performance.md has the arithmetic). It takes the
+    memory that adapters leave, and older KV's, but no adapter's: eight of these lie where one's KV does. A CPU keeps it
     at once, and on disk, too: there computing is dear, and a copy nearly free.
     """
 
@@ -100,7 +100,10 @@ class AdapterTiers:
         self._failed: dict[RootKey, SoftmuxError] = {}
         self._awaited: set[RootKey] = set()
         self._expected: deque[RootKey] = deque()
+        self._spare_bytes = 0
+        """Of that KV."""
         self._saving: deque[_Saving] = deque()
+        self._saving_bytes = 0
         self._promised: dict[RootKey, tuple[PrefixKV, int]] = {}
         """What `compiled` has counted since the step began: it is there for `load` (with its serial), even if it is
         let go in between."""
@@ -219,9 +222,11 @@ class AdapterTiers:
             host.computed += 1
             if host.computed < self._keep_at:
                 continue
-            prefix = self._room(pool.prefix_shape(len(save.slots)), pool.dtype)
+            shape = pool.prefix_shape(len(save.slots))
+            prefix = self._room(shape, pool.dtype) if self._leaves(shape, pool.dtype) else None
             if prefix is None:
-                continue  # host memory is being made larger: the next computation finds it
+                continue  # adapters have it all, or it is being made larger and the next computation finds it
+            self._saving_bytes += prefix.nbytes
             pieces.append(Piece(prefix, 0, save.slots))
             begun.append((save.adapter, host))
             if self.orders is not None:
@@ -265,11 +270,7 @@ class AdapterTiers:
         self._promised.clear()
         self._land()
         ended: list[RootKey] = []
-        while True:
-            try:
-                arrival = self.loader.arrived.get_nowait()
-            except queue.Empty:
-                break
+        for arrival in self.loader.take():
             self._loading.discard(arrival.key)
             ended.append(arrival.key)
             if arrival.adapter is None:
@@ -287,6 +288,8 @@ class AdapterTiers:
             self._shrink()
         if self._expected:
             self._prefetch()
+        if not self._loading:
+            self.loader.spent.clear()
         return ended
 
     def await_only(self, waited_for: Callable[[RootKey], bool]) -> None:
@@ -318,6 +321,7 @@ class AdapterTiers:
         """Takes up the computed KV that has arrived in host memory."""
         while self._saving and self._saving[0].landing.landed():
             saving = self._saving.popleft()
+            self._saving_bytes -= saving.prefix.nbytes
             host = saving.host
             if self._host.get(saving.key) is not host or host.prefix is not None:
                 continue  # let go meanwhile, or saved twice
@@ -327,6 +331,11 @@ class AdapterTiers:
             if self._arena is None and self.orders is None:
                 self.loader.write(saving.key, host)
             self._shrink()
+
+    def _leaves(self, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+        """Whether what adapters, and KV that is in use, leave of the budget is enough for such KV."""
+        taken = self.host_bytes - self._spare_bytes + self._saving_bytes
+        return self._arena is None or taken + math.prod(shape) * dtype.itemsize <= self.budget
 
     def _room(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor | None:
         if self._arena is None:
@@ -363,22 +372,27 @@ class AdapterTiers:
         if host is None or host.holds or key in self._awaited:
             return
         self._idle[key] = None
-        if self._arena is not None and host.prefix is not None and host.vectors is not None and not host.trained:
+        computed = host.prefix is not None and host.vectors is not None and not host.trained
+        if self._arena is not None and computed and key not in self._spare:
             self._spare[key] = None
+            self._spare_bytes += _bytes_of(host.prefix)
 
     def _busy(self, key: RootKey) -> None:
         self._idle.pop(key, None)
-        self._spare.pop(key, None)
+        if key in self._spare:
+            del self._spare[key]
+            self._spare_bytes -= _bytes_of(self._host[key].prefix)
 
     def _shrink(self) -> None:
         while self.host_bytes > self.budget and self._spare:
             key, _ = self._spare.popitem(last=False)
             host = self._host[key]
-            self.host_bytes -= host.nbytes
-            host.prefix = None
+            prefix, host.prefix = host.prefix, None
+            self._spare_bytes -= _bytes_of(prefix)
+            self.host_bytes -= _bytes_of(prefix)
+            self.loader.spent.append(prefix)
             if self.orders is not None:
                 self.orders.drop_prefix(host.serial)
-            self.host_bytes += host.nbytes
         while self.host_bytes > self.budget and self._idle:
             key, _ = self._idle.popitem(last=False)
             self._drop(key)
@@ -386,6 +400,7 @@ class AdapterTiers:
     def _drop(self, key: RootKey) -> None:
         host = self._host.pop(key)
         self.host_bytes -= host.nbytes
+        self.loader.spent.append(host)
         if self.orders is not None:
             self.orders.drop(host.serial)
         if self._arena is None:
@@ -398,3 +413,9 @@ class AdapterTiers:
         idle = {key for key, host in self._host.items() if not host.holds and key not in self._awaited}
         assert idle == set(self._idle), "what nothing holds or awaits can be let go, and nothing else"
         assert set(self._spare) <= idle
+        assert self._spare_bytes == sum(_bytes_of(self._host[key].prefix) for key in self._spare)
+        assert self._saving_bytes == sum(saving.prefix.nbytes for saving in self._saving)
+
+
+def _bytes_of(prefix: PrefixKV | None) -> int:
+    return 0 if prefix is None else prefix.nbytes

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from softmux.engine.device import to_device
+from softmux.engine.device import send, to_device
 from softmux.engine.poolers import Pooler
 from softmux.engine.transfer import Copies
 from softmux.engine.vocabulary import VirtualVocabulary
@@ -86,21 +86,19 @@ class Heads:
         self._pooler = pooler
         self._table: VirtualVocabulary | None = None
 
-    def labels(self, adapter: RootKey) -> int:
-        """How many outputs its head has."""
-        return self._shape_of(adapter).labels
-
     def forget(self, adapter: RootKey) -> None:
         if self._table is not None:
             self._table.forget(adapter)
 
-    def scores(self, states: torch.Tensor, adapters: Sequence[RootKey], counts: Sequence[int]) -> torch.Tensor:
+    def scores(
+        self, states: torch.Tensor, adapters: Sequence[RootKey], counts: Sequence[int]
+    ) -> tuple[torch.Tensor, dict[RootKey, int]]:
         """`states [tokens, width]`: the first `counts[0]` are read by the head of `adapters[0]`, and so on. → `[tokens,
-        labels]` float32; labels beyond a head's own mean nothing."""
+        labels]` float32, and how many labels each head has: those beyond its own mean nothing."""
         if self._table is None:  # a server without heads never pays for it
             rows = max(256, _BYTES // (4 * (self._width + _MARGIN)))
             self._table = VirtualVocabulary(rows, self._width + _MARGIN, torch.float32, self._device, self._copies)
-        shapes = {adapter: self._shape_of(adapter) for adapter in adapters}
+        shapes = {adapter: self._shape_of(adapter) for adapter in dict.fromkeys(adapters)}
         found = self._table.rows_of(shapes, self._rows_of)
         number = {adapter: i for i, adapter in enumerate(shapes)}
         owners = np.repeat(np.array([number[adapter] for adapter in adapters]), counts)
@@ -123,13 +121,15 @@ class Heads:
             norms = [numbers[-2:] if shape.eps == eps else [0, 0] for shape, numbers in heads]
             x = x.index_copy(0, at, self._normed(x[at], owners[these], norms, eps))
         most = max(shape.labels for shape, _ in heads)
-        return self._product(x, owners, [numbers[: shape.labels] for shape, numbers in heads], most)
+        scores = self._product(x, owners, [numbers[: shape.labels] for shape, numbers in heads], most)
+        return scores, {adapter: shape.labels for adapter, shape in shapes.items()}
 
     def _normed(self, x: torch.Tensor, owners: np.ndarray[Any, Any], rows: list[list[int]], eps: float) -> torch.Tensor:
         """`[tokens, width]`, each by its owner's two rows."""
         assert self._table is not None
-        learned = self._table.gather([row for pair in rows for row in pair]).view(-1, 2, self._width + _MARGIN)
-        weight, bias = learned[to_device(owners, self._device), :, : self._width].unbind(1)
+        pairs, each = send(self._device, np.array(rows, np.int64).reshape(-1), owners)
+        learned = self._table.take(pairs).view(-1, 2, self._width + _MARGIN)
+        weight, bias = learned[each, :, : self._width].unbind(1)
         return F.layer_norm(x, (self._width,), eps=eps) * weight + bias
 
     def _product(self, x: torch.Tensor, owners: np.ndarray[Any, Any], rows: list[list[int]], most: int) -> torch.Tensor:
@@ -150,9 +150,9 @@ class Heads:
         padded = np.zeros((len(kinds), most), np.int64)
         for i, kind in enumerate(kinds.tolist()):
             padded[i, : len(rows[kind])] = rows[kind]
-        weights = self._table.gather(np.repeat(padded, blocks, axis=0).reshape(-1).tolist())
-        weights = weights.view(-1, most, self._width + _MARGIN)
-        packed = x[to_device(taken, self._device)].view(-1, block, self._width)
+        copied, packs, unpacks = send(self._device, np.repeat(padded, blocks, axis=0).reshape(-1), taken, back)
+        weights = self._table.take(copied).view(-1, most, self._width + _MARGIN)
+        packed = x[packs].view(-1, block, self._width)
         bias = weights[:, None, :, -_MARGIN]
         out = torch.baddbmm(bias, packed, weights[:, :, :-_MARGIN].transpose(1, 2))
-        return out.flatten(0, 1)[to_device(back, self._device)]
+        return out.flatten(0, 1)[unpacks]

@@ -86,15 +86,18 @@ def lay_out(batch: Batch) -> Layout:
 def _read(batch: Batch, begins: Ints) -> tuple[Ints, Ints, list[int]]:
     """(tokens that heads read, tokens before those whose likelihood is read, the ids of the latter). `begins`: each
     row's first token."""
-    heads, before, targets = [np.empty(0, np.int64)], [np.empty(0, np.int64)], list[int]()
+    firsts: dict[str, list[int]] = {"head": [], "likelihood": []}
+    counts: dict[str, list[int]] = {"head": [], "likelihood": []}
+    targets: list[int] = []
     for chunk, begin in zip(batch.chunks, begins[batch.decodes.shape[1] :].tolist(), strict=True):
         reading = chunk.sequence.reading
         if reading is None or not chunk.samples:
             continue
-        at = np.arange(reading.first, reading.end) + begin - chunk.start
-        if reading.what == "head":
-            heads.append(at)
-        else:
-            before.append(at - 1)
+        firsts[reading.what].append(begin - chunk.start + reading.first)
+        counts[reading.what].append(reading.end - reading.first)
+        if reading.what == "likelihood":
             targets += chunk.sequence.prompt[reading.first : reading.end]
-    return np.concatenate(heads), np.concatenate(before), targets
+    heads, likely = (
+        ranges(np.array(firsts[what], np.int64), np.array(counts[what], np.int64)) for what in ("head", "likelihood")
+    )
+    return heads, likely - 1, targets

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from softmux.engine.device import to_device
 from softmux.engine.heads import Heads
 from softmux.engine.layout import Layout
 from softmux.scheduler.batch import Batch
+from softmux.scheduler.radix import RootKey
 from softmux.scheduler.reading import Reading
 
 
@@ -25,31 +27,44 @@ class Readings:
     likely: list[tuple[int, int, int]]
     logprobs: torch.Tensor | None
 
-    def values(self) -> dict[int, torch.Tensor]:
-        """By place: float32 `[tokens, labels]` of a head, `[tokens, 1]` of likelihoods."""
-        found = {}
-        for rows, values in ((self.scored, self.scores), (self.likely, self.logprobs)):
-            at = 0
+    def told(self) -> tuple[dict[int, bytes], list[int]]:
+        """By place: float32 `[tokens, labels]` of a head, `[tokens, 1]` of likelihoods, in this machine's byte order;
+        and the places where any of these is not finite."""
+        found: dict[int, bytes] = {}
+        lost: list[int] = []
+        for rows, tensor in ((self.scored, self.scores), (self.likely, self.logprobs)):
+            if tensor is None:
+                continue
+            values, at = tensor.numpy(), 0
+            sound = bool(np.isfinite(values).all())
             for place, tokens, labels in rows:
-                assert values is not None
-                found[place] = values[at : at + tokens, :labels].contiguous()
+                own = values[at : at + tokens, :labels]
+                found[place] = own.tobytes()
+                if not sound and not np.isfinite(own).all():
+                    lost.append(place)
                 at += tokens
-        return found
+        return found, lost
 
 
 def read(batch: Batch, layout: Layout, states: torch.Tensor, logits: torch.Tensor, heads: Heads) -> Readings:
     """`states` are the last hidden states at `layout.heads`, `logits` those before each of `layout.targets`."""
-    readings = [(place, chunk.sequence.root, chunk.sequence.reading) for place, chunk in batch.read]
-    headed = [(place, root, reading) for place, root, reading in readings if reading and reading.what == "head"]
-    likely = [(place, reading.count, 1) for place, _, reading in readings if reading and reading.what != "head"]
+    headed: list[tuple[int, RootKey, Reading]] = []
+    likely: list[tuple[int, int, int]] = []
+    for place, chunk in batch.read:
+        reading = chunk.sequence.reading
+        if reading is not None and reading.what == "head":
+            headed.append((place, chunk.sequence.root, reading))
+        elif reading is not None:
+            likely.append((place, reading.count, 1))
     scores, logprobs = None, None
     scored: list[tuple[int, int, int]] = []
     if headed:
-        roots = [root for _, root, _ in headed]
         if any(reading.mean for _, _, reading in headed):
             states = _means(states, [reading for _, _, reading in headed])
-        scores = _to_host(heads.scores(states, roots, [reading.results for _, _, reading in headed]))
-        scored = [(place, reading.results, heads.labels(root)) for place, root, reading in headed]
+        roots, counts = [root for _, root, _ in headed], [reading.results for _, _, reading in headed]
+        found, labels = heads.scores(states, roots, counts)
+        scores = _to_host(found)
+        scored = [(place, count, labels[root]) for (place, root, _), count in zip(headed, counts, strict=True)]
     if likely:
         targets = to_device(layout.targets, logits.device)
         logprobs = _to_host(logits.float().log_softmax(-1).gather(1, targets[:, None]))

@@ -160,9 +160,9 @@ class ModelRunner:
         if launched.masks is not None:
             output.stuck.update((int(places[place]), why) for place, why in launched.masks.stuck.items())
         if launched.readings is not None:
-            for place, scores in launched.readings.values().items():
-                output.scores[place] = scores.numpy().tobytes()
-                tokens[place] = 0 if bool(scores.isfinite().all()) else -1
+            scores, lost = launched.readings.told()
+            output.scores.update(scores)
+            tokens[lost] = -1
         return output
 
     @torch.inference_mode()

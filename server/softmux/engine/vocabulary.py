@@ -63,7 +63,11 @@ class VirtualVocabulary:
 
     def gather(self, rows: Sequence[int]) -> torch.Tensor:
         """`[len(rows), hidden]`: what those rows of the table hold."""
-        found = self.table[to_device(rows, self.table.device)]
+        return self.take(to_device(rows, self.table.device))
+
+    def take(self, rows: torch.Tensor) -> torch.Tensor:
+        """As `gather`, of rows whose numbers are on the device."""
+        found = self.table[rows]
         self._mark_read()
         return found
 

@@ -196,7 +196,7 @@ def test_the_workers_stats_tell_the_ways(make_engine: Make, base: Any) -> None:
         "fused": 0,
         "products": 0,
         "prepacked": 0,
-        "last_layer": 0,
+        "encoder": 0,
         "loras": 0,
     }
     assert told.infos["fast_paths_info"]["attention"] == "torch"

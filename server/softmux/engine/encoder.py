@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoModel
 
 from softmux.engine.attention.base import PackedRows
-from softmux.engine.encoder_tail import LastLayer
+from softmux.engine.encoder_layers import EncoderLayers
 from softmux.engine.numbering import numbering
 from softmux.engine.packed import PackedModel
 from softmux.engine.poolers import base_head, pooler_of
@@ -42,23 +42,32 @@ class PackedEncoder(PackedModel):
         self.pooler = pooler_of(self.module, folder)
         kind = self.config.model_type
         self.reads_mean = kind == "modernbert" and self.config.classifier_pooling == "mean"
-        self.last_layer = LastLayer.of(self.module, lambda: self._backend)
+        self.through = EncoderLayers.of(self.module, self._attend_straight)
         self._narrow = False
 
     def forward(
         self, embeddings: torch.Tensor, positions: torch.Tensor, wanted: torch.Tensor, rows: PackedRows
     ) -> torch.Tensor:
         """As `PackedModel.forward`, without any logits to give."""
-        self._narrow = self.last_layer is not None and self.last_layer.at is not None
+        self._narrow = self.through is not None and self.through.at is not None
         try:
             return super().forward(embeddings, positions + self.position_offset, wanted[:0], rows)
         finally:
-            if self.last_layer is not None:
-                self.last_layer.at = None
+            if self.through is not None:
+                self.through.at = None
+
+    def _attend_straight(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        self.on_layer()
+        attended: torch.Tensor = self._backend.attend(
+            layer, query, key, value, scaling=scaling, window=None, softcap=None
+        )
+        return attended
 
     def will_read(self, at: torch.Tensor | None, tokens: int) -> None:
-        if self.last_layer is not None:
-            self.last_layer.read(at, tokens)
+        if self.through is not None:
+            self.through.read(at, tokens)
 
     def states(self, at: torch.Tensor) -> torch.Tensor:
         return self._last if self._narrow else super().states(at)

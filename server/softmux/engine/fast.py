@@ -67,9 +67,8 @@ def prove(runner: ModelRunner, spec: ModelSpec) -> None:
         self_test(runner, spec)
     if runner.device.type == "cpu":
         _prepack(runner, spec)
-    if isinstance(runner.model, PackedEncoder) and runner.model.last_layer is not None:
-        last = runner.model.last_layer
-        attempt(runner, spec, "last_layer", last.attach, last.detach)
+    if isinstance(runner.model, PackedEncoder) and (through := runner.model.through) is not None:
+        attempt(runner, spec, "encoder", through.attach, through.detach)
     if runner.backend.name == "triton":
         _fuse(runner, spec)
 

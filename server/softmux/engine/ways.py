@@ -9,7 +9,7 @@ from typing import Literal
 
 Way = Literal["graph", "fused", "module"]
 """A CUDA graph of fused layers; the fused layers; the transformers module itself, over the attention backend."""
-Path = Literal["graph", "fused", "products", "prepacked", "last_layer", "loras"]
+Path = Literal["graph", "fused", "products", "prepacked", "encoder", "loras"]
 """What may be left: its proof failed at load, a step had no graph of its size, or it raised in a step."""
 
 
@@ -19,7 +19,7 @@ class Ways:
 
     steps: dict[Way, int] = field(default_factory=lambda: {"graph": 0, "fused": 0, "module": 0})
     fallbacks: dict[Path, int] = field(
-        default_factory=lambda: {"graph": 0, "fused": 0, "products": 0, "prepacked": 0, "last_layer": 0, "loras": 0}
+        default_factory=lambda: {"graph": 0, "fused": 0, "products": 0, "prepacked": 0, "encoder": 0, "loras": 0}
     )
     attention: str = ""
     layers: str = "module"

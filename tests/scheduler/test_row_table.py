@@ -27,7 +27,7 @@ def sequence(name: str = "s", prompt: list[int] | None = None, client: bytes = b
 def decoding(table: RowTable, one: Sequence) -> None:
     """Seats a sequence and schedules its whole input."""
     table.seat(one)
-    table.extend(one.row, np.arange(one.prompt_length, dtype=np.int32))
+    table.extend(one.row, np.arange(one.prompt_length, dtype=np.int32), 0)
     assert table.chunk(one.row)
 
 

@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 _CPU_KV_TOKENS = 32768
 _CPU_KV_BYTES = 2 << 30
 _GROUP = 8
+_READ = SamplingParams(max_tokens=1, ignore_eos=True)
 _GPU_READERS = 4
 
 
@@ -312,7 +313,7 @@ class Engine:
             client=client,
             root=root,
             prompt=prompt,
-            sampling=SamplingParams(max_tokens=1, ignore_eos=True),
+            sampling=_READ,
             arrival=now,
             deadline=deadline,
             priority=priority,
@@ -328,8 +329,8 @@ class Engine:
     def _check_tokens(self, tokens: tuple[int, ...], root: RootKey, param: str) -> None:
         if not tokens:
             raise InvalidRequest(f"the {param} has no tokens; send at least one", param=param)
-        if max(tokens) >= self.spec.vocab_size:
-            raise InvalidRequest(f"token id {max(tokens)} is not below {self.spec.vocab_size}", param=param)
+        if (largest := max(tokens)) >= self.spec.vocab_size:
+            raise InvalidRequest(f"token id {largest} is not below {self.spec.vocab_size}", param=param)
         if root.digest is None and min(tokens) < 0:
             raise InvalidRequest("token ids must not be negative", param=param)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import msgspec
 import numpy as np
 
 from softmux.scheduler.radix import RootKey
@@ -13,8 +14,7 @@ from softmux.scheduler.sequence import Sequence
 from softmux.types import TokenLogprobs
 
 
-@dataclass(slots=True, frozen=True)
-class Chunk:
+class Chunk(msgspec.Struct, frozen=True):
     """`count` tokens of the input of `sequence`, in the table's `row`, from position `start` on. `samples`: they are
     the last of it, and their last one's logits choose a token."""
 

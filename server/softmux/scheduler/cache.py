@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-import numpy as np
-
 from softmux.scheduler.radix import Node, RadixTree
 from softmux.scheduler.rows import RowTable
 from softmux.scheduler.sequence import Sequence
@@ -49,7 +47,7 @@ class PrefixCache:
     def enter(self, sequence: Sequence, node: Node, slots: list[int]) -> None:
         """Puts a sequence, newly seated, at a node that was found for it."""
         sequence.node, sequence.shared = node, len(slots)
-        self._table.extend(sequence.row, np.array(slots, np.int32))
+        self._table.extend(sequence.row, slots, 0)
 
     def follow(self, sequence: Sequence, end: int) -> None:
         """Moves a sequence further down along what the tree knows of its tokens up to `end`.
@@ -57,10 +55,10 @@ class PrefixCache:
         Nothing happens where it owns slots already: the rest is then its own, too.
         """
         start = sequence.computed
-        if sequence.shared == start and sequence.node is not None:
+        if start < end and sequence.shared == start and sequence.node is not None:
             node, slots = self.tree.match(sequence.node, sequence.spelled(end), start, end)
             if slots:
-                self._table.extend(sequence.row, np.array(slots, np.int32))
+                self._table.extend(sequence.row, slots, start)
                 self._move(sequence, node)
 
     def grow(self, sequence: Sequence, slots: Slots, *, share: bool = True) -> None:
@@ -68,7 +66,7 @@ class PrefixCache:
         them from this very step on; they are its own where the tree has that path already, or without `share`."""
         start, row = sequence.computed, sequence.row
         end = start + len(slots)
-        self._table.extend(row, slots)
+        self._table.extend(row, slots, start)
         if share and sequence.shared == start and sequence.node is not None:
             tokens = self._table.tokens[row, start:end].tolist()
             node = self.tree.append(sequence.node, tokens, slots.tolist())
@@ -81,9 +79,10 @@ class PrefixCache:
         table, row = self._table, sequence.row
         computed = sequence.computed
         known = min(computed, sequence.length) if keep else sequence.shared
-        own = slice(sequence.shared, known)
-        tokens, slots = table.tokens[row, own].tolist(), table.slots[row, own].tolist()
-        self.pool.give(self.tree.absorb(sequence.node, tokens, slots))
+        if known > sequence.shared:
+            own = slice(sequence.shared, known)
+            tokens, slots = table.tokens[row, own].tolist(), table.slots[row, own].tolist()
+            self.pool.give(self.tree.absorb(sequence.node, tokens, slots))
         self.pool.give(table.slots[row, known:computed])
         self.tree.unlock(sequence.node)
         sequence.node, sequence.shared = None, 0

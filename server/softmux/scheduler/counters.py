@@ -46,7 +46,8 @@ class VirtualTokenCounters:
         self._per_token = np.ones(4)
         """1 / weight."""
         self._waits = np.zeros(4, np.bool_)
-        """Who has a sequence in the queue that can be next."""
+        """Who has a sequence in the queue that can be next; `_waiting` are their numbers."""
+        self._waiting: set[int] = set()
         self._coming = np.zeros(4, np.int64)
         """The order of that sequence."""
         self._queued = np.zeros(4, np.int64)
@@ -119,11 +120,13 @@ class VirtualTokenCounters:
         if coming is None:
             if self._waits[number]:
                 self._waits[number] = False
+                self._waiting.discard(number)
                 self._left_with = float(self.had[number])
             return
         if not self._waits[number]:
             self.had[number] = max(self.had[number], self._least_waiting())
             self._waits[number] = True
+            self._waiting.add(number)
         self._coming[number] = coming
 
     def _least_waiting(self) -> float:
@@ -132,6 +135,8 @@ class VirtualTokenCounters:
     def least(self, under_way: Collection[int] = (), *, waiting: bool = True) -> int | None:
         """Who has had least of those `under_way` and (`waiting`) of those who wait; None where there is nobody. Between
         equals it is one under way, then whose next came first."""
+        if not under_way and len(self._waiting) < 2:  # as most often: there is nothing to compare
+            return next(iter(self._waiting), None) if waiting else None
         mask = self._waits.copy() if waiting else np.zeros_like(self._waits)
         mask[list(under_way)] = True
         candidates = np.flatnonzero(mask)
@@ -178,3 +183,4 @@ class VirtualTokenCounters:
         assert self._present == len(living)
         taken = [one.number for one in self._tenants.values()]
         assert sorted([*self._free, *taken]) == list(range(len(self.had))), "tenants' numbers do not add up"
+        assert sorted(self._waiting) == np.flatnonzero(self._waits).tolist()

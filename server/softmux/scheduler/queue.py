@@ -34,7 +34,10 @@ class TenantLines:
 
     def push(self, sequence: Sequence) -> None:
         line = self._lines.setdefault(sequence.root, [])
-        bisect.insort(line, sequence, key=_place)
+        if not line or line[-1].place <= sequence.place:  # it came last, as a rule
+            line.append(sequence)
+        else:
+            bisect.insort(line, sequence, key=_place)
         self.length += 1
         if line[0] is sequence:
             self._offer(sequence.root)
@@ -71,19 +74,34 @@ class TenantLines:
             self._parked.discard(root)
             self._offer(root)
 
+    def pop(self, root: RootKey) -> Sequence:
+        """Takes out the first of a line that is open."""
+        line = self.line(root)
+        assert line, "only an open line has a first"
+        first = line.pop(0)
+        self._shortened(root, line)
+        return first
+
     def remove(self, sequence: Sequence) -> bool:
         line = self._lines.get(sequence.root)
         if line is None or sequence not in line:
             return False
-        first = line[0] is sequence
-        line.remove(sequence)
-        self.length -= 1
-        if not line:
-            del self._lines[sequence.root]
-            self._parked.discard(sequence.root)
-        elif first:
-            self._offer(sequence.root)
+        if line[0] is sequence:
+            del line[0]
+            self._shortened(sequence.root, line)
+        else:
+            line.remove(sequence)
+            self.length -= 1
         return True
+
+    def _shortened(self, root: RootKey, line: Line) -> None:
+        """The line's first has left it."""
+        self.length -= 1
+        if line:
+            self._offer(root)
+        else:
+            del self._lines[root]
+            self._parked.discard(root)
 
 
 class WaitingQueue:
@@ -140,10 +158,9 @@ class WaitingQueue:
 
     def pop(self, root: RootKey) -> Sequence:
         """Takes out the first of a line."""
-        line = self.line(root)
-        assert line, "only an open line has a first"
-        first = line[0]
-        self.remove(first)
+        first = self._tenants[root.tenant].pop(root)
+        self._length -= 1
+        self._tell(root.tenant)
         return first
 
     def park(self, root: RootKey) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+
+class Reading(msgspec.Struct, frozen=True):
     """What is read of a sequence's input in place of choosing a token after it. It ends with the step that reads it.
 
     `head`: its adapter's head reads the last hidden states of positions `first … end`, the latter not included.

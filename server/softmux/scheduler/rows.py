@@ -125,8 +125,8 @@ class RowTable:
     def seat(self, sequence: Sequence, delta: int = -1) -> None:
         """Gives a sequence a row: nothing of it is computed yet. `delta` is its slot in `deltas`."""
         row, sampling = self._free.pop(), sequence.sampling
-        tokens = sequence.tokens
-        self.tokens[row, : len(tokens)] = tokens
+        known, prompt = sequence.length, sequence.prompt_length
+        self.tokens[row, :known] = sequence.spelled(known)
         self.seats[row] = next(self._seatings)
         self.orders[row] = sequence.order
         self.accounts[row] = sequence.account
@@ -134,13 +134,14 @@ class RowTable:
         self.clients[row] = self._clients.hold(sequence.client)
         self.adapters[row] = self._adapters.hold(sequence.root) if sequence.adapter is not None else -1
         self.deltas[row] = delta
-        self.sources[row] = sequence.source or (0, 0)
+        if sequence.source is not None or self.sources[row, 1]:
+            self.sources[row] = sequence.source or (0, 0)
         self.contents[row], self.versions[row] = sequence.content, sequence.version
-        self.prompts[row] = sequence.prompt_length
-        self.known[row] = len(tokens)
+        self.prompts[row] = prompt
+        self.known[row] = known
         self.computed[row] = self.pending[row] = self.flights[row] = 0
-        self.ends[row] = sequence.prompt_length + sampling.max_tokens
-        least = sequence.prompt_length + sampling.min_tokens
+        self.ends[row] = prompt + sampling.max_tokens
+        least = prompt + sampling.min_tokens
         self.stops_from[row] = _NEVER if sampling.ignore_eos else least
         self.plain_from[row] = _NEVER if not sampling.plain else 0 if sampling.ignore_eos else least
         self.history[row] = sampling.needs_history
@@ -154,7 +155,8 @@ class RowTable:
         """Takes a sequence's row back. What it has generated goes with it; no step in flight may write to its slots."""
         row = sequence.row
         assert not self.flights[row], "a row is given up while a step writes to it"
-        sequence.said = self.tokens[row, sequence.prompt_length : self.known[row]].tolist()
+        prompt, known = sequence.prompt_length, int(self.known[row])
+        sequence.said = self.tokens[row, prompt:known].tolist() if known > prompt else []
         sequence.table, sequence.row = None, -1
         self._clients.drop(sequence.client)
         if sequence.adapter is not None:
@@ -185,11 +187,11 @@ class RowTable:
         self.flights[rows] += 1
         return step
 
-    def extend(self, row: int, slots: Slots) -> None:
-        """The row's next tokens lie in `slots`, or will."""
-        start = self.computed[row]
-        self.slots[row, start : start + len(slots)] = slots
-        self.computed[row] = start + len(slots)
+    def extend(self, row: int, slots: Slots | list[int], start: int) -> None:
+        """The row's tokens from `start` on, its next ones, lie in `slots`, or will."""
+        end = start + len(slots)
+        self.slots[row, start:end] = slots
+        self.computed[row] = end
 
     def chunk(self, row: int) -> bool:
         """Schedules a step over what `extend` added; whether it ends the row's input, so that it chooses a token."""

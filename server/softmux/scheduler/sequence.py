@@ -66,6 +66,13 @@ class Sequence:
 
     prompt_length: int = field(init=False)
     lead: int = field(init=False)
+    adapter: RootKey | None = field(init=False)
+    """The adapter's key in the tiers, None for the bare model."""
+    alone: bool = field(init=False)
+    """Whether the cache may hold nothing of it but a trained prefix."""
+    whole: tuple[int, int] = field(init=False)
+    """From where to where its tokens run in one step, and are computed whatever the cache has: an encoder's input with
+    the first token of its decoder behind it, or what is read of it; `(0, 0)` where that is nothing."""
     said: list[int] = field(default_factory=list)
     table: RowTable | None = None
     row: int = -1
@@ -78,36 +85,27 @@ class Sequence:
     preemptions: int = 0
 
     def __post_init__(self) -> None:
-        self.prompt_length = len(self.prompt)
-        self.lead = next((i for i, token in enumerate(self.prompt) if token >= 0), len(self.prompt))
+        self.prompt_length = length = len(self.prompt)
+        self.lead = next((i for i, token in enumerate(self.prompt) if token >= 0), length)
+        self.adapter = self.root if self.root.digest is not None else None
+        source, reading = self.source, self.reading
+        self.alone = source is not None or (reading is not None and reading.alone)
+        self.whole = (0, 0)
+        if reading is not None:
+            self.whole = reading.whole_from, length
+        elif source is not None:
+            self.whole = source[0], source[1] + 1
 
     @property
     def place(self) -> Place:
         return self.arrival - PRIORITY_SECONDS * self.priority, self.order
 
     @property
-    def adapter(self) -> RootKey | None:
-        """The adapter's key in the tiers, None for the bare model."""
-        return self.root if self.root.digest is not None else None
-
-    @property
-    def alone(self) -> bool:
-        """Whether the cache may hold nothing of it but a trained prefix."""
-        return self.source is not None or (self.reading is not None and self.reading.alone)
-
-    @property
-    def whole(self) -> tuple[int, int]:
-        """From where to where its tokens run in one step, and are computed whatever the cache has: an encoder's input
-        with the first token of its decoder behind it, or what is read of it; `(0, 0)` where that is nothing."""
-        if self.reading is not None:
-            return self.reading.whole_from, self.prompt_length
-        return (self.source[0], self.source[1] + 1) if self.source is not None else (0, 0)
-
-    @property
     def reusable(self) -> int:
         """How many of its tokens need not be computed if the cache has them: the others' hidden states are needed."""
         begin, end = self.whole
-        return min(self.length - 1, begin) if end else self.length - 1
+        most = self.length - 1
+        return min(most, begin) if end else most
 
     @property
     def length(self) -> int:

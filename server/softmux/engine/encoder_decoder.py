@@ -30,6 +30,7 @@ from softmux.engine.serves import SERVES
 from softmux.errors import ContextTooLong, InvalidRequest, SelfTestFailed
 from softmux.scheduler.batch import Batch
 from softmux.scheduler.rows import Ints
+from softmux.scheduler.sequence import lead_of
 from softmux.types import LayerKV, ModelSpec
 
 Role = Literal["encoder", "own", "cross"]
@@ -296,7 +297,7 @@ class PackedEncoderDecoder(PackedModel):
 def encoder_input(tokens: tuple[int, ...], max_tokens: int, context: int, *, trained_prefix: bool) -> tuple[int, int]:
     """`Sequence.source` of a request's tokens. Raises `InvalidRequest` where there are none, and `ContextTooLong` where
     these, or what the decoder may come to, are more than `context`."""
-    lead = next((at for at, token in enumerate(tokens) if token >= 0), len(tokens)) if trained_prefix else 0
+    lead = lead_of(tokens) if trained_prefix else 0
     length = len(tokens) - lead
     if not length:
         raise InvalidRequest("the prompt has no tokens; send at least one", param="prompt")

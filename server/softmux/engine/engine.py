@@ -38,7 +38,7 @@ from softmux.scheduler.news import PlainTokens
 from softmux.scheduler.radix import RootKey
 from softmux.scheduler.reading import Reading
 from softmux.scheduler.scheduler import Scheduler
-from softmux.scheduler.sequence import Sequence
+from softmux.scheduler.sequence import Sequence, lead_of
 from softmux.settings import Settings
 from softmux.types import HeadKind, ModelSpec, Output, SamplingParams
 
@@ -281,7 +281,7 @@ class Engine:
         likelihood of its last `scored` tokens. `trained_prefix`: its virtual tokens are keys and values. Its `Output`
         has `scores`. Raises a `SoftmuxError` where it can't ever run."""
         self._check_tokens(tokens, root, "input")
-        lead = next((at for at, token in enumerate(tokens) if token >= 0), len(tokens))
+        lead = lead_of(tokens)
         length, alone = len(tokens), self.spec.family == "encoder"
         if lead == length or not 0 <= scored < length:
             raise InvalidRequest("the input has no tokens; send at least one", param="input")

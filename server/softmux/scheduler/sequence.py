@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,17 @@ if TYPE_CHECKING:
 
 PRIORITY_SECONDS = 60.0
 """A level of priority counts as much as having come so much earlier: what is passed over is passed over for so long."""
+
+
+def lead_of(tokens: Iterable[int]) -> int:
+    """How many virtual tokens a row begins with."""
+    lead = 0
+    for token in tokens:
+        if token >= 0:
+            break
+        lead += 1
+    return lead
+
 
 Place = tuple[float, int]
 """Where a sequence stands among its tenant's: less is earlier."""
@@ -86,7 +98,7 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.prompt_length = length = len(self.prompt)
-        self.lead = next((i for i, token in enumerate(self.prompt) if token >= 0), length)
+        self.lead = lead_of(self.prompt)
         self.adapter = self.root if self.root.digest is not None else None
         source, reading = self.source, self.reading
         self.alone = source is not None or (reading is not None and reading.alone)

@@ -9,6 +9,7 @@ nothing else is said. On a GPU a step has up to 8192 tokens, as `softmux serve -
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import random
 import sys
@@ -156,6 +157,8 @@ def main(arguments: Sequence[str]) -> None:
         tuned = make_tasks(given.model, given.tasks, given.virtual, folder)
         softmux = Softmux(given.model, given.tasks, folder, tokenizer, given.device, given.dtype, step_tokens)
         tuned.to(given.device, dtype)
+        gc.collect()
+        gc.freeze()  # as the server's worker does: what was loaded is walked by no collection while either side runs
         turns = [
             (
                 timed(lambda: softmux.scores(texts)),
@@ -164,6 +167,7 @@ def main(arguments: Sequence[str]) -> None:
             for _ in range(1 + given.runs)
         ][1:]  # the first is not counted
         softmux.close()
+        gc.unfreeze()
     ours, theirs = (min((turn[side] for turn in turns), key=lambda run: run.seconds) for side in (0, 1))
     told = {
         "texts": len(texts),

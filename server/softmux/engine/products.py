@@ -27,24 +27,22 @@ _PLAIN_ROWS = (1, 2, 16, 32, 64)
 """The same, of plain weights."""
 _TILES = (Tile(64, 128, 1, 4, 4), Tile(128, 128, 1, 8, 3), Tile(64, 256, 1, 4, 3), Tile(64, 128, 2, 4, 4))
 _PLAIN_TILES = (
-    Tile(64, 128, 1, 4, 4), Tile(64, 128, 2, 4, 4), Tile(64, 128, 4, 4, 4), Tile(64, 64, 4, 4, 5),
-    Tile(32, 128, 1, 4, 4), Tile(32, 128, 2, 4, 4), Tile(128, 64, 1, 8, 4), Tile(128, 128, 1, 8, 3),
-)  # fmt: skip
+    Tile(64, 128, 1, 4, 4),
+    Tile(64, 128, 2, 4, 4),
+    Tile(64, 128, 4, 4, 4),
+    Tile(128, 64, 1, 8, 4),
+    Tile(128, 128, 1, 8, 3),
+)
 _LARGE_TILES = (Tile(128, 64, 1, 8, 4), Tile(128, 128, 1, 8, 3))
-
-
 _WALKS = (
     PLAIN,
-    Walk(4, 1024, 8, False),
-    Walk(8, 1024, 8, True),
     Walk(4, 1024, 8, True),
     Walk(4, 1024, 4, True),
-    Walk(8, 512, 4, True),
     Walk(4, 512, 4, True),
-    Walk(4, 2048, 8, True),
     Walk(2, 2048, 4, True),
     Walk(16, 512, 8, True),
 )
+"""Each was the fastest of eleven for one of the products of a 1B and an 8B, or within 3 % of it, on an H200."""
 
 
 class Product(NamedTuple):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from softmux.bench.bases.tiny import tiny_model
-from softmux.bench.device.crossing import Bench, Load, Pass, Room, crossing
+from softmux.bench.device.crossing import Bench, Load, Pass, Room, _round, crossing
 from softmux.bench.device.residency import Added
+from softmux.scheduler.radix import RootKey
 
 ROOM = Room(gpu=6, host=30)
 
@@ -29,7 +33,10 @@ def test_every_tier_is_used_as_tasks_outgrow_it(bench: Bench) -> None:
         assert isinstance(hits, dict)
         assert row["requests"] == 40
         assert sum(hits.values()) == pytest.approx(1, abs=1e-3)
-        assert row["of_bare"]
+        slices = row["of_bare_slices"]
+        assert isinstance(slices, list)
+        assert len(slices) == 4
+        assert row["of_bare"] == pytest.approx(statistics.median(slices), abs=1e-3)
     few, many = found[0]["hit_rates"], found[2]["hit_rates"]
     assert isinstance(few, dict)
     assert isinstance(many, dict)
@@ -37,6 +44,27 @@ def test_every_tier_is_used_as_tasks_outgrow_it(bench: Bench) -> None:
     assert "disk" not in few
     assert many["disk"] > 0
     assert len(told) == 4
+
+
+def test_the_bare_model_runs_what_the_tasks_beside_it_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str | None, list[int]]] = []
+    run = Bench.run
+
+    def listened(self: Bench, roots: Iterable[RootKey], result: Pass, **options: Any) -> Pass:
+        some = list(roots)
+        asked.append((some[0].digest, [count for _, count in options["lengths"]]))
+        return run(self, some, result, **options)
+
+    bare, many = Pass(40, "bare"), Pass(40, "uniform")
+    monkeypatch.setattr(Bench, "run", listened)
+    _round(bench, bare, many, 20, until=float("inf"))
+    assert [digest is None for digest, _ in asked] == [False, True, False]
+    assert asked[0][1] == asked[1][1] == asked[2][1]
+    assert (many.requests, bare.requests) == (40, 20)
+    assert (many.tokens, bare.tokens) == (2 * sum(asked[1][1]), sum(asked[1][1]))
+    assert len(many.of_bare) == 2
+    _round(bench, bare, many, 20, until=0.0)
+    assert len(many.of_bare) == 2, "a slice that was cut short is compared with none"
 
 
 def test_single_requests_are_told_apart_by_tier(bench: Bench) -> None:

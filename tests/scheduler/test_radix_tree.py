@@ -143,6 +143,47 @@ def test_only_the_used_half_of_an_edge_counts_as_used() -> None:
     assert tree.evict(1) == [0, 1]
 
 
+def test_what_is_come_back_to_outlives_texts_that_come_once() -> None:
+    """Each request leaves a text: in the order of their last use they would take the place of every prompt."""
+    tree = RadixTree()
+    grow(tree, [1, 2], [0, 1])
+    tree.match(tree.root(ROOTS[0]), [1, 2], 0, 2)
+    for text in range(100, 120):
+        grow(tree, [text, 0], [2 * text, 2 * text + 1])
+        if tree.tokens > 8:
+            assert tree.evict(1) == [2 * (text - 3), 2 * (text - 3) + 1], "the oldest of the texts"
+    assert tree.match(tree.root(ROOTS[0]), [1, 2], 0, 2)[1] == [0, 1]
+    tree.check_integrity()
+
+
+def test_texts_that_come_once_have_a_quarter_whatever_else_there_is() -> None:
+    tree = RadixTree()
+    for text in range(12):
+        grow(tree, [text, 0], [2 * text, 2 * text + 1])
+        if text < 9:
+            tree.match(tree.root(ROOTS[0]), [text, 0], 0, 2)
+    assert (tree.tokens, tree._leaves.once) == (24, 6)
+    assert tree.evict(1) == [0, 1], "of nine that were found again, and three that were not, the former's oldest"
+    assert tree.evict(1) == [18, 19], "the latter are more than a quarter now"
+    assert tree.evict(1) == [2, 3]
+    tree.check_integrity()
+
+
+def test_a_prompt_that_comes_again_after_it_had_given_way_is_not_new() -> None:
+    tree, adapter = RadixTree(), ROOTS[1]
+    for turn in range(2):
+        prompt = tree.append(tree.root(adapter), [-1, -2], [0, 1])
+        assert prompt is not None
+        text = tree.append(prompt, [5, turn], [2, 3])
+        assert text is not None
+        assert (prompt.again, text.again) == (turn == 1, False)
+        tree.check_integrity()
+        assert sorted(tree.evict(4)) == [0, 1, 2, 3]
+    bare = tree.append(tree.root(ROOTS[0]), [5, 6], [0, 1])
+    assert bare is not None
+    assert not bare.again
+
+
 def test_letting_go_a_leaf_ten_thousand_times_keeps_the_list_of_candidates_short() -> None:
     tree = RadixTree()
     for text in range(50):
@@ -151,6 +192,6 @@ def test_letting_go_a_leaf_ten_thousand_times_keeps_the_list_of_candidates_short
         node, _ = tree.match(tree.root(ROOTS[0]), [turn % 50, 1], 0, 2)
         tree.lock(node)
         tree.unlock(node)
-    assert len(tree._candidates) <= 2048
+    assert len(tree._leaves) <= 2048
     tree.check_integrity()
     assert sorted(tree.evict(100)) == list(range(100))

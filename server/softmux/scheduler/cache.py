@@ -29,7 +29,7 @@ class PrefixCache:
         return self.pool.free + self.tree.evictable
 
     def take(self, count: int) -> Slots | None:
-        """`count` slots, the least recently used of the tree's giving way; None where there are not so many."""
+        """`count` slots, the tree's giving way by its own order; None where there are not so many."""
         if self.pool.free < count:
             self.pool.give(self.tree.evict(count - self.pool.free))
         return self.pool.take(count) if self.pool.free >= count else None
@@ -68,8 +68,12 @@ class PrefixCache:
         end = start + len(slots)
         self._table.extend(row, slots, start)
         if share and sequence.shared == start and sequence.node is not None:
-            tokens = self._table.tokens[row, start:end].tolist()
-            node = self.tree.append(sequence.node, tokens, slots.tolist())
+            node: Node | None = sequence.node
+            lead = sequence.lead if sequence.adapter is not None and start < sequence.lead < end else end
+            for first, last in ((start, lead), (lead, end)):  # a prompt is a node of its own: its texts come and go
+                if node is not None and first < last:
+                    tokens = self._table.tokens[row, first:last].tolist()
+                    node = self.tree.append(node, tokens, slots[first - start : last - start].tolist())
             if node is not None:
                 self._move(sequence, node)
 

@@ -9,11 +9,12 @@ After RadixAttention (Zheng et al., SGLang, NeurIPS 2024, arXiv 2312.07104), to 
 
 from __future__ import annotations
 
-import heapq
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from softmux.scheduler.leaves import Leaves
 
 
 class RootKey(NamedTuple):
@@ -41,8 +42,10 @@ class Node:
     children: dict[int, Node] = field(default_factory=dict)
     refs: int = 0
     last_used: int = 0
+    again: bool = False
+    """Someone has come to it since it was left here; of a root: it has been here before."""
     attached: bool = True
-    """False once evicted: the heap of candidates may still name it."""
+    """False once evicted: the queues of leaves may still name it."""
 
 
 class RadixTree:
@@ -51,9 +54,7 @@ class RadixTree:
     def __init__(self) -> None:
         self._roots: dict[RootKey, Node] = {}
         self._clock = itertools.count(1)
-        self._order = itertools.count()
-        self._candidates: list[tuple[int, int, Node]] = []
-        self._candidate_limit = 1024
+        self._leaves = Leaves()
         self.tokens = 0
         self.evictable = 0
 
@@ -62,7 +63,8 @@ class RadixTree:
     def root(self, key: RootKey) -> Node:
         node = self._roots.get(key)
         if node is None:
-            node = self._roots[key] = Node(root=key, parent=None, tokens=[], slots=[])
+            again = key.digest is not None and self._leaves.remembers(key)
+            node = self._roots[key] = Node(root=key, parent=None, tokens=[], slots=[], again=again)
         return node
 
     def begins(self, key: RootKey, token: int) -> bool:
@@ -90,10 +92,17 @@ class RadixTree:
             if same < len(edge):
                 child = self._split(child, same)
             child.last_used = now
+            if not child.again:
+                self._found(child)
             slots.extend(child.slots)
             node = child
             at += same
         return node, slots
+
+    def _found(self, node: Node) -> None:
+        node.again = True
+        if node.refs == 0:
+            self._leaves.once -= len(node.tokens)
 
     def _split(self, node: Node, at: int) -> Node:
         """Cuts `node`'s edge after `at` tokens; returns the new upper half. `node` stays the lower half."""
@@ -107,6 +116,7 @@ class RadixTree:
             children={node.tokens[at]: node},
             refs=node.refs,
             last_used=node.last_used,
+            again=node.again,
         )
         parent.children[upper.tokens[0]] = upper
         node.tokens = node.tokens[at:]
@@ -120,11 +130,11 @@ class RadixTree:
         """A new edge below `node`, taking over `slots`; None, and nothing taken, where that path begins already."""
         if tokens[0] in node.children:
             return None
-        child = Node(root=node.root, parent=node, tokens=tokens, slots=slots, last_used=next(self._clock))
+        back = node.parent is None and node.again and tokens[0] < 0  # an adapter's prompt that has been here before
+        child = Node(root=node.root, parent=node, tokens=tokens, slots=slots, last_used=next(self._clock), again=back)
         node.children[tokens[0]] = child
         self.tokens += len(tokens)
-        self.evictable += len(tokens)
-        self._offer(child)
+        self._let_go(child)
         return child
 
     def absorb(self, node: Node, tokens: list[int], slots: list[int]) -> list[int]:
@@ -144,7 +154,7 @@ class RadixTree:
         at: Node | None = node
         while at is not None:
             if at.refs == 0:
-                self.evictable -= len(at.tokens)
+                self._take(at)
             at.refs += 1
             at = at.parent
 
@@ -153,35 +163,29 @@ class RadixTree:
         while at is not None:
             at.refs -= 1
             if at.refs == 0:
-                self.evictable += len(at.tokens)
-                self._offer(at)
+                self._let_go(at)
             at = at.parent
 
-    def _offer(self, node: Node) -> None:
-        if node.refs == 0 and not node.children:
-            heapq.heappush(self._candidates, (node.last_used, next(self._order), node))
-            if len(self._candidates) > self._candidate_limit:
-                self._drop_stale_candidates()
+    def _let_go(self, node: Node) -> None:
+        """Nothing holds the node any more."""
+        self.evictable += len(node.tokens)
+        if not node.again:
+            self._leaves.once += len(node.tokens)
+        self._leaves.offer(node)
 
-    def _drop_stale_candidates(self) -> None:
-        """A leaf is offered again each time it is let go; without evictions those entries would pile up."""
-        leaves = {id(node): node for _, _, node in self._candidates if node.attached and not node.children}
-        self._candidates = [(node.last_used, next(self._order), node) for node in leaves.values() if node.refs == 0]
-        heapq.heapify(self._candidates)
-        self._candidate_limit = max(1024, 4 * len(self._candidates))
+    def _take(self, node: Node) -> None:
+        """The node is held from here on, or is none any more."""
+        self.evictable -= len(node.tokens)
+        if not node.again:
+            self._leaves.once -= len(node.tokens)
 
     # --- shrinking ---------------------------------------------------------------------------------------------------
 
     def evict(self, count: int) -> list[int]:
-        """Frees at least `count` slots if that many are unreferenced, least recently used leaves first."""
+        """Frees at least `count` slots if that many are unreferenced: by last use, those first that came once and were
+        not found again (`leaves.py`)."""
         freed: list[int] = []
-        while len(freed) < count and self._candidates:
-            used, _, node = heapq.heappop(self._candidates)
-            if not node.attached or node.refs or node.children:
-                continue
-            if node.last_used != used:  # used since it was offered: its turn comes later
-                self._offer(node)
-                continue
+        while len(freed) < count and (node := self._leaves.next(self.evictable)) is not None:
             freed.extend(self._detach(node))
         return freed
 
@@ -190,15 +194,17 @@ class RadixTree:
         parent = node.parent
         if parent is None:
             del self._roots[node.root]
+            if node.root.digest is not None:
+                self._leaves.remember(node.root)
             return []
         del parent.children[node.tokens[0]]
         self.tokens -= len(node.tokens)
-        self.evictable -= len(node.tokens)
+        self._take(node)
         if parent.refs == 0 and not parent.children:
             if parent.parent is None:
                 self._detach(parent)
             else:
-                self._offer(parent)
+                self._leaves.offer(parent)
         return node.slots
 
     def clear(self) -> list[int]:
@@ -207,7 +213,7 @@ class RadixTree:
         if any(node.refs for node in self.nodes()):
             raise RuntimeError("the prefix cache is cleared while sequences hold parts of it")
         self._roots.clear()
-        self._candidates.clear()
+        self._leaves.clear()
         self.tokens = self.evictable = 0
         return freed
 
@@ -228,8 +234,8 @@ class RadixTree:
             while at is not None:
                 expected[id(at)] = expected.get(id(at), 0) + 1
                 at = at.parent
-        tokens = evictable = 0
-        offered = {id(node) for _, _, node in self._candidates}
+        tokens = evictable = once = 0
+        offered = {id(node) for node in self._leaves}
         for node in self.nodes():
             assert len(node.tokens) == len(node.slots), "an edge has as many slots as tokens"
             assert node.refs == expected.get(id(node), 0), f"references of {node.root} are off"
@@ -241,6 +247,7 @@ class RadixTree:
             tokens += len(node.tokens)
             if node.refs == 0:
                 evictable += len(node.tokens)
+                once += 0 if node.again else len(node.tokens)
                 if node.parent is not None and not node.children:
                     assert id(node) in offered, "an unreferenced leaf can never be evicted"
-        assert (tokens, evictable) == (self.tokens, self.evictable), "token counts are off"
+        assert (tokens, evictable, once) == (self.tokens, self.evictable, self._leaves.once), "token counts are off"

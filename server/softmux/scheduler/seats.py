@@ -65,7 +65,7 @@ class Seats:
         return np.concatenate([ranked[ranked == oldest], ranked[ranked != oldest]])
 
     def take(self, count: int, sequence: Sequence, batch: Batch) -> Slots | None:
-        """`count` slots: free ones, then the cache's least recently used, then those of who ranks behind."""
+        """`count` slots: free ones, then what the cache can spare, then those of who ranks behind."""
         while (slots := self._cache.take(count)) is None:
             if not self._preempt_behind(sequence, batch):
                 return None

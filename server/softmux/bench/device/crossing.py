@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import statistics
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,6 +29,11 @@ _PATTERNS = 64
 """Distinct prompts; every task has a file of its own, and that is what is measured."""
 
 _PERCENTILES = (50, 90, 99)
+_ROUNDS = 2
+"""Times that the bare model has its turn in a pass, between two slices of the tasks'."""
+
+Lengths = tuple[int, int]
+"""A request's prompt tokens and new ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +66,20 @@ class Pass:
     requests: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    of_bare: list[float] = field(default_factory=list)
+    """Its slices' rates over those of the bare model's slices on the same lengths, each beside it in time."""
     found: Counter[str] = field(default_factory=Counter)
     first: list[float] = field(default_factory=list)
     whole: list[float] = field(default_factory=list)
+
+    def add(self, part: Pass) -> None:
+        """A part of the same pass."""
+        self.requests += part.requests
+        self.tokens += part.tokens
+        self.seconds += part.seconds
+        self.found += part.found
+        self.first += part.first
+        self.whole += part.whole
 
     @property
     def rate(self) -> float:
@@ -147,11 +165,19 @@ class Bench:
             return "gpu"
         return self.engine.tiers.tier(root)
 
-    def run(self, roots: Iterable[RootKey], result: Pass, *, until: float = float("inf")) -> Pass:
-        """Keeps `outstanding` requests in the engine until all of `roots` are done; no new ones after `until`."""
+    def run(
+        self,
+        roots: Iterable[RootKey],
+        result: Pass,
+        *,
+        lengths: Iterable[Lengths] | None = None,
+        until: float = float("inf"),
+    ) -> Pass:
+        """Keeps `outstanding` requests in the engine until all of `roots` are done; no new ones after `until`. Each has
+        its own of `lengths`, or what is drawn for it."""
         engine = self.engine
         asked: dict[str, float] = {}
-        jobs = deque(self._jobs(roots))
+        jobs = deque(self._jobs(roots, lengths))
         number = 0
         began = time.perf_counter()
         while jobs or asked:
@@ -181,12 +207,17 @@ class Bench:
         result.seconds += time.perf_counter() - began
         return result
 
-    def _jobs(self, roots: Iterable[RootKey]) -> Iterator[_Job]:
+    def lengths(self) -> Iterator[Lengths]:
+        """As many as are asked for."""
+        load, draw = self.load, self.draw
+        while True:
+            yield int(draw.integers(load.low, load.high + 1)), int(draw.integers(load.least, load.most + 1))
+
+    def _jobs(self, roots: Iterable[RootKey], lengths: Iterable[Lengths] | None = None) -> Iterator[_Job]:
         """What is asked, made before the clock runs."""
-        load, draw, vocabulary = self.load, self.draw, self.engine.spec.vocab_size
-        for root in roots:
-            ids = tuple(draw.integers(3, vocabulary, draw.integers(load.low, load.high + 1)).tolist())
-            count = int(draw.integers(load.least, load.most + 1))
+        draw, vocabulary = self.draw, self.engine.spec.vocab_size
+        for root, (length, count) in zip(roots, lengths or self.lengths(), strict=False):
+            ids = tuple(draw.integers(3, vocabulary, length).tolist())
             yield _Job(root, (*_LEAD, *ids) if root.digest else ids, SamplingParams(max_tokens=count, ignore_eos=True))
 
     def _add(self, name: str, job: _Job) -> None:
@@ -232,6 +263,20 @@ class Bench:
         return seconds
 
 
+def _round(bench: Bench, bare: Pass, many: Pass, requests: int, *, until: float) -> None:
+    """A slice of the tasks, one of the bare model, one of the tasks: of as many requests, and of the same lengths, so
+    that they begin and run out alike, and what the machine does over time weighs on both."""
+    lengths = list(itertools.islice(bench.lengths(), requests))
+    slices = [Pass(many.tasks, many.mix), Pass(bare.tasks, bare.mix), Pass(many.tasks, many.mix)]
+    for part, into in zip(slices, (many, bare, many), strict=True):
+        roots = [bench.bare] * requests if into is bare else bench.tasks_of(many.mix, many.tasks, requests)
+        into.add(bench.run(roots, part, lengths=lengths, until=until))
+    before, beside, after = slices
+    many.of_bare += [
+        part.rate / beside.rate for part in (before, after) if part.requests == beside.requests == requests
+    ]
+
+
 def crossing(
     bench: Bench, sizes: Sequence[int], requests: int, *, room: Room, seconds: float, say: Callable[[str], object]
 ) -> list[dict[str, object]]:
@@ -250,14 +295,13 @@ def crossing(
                 say(f"{size} tasks, {mix}: no time left\n")
                 continue
             bare, many = Pass(size, "bare"), Pass(size, mix)
-            until = time.perf_counter() + left
-            for _ in range(2):
-                bench.run([bench.bare] * (requests // 4), bare, until=until)
-                bench.run(bench.tasks_of(mix, size, requests // 2), many, until=until)
+            for _ in range(_ROUNDS):
+                _round(bench, bare, many, requests // (2 * _ROUNDS), until=time.perf_counter() + left / _ROUNDS)
             figures = many.figures() | {
                 "bare_tokens_per_second": round(bare.rate, 1),
                 "bare_ttft_ms": _cuts(bare.first),
-                "of_bare": round(many.rate / bare.rate, 4) if bare.rate else None,
+                "of_bare": round(statistics.median(many.of_bare), 4) if many.of_bare else None,
+                "of_bare_slices": [round(share, 4) for share in many.of_bare],
             }
             found.append(figures)
             say(json.dumps(figures) + "\n")

@@ -1,0 +1,88 @@
+"""Which leaf of the prefix tree gives way next: of what came once and was not found again, or of what was.
+
+After 2Q (Johnson and Shasha, "2Q: A Low Overhead High Performance Buffer Management Replacement Algorithm", VLDB 1994).
+By last use alone, texts that come once would push out what everybody comes back to: with thousands of tasks, each
+request leaves its text, twice as long as its task's prompt, where some other task's prompt had been.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from softmux.scheduler.radix import Node, RootKey
+
+_SHARE = 4
+"""What came once gives way first while it is more than one part in so many of what can give way: the paper's 25 %."""
+_REMEMBERED = 1 << 15
+"""Adapters whose prompts have given way, and would not be new if they came again: the paper's A1out."""
+
+_Queue = list[tuple[int, int, "Node"]]
+
+
+class Leaves:
+    """Leaves that nothing holds, in two queues by last use. Entries may be out of date, and are put right when their
+    turn comes. `once` counts the tokens of nodes, leaves or not, that nothing holds and nobody has found again."""
+
+    def __init__(self) -> None:
+        self.once = 0
+        self._once: _Queue = []
+        self._again: _Queue = []
+        self._order = itertools.count()
+        self._limit = 1024
+        self._gone: OrderedDict[RootKey, None] = OrderedDict()
+
+    def offer(self, node: Node) -> None:
+        """A node may have come to give way, or to give way later than it would have."""
+        if node.refs == 0 and not node.children:
+            heapq.heappush(self._again if node.again else self._once, (node.last_used, next(self._order), node))
+            if len(self) > self._limit:
+                self._drop_stale()
+
+    def next(self, evictable: int) -> Node | None:
+        """Takes the leaf out that gives way next, where there is one. `evictable`: tokens that nothing holds."""
+        first, second = self._again, self._once
+        if self.once * _SHARE > evictable:
+            first, second = second, first
+        while first or second:
+            queue = first or second
+            used, _, node = heapq.heappop(queue)
+            if not node.attached or node.refs or node.children:
+                continue
+            if node.last_used == used and node.again is (queue is self._again):
+                return node
+            self.offer(node)  # used since it was offered: its turn comes later
+        return None
+
+    def remember(self, root: RootKey) -> None:
+        """The last of what was below an adapter's root has given way."""
+        self._gone[root] = None
+        if len(self._gone) > _REMEMBERED:
+            self._gone.popitem(last=False)
+
+    def remembers(self, root: RootKey) -> bool:
+        """Whether it has, not long ago; asked once."""
+        return self._gone.pop(root, self) is None
+
+    def clear(self) -> None:
+        self._once.clear()
+        self._again.clear()
+        self.once = 0
+
+    def __len__(self) -> int:
+        return len(self._once) + len(self._again)
+
+    def __iter__(self) -> Iterator[Node]:
+        return (node for _, _, node in (*self._once, *self._again))
+
+    def _drop_stale(self) -> None:
+        """A leaf is offered again each time it is let go; without evictions those entries would pile up."""
+        leaves = {id(node): node for node in self if node.attached and not node.children and node.refs == 0}
+        for queue, again in ((self._once, False), (self._again, True)):
+            queue[:] = [(node.last_used, next(self._order), node) for node in leaves.values() if node.again is again]
+            heapq.heapify(queue)
+        self._limit = max(1024, 4 * len(leaves))

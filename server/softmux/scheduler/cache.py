@@ -49,8 +49,8 @@ class PrefixCache:
         sequence.node, sequence.shared = node, len(slots)
         self._table.extend(sequence.row, slots, 0)
 
-    def follow(self, sequence: Sequence, end: int) -> None:
-        """Moves a sequence further down along what the tree knows of its tokens up to `end`.
+    def follow(self, sequence: Sequence, end: int) -> int:
+        """Moves a sequence further down along what the tree knows of its tokens up to `end`; how far it is computed.
 
         Nothing happens where it owns slots already: the rest is then its own, too.
         """
@@ -60,6 +60,8 @@ class PrefixCache:
             if slots:
                 self._table.extend(sequence.row, slots, start)
                 self._move(sequence, node)
+                return start + len(slots)
+        return start
 
     def grow(self, sequence: Sequence, slots: Slots, *, share: bool = True) -> None:
         """The sequence's next tokens go into `slots`. What it shares so far becomes longer by them, and others may use

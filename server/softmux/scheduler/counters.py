@@ -118,16 +118,20 @@ class VirtualTokenCounters:
         none can. A tenant that had none of these and has one now is lifted."""
         self._queued[number] = count
         if coming is None:
-            if self._waits[number]:
+            if number in self._waiting:
                 self._waits[number] = False
                 self._waiting.discard(number)
                 self._left_with = float(self.had[number])
             return
-        if not self._waits[number]:
+        if number not in self._waiting:
             self.had[number] = max(self.had[number], self._least_waiting())
             self._waits[number] = True
             self._waiting.add(number)
         self._coming[number] = coming
+
+    def grew(self, number: int, count: int) -> None:
+        """`count` sequences of a tenant are in the queue, and the one that can be next is the same."""
+        self._queued[number] = count
 
     def _least_waiting(self) -> float:
         return float(self.had[self._waits].min()) if self._waits.any() else self._left_with

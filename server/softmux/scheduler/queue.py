@@ -32,15 +32,18 @@ class TenantLines:
         for line in self._lines.values():
             yield from line
 
-    def push(self, sequence: Sequence) -> None:
+    def push(self, sequence: Sequence) -> bool:
+        """Whether it is the first of its line now."""
         line = self._lines.setdefault(sequence.root, [])
         if not line or line[-1].place <= sequence.place:  # it came last, as a rule
             line.append(sequence)
         else:
             bisect.insort(line, sequence, key=_place)
         self.length += 1
-        if line[0] is sequence:
-            self._offer(sequence.root)
+        if line[0] is not sequence:
+            return False
+        self._offer(sequence.root)
+        return True
 
     def _offer(self, root: RootKey) -> None:
         line = self._lines.get(root)
@@ -139,9 +142,12 @@ class WaitingQueue:
 
     def push(self, sequence: Sequence) -> None:
         """Takes its place: a newcomer behind those of its priority, a preempted one before all that came after it."""
-        self._tenants[sequence.root.tenant].push(sequence)
+        lines = self._tenants[sequence.root.tenant]
         self._length += 1
-        self._tell(sequence.root.tenant)
+        if lines.push(sequence):
+            self._tell(sequence.root.tenant)
+        else:  # whose turn it is stays as it was
+            self._counters.grew(self._counters.number(sequence.root.tenant), lines.length)
 
     def next_tenant(self) -> int | None:
         """The number of who has had least of the tenants that wait; between equals, of whose next came first."""

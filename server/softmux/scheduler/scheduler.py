@@ -237,8 +237,8 @@ class Scheduler:
         False where there is such KV but no room for it now: a trained prefix can't be computed instead.
         """
         end = sequence.reusable  # one token at least is computed: its logits are needed
-        self.cache.follow(sequence, end)
-        adapter, start = sequence.adapter, sequence.computed
+        start = self.cache.follow(sequence, end)
+        adapter = sequence.adapter
         if adapter is None or start >= sequence.lead or sequence.shared < start:
             return True
         ready = min(self._shelf.compiled(adapter), sequence.lead, end)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from softmux.engine import transfer
 from softmux.engine.arena import HostArena
 from softmux.engine.transfer import Copies, DirectCopies, Piece, StreamedCopies, best_copies
 
@@ -123,10 +124,11 @@ def check_kept() -> None:
         check_prefixes(copies, "cpu", torch.float32, 16)
         check_vectors(copies, "cpu", torch.bfloat16, 2100)
     assert (kernel.dispatched, kernel.launched) == (3, 5), "in, out and into a table of another width; then no more"
-    dispatching = StreamedCopies(torch.device("cpu"), keep=False)
+    dispatching = StreamedCopies(torch.device("cpu"), short=False)
     for _ in range(2):
         check_vectors(dispatching, "cpu", torch.bfloat16, 2100)
-    assert (kernel.dispatched, kernel.launched) == (5, 5)
+    check_prefixes(dispatching, "cpu", torch.float32, 16)
+    assert (kernel.dispatched, kernel.launched) == (8, 5)
 
 
 @pytest.mark.parametrize(("way", "device"), WAYS)
@@ -176,6 +178,37 @@ def test_the_kernel_itself_on_the_cpu() -> None:
 @pytest.mark.parametrize(("way", "device"), WAYS)
 def test_thousands_of_tokens_in_one_call(way: type[DirectCopies | StreamedCopies], device: str) -> None:
     check_many(way(torch.device(device)), device)
+
+
+@pytest.mark.parametrize(("fail", "tried"), [(0, [True]), (1, [True, False]), (2, [True, False])])
+def test_a_way_that_fails_its_proof_is_left_for_the_next(
+    fail: int, tried: list[bool], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made: list[bool] = []
+
+    class Streamed:
+        def __init__(self, _device: torch.device, *, short: bool) -> None:
+            made.append(short)
+
+    def prove(_copies: Copies, _device: torch.device) -> None:
+        if len(made) <= fail:
+            raise RuntimeError("another than was sent")
+
+    monkeypatch.setattr(transfer, "StreamedCopies", Streamed)
+    monkeypatch.setattr(transfer, "_prove", prove)
+    monkeypatch.setattr(transfer.importlib.util, "find_spec", lambda _name: True)
+    found = best_copies(torch.device("cuda"))
+    assert isinstance(found, DirectCopies if fail == 2 else Streamed)
+    assert made == tried
+    assert caplog.text.count("another than was sent") == fail
+
+
+@pytest.mark.gpu
+def test_a_gpu_has_the_short_way_and_the_longer_one_brings_the_same() -> None:
+    assert best_copies(torch.device("cuda"))._copy._keep, "the log says what failed"  # type: ignore[attr-defined]
+    longer = StreamedCopies(torch.device("cuda"), short=False)
+    check_prefixes(longer, "cuda", torch.bfloat16, 64)
+    check_many(longer, "cuda")
 
 
 @pytest.mark.gpu

@@ -68,7 +68,9 @@ class HostArena:
         if address is None:
             return None
         held = np.asarray(_Extent(self, address, size, used))
-        return torch.from_numpy(held).view(dtype).view(shape)
+        if not used:
+            return torch.empty(shape, dtype=dtype)
+        return torch.frombuffer(held, dtype=dtype).view(shape)
 
     def grow(self, least: int = 0) -> None:
         """Another slab, as large as all so far up to 1 GiB, and `least` bytes at least."""

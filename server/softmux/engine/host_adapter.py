@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import hashlib
 import math
@@ -179,7 +180,7 @@ class HostAdapter:
             if size != os.fstat(file).st_size - end:
                 raise ValueError("it has not the size that its header tells")
             tensors = [None if named is None else empty(named[1], named[0]) for named in wanted]
-            bodies = [_raw(tensor) for tensor in tensors if tensor is not None and tensor.numel()]
+            bodies = [_memory(tensor) for tensor in tensors if tensor is not None and tensor.numel()]
             _fill(file, bodies, end)
         finally:
             os.close(file)
@@ -224,6 +225,11 @@ def _raw(tensor: torch.Tensor) -> memoryview:
     """A tensor's bytes, in place."""
     flat: Any = tensor.contiguous().view(-1).view(torch.uint8).numpy()
     return memoryview(flat)
+
+
+def _memory(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous tensor, for as long as it lives. Torch's ways there give up the interpreter."""
+    return memoryview((ctypes.c_ubyte * tensor.nbytes).from_address(tensor.data_ptr())).cast("B")
 
 
 def _wanted(dtype: str | None, shape: tuple[int, ...]) -> tuple[torch.dtype, tuple[int, ...]] | None:

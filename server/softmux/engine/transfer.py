@@ -160,11 +160,12 @@ class StreamedCopies:
     interpreter, in tests) there are no streams, and a copy has landed when the call returns.
     """
 
-    def __init__(self, device: torch.device, *, keep: bool = True) -> None:
-        """`keep`: as in `CopyTokens`."""
+    def __init__(self, device: torch.device, *, short: bool = True) -> None:
+        """`short`: without Triton's dispatcher, and small tables are read where they lie."""
         from softmux.engine.kernels.copy import CopyTokens, jobs_of
 
-        self._copy, self._jobs = CopyTokens(keep=keep), jobs_of
+        self._copy, self._jobs = CopyTokens(keep=short), jobs_of
+        self._in_place = _IN_PLACE if short else 0
         self._device = device
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._tables = _Tables(device)
@@ -212,7 +213,7 @@ class StreamedCopies:
         token, planes = _token_bytes(near, axis), math.prod(near.shape[:axis])
         width = token // _WORD
         table = self._tables.write(pieces, axis, token)
-        if self._jobs(table.shape[1], planes, width) > _IN_PLACE * programs:
+        if self._jobs(table.shape[1], planes, width) > self._in_place * programs:
             with torch.cuda.stream(stream):
                 table = self._tables.send(table)
         self._copy(table, near, planes=planes, width=width, to_near=to_near, programs=programs, stream=stream)
@@ -221,14 +222,18 @@ class StreamedCopies:
 def best_copies(device: torch.device) -> Copies:
     """Streamed ones on a CUDA device with Triton, if they bring back what they took there."""
     if device.type == "cuda" and importlib.util.find_spec("triton") is not None:
-        for keep in (True, False):
+        for short in (True, False):
             try:
-                streamed = StreamedCopies(device, keep=keep)
+                streamed = StreamedCopies(device, short=short)
                 _prove(streamed, device)
                 return streamed
             except Exception as error:
-                left = "by Triton's dispatcher" if keep else "by torch, one at a time: the batched ones fail here"
-                log.warning("copies %s (%s)", left, error)
+                left = (
+                    "by the longer way: the short one fails"
+                    if short
+                    else "by torch, one at a time: the batched ones fail"
+                )
+                log.warning("copies %s here (%s)", left, error)
     return DirectCopies(device)
 
 

@@ -529,6 +529,24 @@ def test_many_that_find_no_room_take_one_slab(
     assert len(asked) == 1
 
 
+def test_what_was_dropped_makes_room_before_memory_is_made_larger(
+    tiers_of_a_gpu: tuple[AdapterTiers, KVPool, RootKey], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the engine drops is let go by readers, and there may be nothing to read."""
+    tiers, _, key = tiers_of_a_gpu
+    asked: list[Callable[[], object]] = []
+    monkeypatch.setattr(tiers.loader, "call", asked.append)
+    arena = tiers._arena
+    assert arena is not None
+    large = key._replace(digest="large")
+    tiers.adopt(large, HostAdapter(torch.zeros((arena.free - 256) // 4)))
+    assert tiers._room((512,), torch.uint8) is None
+    assert len(asked) == 1
+    tiers.forget(large)
+    assert tiers._room((512,), torch.uint8) is not None
+    assert len(asked) == 1
+
+
 def test_a_combination_comes_back_from_disk_as_it_was_each_order_as_its_own(
     base: Any, base_folder: Path, tmp_path: Path
 ) -> None:

@@ -341,6 +341,9 @@ class AdapterTiers:
         if self._arena is None:
             return pageable(shape, dtype)
         room = self._arena.take(shape, dtype)
+        if room is None and self.loader.spent:
+            self.loader.spent.clear()
+            room = self._arena.take(shape, dtype)
         if room is None and not self._growing:  # one slab for all that found no room: slabs are never given back
             self._growing = True
             self.loader.call(functools.partial(self._grow, self._arena, math.prod(shape) * dtype.itemsize))

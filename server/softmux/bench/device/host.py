@@ -1,4 +1,5 @@
-"""What the host does for a decode step, with a model that takes no time: `softmux bench host`.
+"""What the host does for a decode step, and for texts that heads read, with a model that takes no time: `softmux bench
+host`.
 
 The scheduler, the runner and the wire are the server's own; the model's layers, the GPU and its graphs are stood in for
 by nothing. So these are the microseconds that must hide behind the device's step before (docs/performance.md).
@@ -22,10 +23,13 @@ import numpy as np
 import torch
 
 from softmux.engine.graphs import pad
+from softmux.engine.heads import HeadShape, head_rows
 from softmux.engine.runner import Launched, ModelRunner
 from softmux.engine.staging import Ring
 from softmux.engine.tiers import AdapterTiers
+from softmux.formats.parts import HeadPart
 from softmux.scheduler.radix import RootKey
+from softmux.scheduler.reading import Reading
 from softmux.scheduler.rows import Step
 from softmux.scheduler.scheduler import Scheduler
 from softmux.scheduler.sequence import Sequence as Running
@@ -36,8 +40,11 @@ from softmux.worker.outbox import messages
 
 ROWS = (1, 16, 64, 256)
 PARTS = ("next", "launch", "collect", "update", "encode")
+TEXT_PARTS = ("queue", *PARTS)
 _CONTEXT, _PROMPT, _TASKS, _VOCABULARY = 4096, 256, 16, 32
 _CPU = torch.device("cpu")
+_TRAINED, _LONGEST = 16, 48
+"""Of the texts: positions of the trained prefix before each, and the most tokens that one has."""
 
 
 class _Shelf:
@@ -77,6 +84,35 @@ class _Model:
     def will_read(self, _at: object, _tokens: int) -> None: ...
 
 
+class _Encoder(_Model):
+    """All hidden states are alike."""
+
+    causal = False
+
+    def states(self, at: torch.Tensor) -> torch.Tensor:
+        return torch.zeros((len(at), 1))
+
+
+class _Prefixed(_Shelf):
+    """Every adapter has a trained prefix, which costs nothing to copy, and a head of two labels."""
+
+    def __init__(self) -> None:
+        weight = np.ones((2, 1), np.float32)
+        part = HeadPart("sequence", weight, None, None, False, ("a", "b"), "single_label_classification")
+        self._shape, self._rows = head_rows(part)
+
+    def compiled(self, adapter: RootKey) -> int:
+        return _TRAINED
+
+    def load(self, _loads: object, _pool: object) -> None: ...
+
+    def head_shape(self, _adapter: RootKey) -> HeadShape:
+        return self._shape
+
+    def head(self, _adapter: RootKey) -> torch.Tensor:
+        return self._rows
+
+
 class _Graphs:
     """One graph of `rows` rows: its inputs are laid out, and nothing runs."""
 
@@ -97,7 +133,7 @@ class _Graphs:
 
 @dataclass(slots=True)
 class HostTimes:
-    """Seconds of each part, by step."""
+    """Seconds of each part, by step or by pass over all texts."""
 
     rows: int
     parts: dict[str, list[float]]
@@ -106,6 +142,11 @@ class HostTimes:
         """Medians, and their sum."""
         medians = {name: statistics.median(times) * 1e6 for name, times in self.parts.items()}
         return medians | {"sum": sum(medians.values())}
+
+    def least(self) -> dict[str, float]:
+        """The fastest of each part in microseconds, and their sum: other load only adds to a pass of many rows."""
+        fastest = {name: min(times) * 1e6 for name, times in self.parts.items()}
+        return fastest | {"sum": sum(fastest.values())}
 
 
 def measure(rows: int, steps: int = 300) -> HostTimes:
@@ -155,6 +196,70 @@ def measure(rows: int, steps: int = 300) -> HostTimes:
     return times
 
 
+def measure_texts(texts: int = 512, passes: int = 40) -> HostTimes:
+    """`texts` short texts of 16 tasks, all at once, to heads behind trained prefixes: by pass, in steps of up to 8192
+    tokens and 256 rows, each built before the one before is booked."""
+    shelf: Any = _Prefixed()
+    scheduler = Scheduler(
+        slots=2 * texts * (_TRAINED + _LONGEST), max_rows=ROWS[-1], max_step_tokens=8192, context_length=_CONTEXT,
+        eos=(), shelf=shelf,
+    )  # fmt: skip
+    model: Any = _Encoder()
+    runner = ModelRunner(
+        model, slots=16, max_rows=ROWS[-1], context_length=_CONTEXT, resident_vectors=1, tiers=shelf, backend=_backend()
+    )
+    draw = random.Random(0)  # noqa: S311
+    prefix = [-1 - i for i in range(_TRAINED)]
+    lengths = [2 + int((_LONGEST - 1) * draw.random() ** 2) for _ in range(texts)]
+    inputs = [prefix + [draw.randrange(_VOCABULARY) for _ in range(length)] for length in lengths]
+    roots = [RootKey("tenant", f"task-{number}", "base", "kv") for number in range(_TASKS)]
+    once = SamplingParams(max_tokens=1, ignore_eos=True)
+    times = HostTimes(texts, {part: [] for part in TEXT_PARTS})
+    encode = msgspec.msgpack.Encoder().encode
+    for turn in range(1 + passes):  # the first copies prefixes and heads in
+        spent = dict.fromkeys(TEXT_PARTS, 0.0)
+        clock = _Clock(spent)
+        for number, tokens in enumerate(inputs):
+            reading = Reading("head", _TRAINED, _TRAINED + 1, _TRAINED, alone=True)
+            root = roots[number % _TASKS]
+            scheduler.add(Running(f"read-{number}", b"api", root, tokens, once, 0.0, reading=reading))
+        clock.spent_on("queue")
+        flying: Launched | None = None
+        left = texts
+        while left:
+            batch, _ = scheduler.next(0.0)
+            clock.spent_on("next")
+            launched = runner.launch(batch) if len(batch) else None
+            clock.spent_on("launch")
+            flying, landed = launched, flying
+            if landed is None:
+                continue
+            output = runner.collect(landed)
+            clock.spent_on("collect")
+            news = scheduler.update(landed.batch, output, 0.0)
+            clock.spent_on("update")
+            for _, message in messages({b"api": [told for _, told in news.outputs]}, news.plain):
+                encode(message)
+            clock.spent_on("encode")
+            left -= len(news.outputs)
+        for part in TEXT_PARTS if turn else ():
+            times.parts[part].append(spent[part])
+    return times
+
+
+class _Clock:
+    """Books the time since it was last asked."""
+
+    def __init__(self, spent: dict[str, float]) -> None:
+        self._spent = spent
+        self._since = time.perf_counter()
+
+    def spent_on(self, part: str) -> None:
+        now = time.perf_counter()
+        self._spent[part] += now - self._since
+        self._since = now
+
+
 def _backend() -> Any:
     class Backend:
         name = "none"
@@ -172,9 +277,14 @@ def main(arguments: Sequence[str]) -> None:
     torch.set_num_threads(1)
     say = sys.stdout.write
     say("microseconds a step  " + "".join(f"{name:>10}" for name in (*PARTS, "sum")) + "\n")
-    found: dict[int, dict[str, float]] = {}
+    found: dict[int | str, dict[str, float]] = {}
     for rows in ROWS:
         found[rows] = measure(rows, options.steps).microseconds()
         say(f"{rows:4d} rows            " + "".join(f"{value:10.1f}" for value in found[rows].values()) + "\n")
+    read = measure_texts()
+    told = read.least()
+    parts = ", ".join(f"{name} {value / 1e3:.2f}" for name, value in told.items())
+    say(f"milliseconds for {read.rows} texts that heads read, at least: {parts}\n")
     if options.json:
+        found["texts"] = told
         options.json.write_text(json.dumps(found, indent=2) + "\n")

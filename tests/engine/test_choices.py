@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 
 from softmux.engine.choices import Choices, Problem, cache_folder
 
@@ -62,6 +63,18 @@ def test_a_way_that_fails_is_left_out_and_all_of_them_are_an_error(tmp_path: Pat
     assert Choices("card", tmp_path).choose(PROBLEM, WAYS, Clock(stream_8=2.0)) == "stream 8"
     with pytest.raises(RuntimeError, match="stream 8 does not run here"):
         Choices("another card", tmp_path).choose(PROBLEM, WAYS, Clock())
+
+
+def test_a_way_that_wants_memory_is_measured_again_at_the_next_start(tmp_path: Path) -> None:
+    def full(way: str) -> float:
+        if way == "stream 4":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 1.0
+
+    choices = Choices("card", tmp_path)
+    assert choices.choose(PROBLEM, WAYS, full) == "library"
+    choices.save()
+    assert Choices("card", tmp_path).choose(PROBLEM, WAYS, a_clock()) == "stream 4"
 
 
 def test_machines_keep_files_of_their_own(tmp_path: Path) -> None:

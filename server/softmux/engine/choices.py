@@ -11,6 +11,8 @@ from pathlib import Path
 
 import msgspec
 
+from softmux.engine.device import is_shortage
+
 log = logging.getLogger(__name__)
 
 
@@ -64,25 +66,28 @@ class Choices:
             self._known = {choice.problem: choice for choice in found.choices}
 
     def choose(self, problem: Problem, ways: Sequence[str], seconds: Callable[[str], float]) -> str:
-        """The way of the lowest `seconds(way)`; not called where the file knows. A way that raises is left out; where
-        all do, the last one's error is raised."""
+        """The way of the lowest `seconds(way)`; not called where the file knows. A way that raises is left out, and for
+        this start alone where it lacked memory; where all do, the last one's error is raised."""
         known = self._known.get(problem)
         if known is not None and known.among == list(ways) and known.best in ways:
             return known.best
         times: dict[str, float] = {}
         failure: Exception | None = None
+        passing = False
         for way in ways:
             try:
                 times[way] = seconds(way)
             except Exception as error:
                 log.warning("%s for %s is left out: %s", way, problem, error)
                 failure = error
+                passing |= is_shortage(error)
         if not times:
             raise failure or ValueError("no ways to choose from")
         best = min(times, key=times.__getitem__)
         log.info("product %s: %s", problem, {way: round(time * 1e6, 1) for way, time in times.items()})
-        self._known[problem] = _Choice(problem, best, list(ways))
-        self._measured = True
+        if not passing:
+            self._known[problem] = _Choice(problem, best, list(ways))
+            self._measured = True
         return best
 
     def save(self) -> None:

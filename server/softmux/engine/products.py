@@ -15,12 +15,14 @@ import triton
 
 from softmux.engine.choices import Choices, Problem, cache_folder
 from softmux.engine.fp8 import Fp8Weight, Weight
-from softmux.engine.kernels import dot, fp8, linear
+from softmux.engine.kernels import dot, fp8, launch, layer, linear
 from softmux.engine.kernels.dot import Tile
 from softmux.engine.kernels.layer import silu_mul
 from softmux.engine.kernels.linear import PLAIN, STREAM_ROWS, Walk, stream, stream_gated
 
 _CALLS = 24
+_TOLERANCE = 0.02
+"""What a way may differ by from the library, as a share of the result's length: five times what rounding makes it."""
 _FP8_ROWS = (1, 2, 16, 32, 64, 128, 256, 512, 1024)
 """A step's rows are counted as the next of these; beyond the last, arithmetic rules and the library is taken."""
 _PLAIN_ROWS = (1, 2, 16, 32, 64)
@@ -59,7 +61,7 @@ _Run = Callable[[torch.Tensor, Any, torch.Tensor | None], torch.Tensor]
 
 def machine() -> str:
     """All that a measurement depends on beside the product itself: card, versions, and our kernels' own text."""
-    sources = b"".join(Path(module.__file__ or "").read_bytes() for module in (linear, dot, fp8))
+    sources = b"".join(Path(module.__file__ or "").read_bytes() for module in (linear, dot, fp8, layer, launch))
     kernels = hashlib.sha256(sources).hexdigest()[:12]
     return f"{torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__}, kernels {kernels}"
 
@@ -148,11 +150,32 @@ class Products:
                 kind = "e4m3" if packed else f"{dtype}, gated" if gated else str(dtype)
                 problem = Problem(rows, shape[0], shape[1], str(dtype), kind)
 
-                def time_it(name: str, rows: int = rows, chain: list[Weight] = chain, ways: Any = ways) -> float:
+                def time_it(
+                    name: str,
+                    rows: int = rows,
+                    chain: list[Weight] = chain,
+                    ways: Any = ways,
+                    first: Product = members[0],
+                ) -> float:
+                    self._prove(ways[name], rows, first, dtype)
                     return seconds_of(ways[name], rows, chain, dtype)
 
                 self._chosen[rows, shape, packed, gated] = ways[choices.choose(problem, list(ways), time_it)]
         choices.save()
+        torch.cuda.empty_cache()  # each graph had memory of its own
+
+    def _prove(self, run: _Run, rows: int, product: Product, dtype: torch.dtype) -> None:
+        """Raises RuntimeError where a way does not give what the library gives: the self-test's steps are of fewer
+        rows than some ways are taken for."""
+        weight = product.weight
+        x = torch.randn((rows, weight.shape[1]), dtype=dtype, device=weight.data.device)
+        if isinstance(weight, Fp8Weight):
+            expected = self._unpacked(x, weight, None)
+        else:
+            expected = (_library_gated if product.gated else F.linear)(x, weight, None)
+        difference, whole = (run(x, weight, None).float() - expected.float()).norm(), expected.float().norm()
+        if not difference <= _TOLERANCE * whole:
+            raise RuntimeError(f"it differs from the library's result by {float(difference / whole):.2g} of it")
 
 
 def _counted(rows: int) -> int:

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from softmux.engine.kernels.launch import follows, on_hopper, pdl_options
+from softmux.engine.kernels.launch import follows, pdl_options
 
 _LOG2E = 1.4426950408889634
 
@@ -37,7 +37,7 @@ def _decode(
     SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, SPLIT: tl.constexpr, PICKED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     follows(PDL)
-    at = tl.program_id(1)  # a row's KV heads run side by side: of each token their keys are one piece of memory
+    at = tl.program_id(1)
     token = at
     if PICKED:
         token = tl.load(picked_ptr + at)
@@ -308,9 +308,9 @@ def extend(
     if query.dtype == torch.float32:
         block, warps, stages = 32, 4, 2
     else:
-        block, warps, stages = (64, 8 if queries == 128 else 4, 3) if wide <= 128 else (32, 4, 2)
-        if queries == 128 and on_hopper(query):
-            block, stages = 128, 5  # two turns of keys on their way, in 160 KB
+        block, warps, stages = (64, 4, 3) if wide <= 128 else (32, 4, 2)
+        if queries == 128:
+            warps, stages = 8, 5  # two turns of keys on their way, in 97 KB: any card has 99
     _extend[(heads, len(blocks[0]))](
         query, keys, values, table, out, *blocks, *rows, scaling, softcap or 1.0, window or 0, kv_heads,
         table.stride(0), heads * width, GROUP=heads // kv_heads, D=width, D_PAD=wide, QUERIES=queries, BLOCK=block,

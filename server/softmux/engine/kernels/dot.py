@@ -52,7 +52,7 @@ class Tile(NamedTuple):
         return f"{self.outputs} x {self.block}, {self.splits} splits, {self.warps} warps, {self.stages} stages"
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])  # no step waits for a variant to be compiled
 def _dot(
     x_ptr, weight_ptr, scale_ptr, bias_ptr, out_ptr, rows, width, outputs, span,
     OUT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr, SPLIT: tl.constexpr,
@@ -89,7 +89,7 @@ def _dot(
     tl.store(place, acc.to(out_ptr.dtype.element_ty), mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _add_splits(
     partial_ptr, scale_ptr, bias_ptr, out_ptr, rows, outputs,
     SPLITS: tl.constexpr, BLOCK: tl.constexpr, SCALED: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr,

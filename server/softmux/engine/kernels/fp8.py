@@ -170,8 +170,8 @@ def scratch_for(weight: Fp8Weight, x: torch.Tensor) -> torch.Tensor:
 
 
 PLAIN = Tile(outputs=64, block=128, splits=1, warps=4, stages=4)
-_SINGLE = Tile(outputs=64, block=64, splits=1, warps=4, stages=3)
-"""For x in float32, whose tiles take twice the room."""
+_SMALL = Tile(outputs=64, block=64, splits=1, warps=4, stages=3)
+"""Where PLAIN's tiles of x would not fit the 99 KB of shared memory that every card has: float32, and above 64 rows."""
 
 
 def product(x: torch.Tensor, weight: Fp8Weight, bias: torch.Tensor | None) -> torch.Tensor:
@@ -180,5 +180,5 @@ def product(x: torch.Tensor, weight: Fp8Weight, bias: torch.Tensor | None) -> to
     if streams(x):
         return stream(x, weight, bias, outputs_each=8)
     if x.shape[0] <= DOT_ROWS:
-        return dot(x, weight, bias, _SINGLE if x.dtype == torch.float32 else PLAIN)
+        return dot(x, weight, bias, _SMALL if x.dtype == torch.float32 or x.shape[0] > 64 else PLAIN)
     return through_scratch(x, weight, bias, scratch_for(weight, x))

@@ -29,13 +29,8 @@ def _capable(index: int) -> bool:
     return torch.cuda.get_device_capability(index) >= (9, 0)
 
 
-def on_hopper(x: torch.Tensor) -> bool:
-    """Whether `x` lies on a Hopper card or a later one: dependent launch, and 227 KB of shared memory a program."""
-    return x.is_cuda and _capable(x.device.index or 0)
-
-
 def pdl_options(x: torch.Tensor) -> dict[str, Any]:
     """Launch options of a kernel that takes part: dependent launch where the device of `x` has it."""
-    if on_hopper(x):
+    if x.is_cuda and _capable(x.device.index or 0):
         return {"PDL": True, "launch_pdl": True}
     return {"PDL": False}

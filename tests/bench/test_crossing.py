@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from softmux.bench.bases.tiny import tiny_model
+from softmux.bench.device import residency
 from softmux.bench.device.crossing import Bench, Load, Pass, Room, _round, crossing
 from softmux.bench.device.residency import Added
 from softmux.scheduler.radix import RootKey
@@ -101,3 +102,9 @@ def test_a_plot_is_drawn(tmp_path: Path) -> None:
     ]
     draw_plot(tmp_path / "plot.svg", rows)
     assert (tmp_path / "plot.svg").stat().st_size > 1000
+
+
+def test_fewer_requests_than_slices_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        residency.main(["--requests", "3"])
+    assert "at least 4" in capsys.readouterr().err

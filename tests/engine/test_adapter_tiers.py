@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import peft
 import pytest
@@ -579,3 +579,83 @@ def test_a_combination_comes_back_from_disk_as_it_was_each_order_as_its_own(
         engine.close()
     assert heard[0] == heard[1]
     assert heard[0][0] == heard[0][1], "no layer here has a window, and these keys know no place"
+
+
+def test_kv_that_lands_when_what_was_to_give_way_is_in_use_takes_no_adapters_place(
+    tiers_of_a_gpu: tuple[AdapterTiers, KVPool, RootKey], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiers, pool, key = tiers_of_a_gpu
+    older, newer, idle = (key._replace(digest=name) for name in ("older", "newer", "idle"))
+    for other in (older, newer, idle):
+        tiers.adopt(other, HostAdapter(torch.zeros((4, pool.keys[0].shape[-1]))))
+        tiers.hold(other)
+
+    class Landing:
+        here = True
+
+        def landed(self) -> bool:
+            return self.here
+
+    def compute(adapter: RootKey, landing: Landing) -> None:
+        monkeypatch.setattr(pool, "save", lambda pieces: landing)
+        for _ in range(2):
+            tiers.save([PrefixSave(adapter, [1, 2, 3, 4])], pool)
+
+    compute(older, Landing())
+    assert tiers.compiled(older) == 4
+    tiers.budget = tiers.host_bytes + 1
+    for other in (older, idle):
+        tiers.release(other)
+    late = Landing()
+    late.here = False
+    compute(newer, late)
+    tiers.hold(older)
+    late.here = True
+    tiers.arrivals()
+    assert (tiers.compiled(older), tiers.compiled(newer)) == (4, 0)
+    assert tiers.at_hand(idle)
+
+
+def test_a_load_lets_go_of_what_was_dropped_while_it_waited_before_memory_is_made_larger(
+    make_engine: Make,
+) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    class Slow:
+        damaged = 0
+
+        def __contains__(self, key: RootKey) -> bool:
+            return True
+
+        def get(self, key: RootKey, empty: Callable[[tuple[int, ...], torch.dtype], torch.Tensor]) -> HostAdapter:
+            begun.set()
+            assert go.wait(60)
+            return HostAdapter(empty((1000, 64), torch.float32))
+
+    tiers = AdapterTiers(
+        spec=make_engine().engine.spec, dtype=torch.float32, budget=1 << 20, gpu=True, source=lambda key: {},
+        disk=cast("DiskTier", Slow()),
+    )  # fmt: skip
+    keys = [RootKey(DEFAULT_TENANT, f"adapter{number}", "f", "float32") for number in range(5)]
+    for key in keys[:4]:
+        tiers.adopt(key, HostAdapter(torch.zeros(1000, 64)))
+    arena = tiers._arena
+    assert arena is not None
+    before = arena.size
+    tiers.ready(keys[4])
+    assert begun.wait(60)
+    for key in keys[:4]:
+        tiers.forget(key)
+    go.set()
+    assert tiers.loader.settle(60)
+    assert arena.size == before
+    tiers.close()
+
+
+def test_an_empty_tensor_keeps_the_frames_behind_it_in_step() -> None:
+    sent = HostAdapter(torch.zeros((0, 64)), head=torch.randn(3, 7))
+    got = HostAdapter.of_frames([memoryview(frame) for frame in sent.frames()])
+    assert got.vectors is not None
+    assert got.vectors.shape == (0, 64)
+    assert got.head is not None
+    assert torch.equal(got.head, cast("torch.Tensor", sent.head))

@@ -44,8 +44,10 @@ class HostArena:
     Slabs are never given back: the tiers' budget bounds what is used of them.
     """
 
-    def __init__(self, *, pinned: bool, first_slab: int = _FIRST_SLAB) -> None:
+    def __init__(self, *, pinned: bool, first_slab: int = _FIRST_SLAB, spent: deque[object] | None = None) -> None:
+        """`spent`: what nobody has a use for any more and may still hold parts; it is let go where there is no room."""
         self._pinned = pinned
+        self._spent: deque[object] = deque() if spent is None else spent
         self._lock = threading.Lock()
         self._slabs: list[torch.Tensor] = []
         self._by_size: dict[int, list[int]] = {}
@@ -65,6 +67,10 @@ class HostArena:
         size = -(-max(used, 1) // _ALIGNMENT) * _ALIGNMENT
         with self._lock:
             address = self._take(size)
+        if address is None and self._spent:
+            self._spent.clear()
+            with self._lock:
+                address = self._take(size)
         if address is None:
             return None
         held = np.asarray(_Extent(self, address, size, used))

@@ -141,7 +141,7 @@ class HostAdapter:
         for dtype, shape in zip(header.dtypes, header.shapes, strict=True):
             wanted = _wanted(dtype, shape)
             tensor = None if wanted is None else empty(wanted[1], wanted[0])
-            if tensor is not None and tensor.numel():
+            if tensor is not None:
                 _raw(tensor)[:] = next(bodies)
             tensors.append(tensor)
         return cls._from(header, tensors)

@@ -54,7 +54,9 @@ class AdapterLoader:
         disk: DiskTier | None,
         readers: int,
         on_arrival: Callable[[], None],
+        spent: deque[object],
     ) -> None:
+        """`spent`: what nobody has a use for any more; a reader lets go of it before it loads."""
         self.spec = spec
         self.own: Callable[[HostAdapter, Empty], HostAdapter] | None = None
         """Where several processes hold one model: hands them their parts of an adapter, and gives this one's. The disk
@@ -65,9 +67,7 @@ class AdapterLoader:
         self._source = source
         self.disk = disk
         self._on_arrival = on_arrival
-        self.spent: deque[object] = deque()
-        """What the engine's thread has no use for any more. A reader lets go of it before it loads: with a tensor's
-        last holder the interpreter changes hands, and the engine would wait for it behind the readers."""
+        self._spent = spent
         self._arrived: deque[Arrival] = deque()
         self._told = False
         """The engine has been woken, and has not come yet."""
@@ -124,7 +124,7 @@ class AdapterLoader:
 
     def _load(self, key: RootKey, asked: float) -> None:
         adapter, error, tier = None, None, "disk"
-        self.spent.clear()
+        self._spent.clear()
         try:
             empty = self._empty if self.own is None else pageable
             adapter = self.disk.get(key, empty) if self.disk is not None else None

@@ -33,6 +33,7 @@ _PREFETCHED = 512
 """Adapters that are loading, or loaded and waited for, before their sequence's turn; others load at their turn."""
 
 _LEAST_SLAB, _FIRST_SLAB = 1 << 20, 256 << 20
+_MOST_SPENT = 256
 """Bytes of host memory that are page-locked at the start; more is, as it is needed, on the loader's threads."""
 
 
@@ -89,7 +90,9 @@ class AdapterTiers:
         self._keep_at = 2 if gpu else 1
         first = min(max(budget, _LEAST_SLAB), _FIRST_SLAB)
         self._growing = False
-        self._arena = HostArena(pinned=torch.cuda.is_available(), first_slab=first) if gpu else None
+        self._spent: deque[object] = deque()
+        pinned = torch.cuda.is_available()
+        self._arena = HostArena(pinned=pinned, first_slab=first, spent=self._spent) if gpu else None
         self._empty: Empty = self._arena.empty if self._arena is not None else pageable
         self._host: dict[RootKey, HostAdapter] = {}
         self._idle: OrderedDict[RootKey, None] = OrderedDict()
@@ -113,7 +116,7 @@ class AdapterTiers:
         self.counts = TierCounts()
         self.loader = AdapterLoader(
             spec=spec, dtype=dtype, kv_dtype=kv_dtype or dtype, empty=self._empty, source=source, disk=disk,
-            readers=readers, on_arrival=on_arrival,
+            readers=readers, on_arrival=on_arrival, spent=self._spent,
         )  # fmt: skip
 
     def close(self) -> None:
@@ -223,7 +226,8 @@ class AdapterTiers:
             if host.computed < self._keep_at:
                 continue
             shape = pool.prefix_shape(len(save.slots))
-            prefix = self._room(shape, pool.dtype) if self._leaves(shape, pool.dtype) else None
+            size = math.prod(shape) * pool.dtype.itemsize
+            prefix = self._room(shape, pool.dtype) if self._leaves(self._saving_bytes + size) else None
             if prefix is None:
                 continue  # adapters have it all, or it is being made larger and the next computation finds it
             self._saving_bytes += prefix.nbytes
@@ -289,7 +293,7 @@ class AdapterTiers:
         if self._expected:
             self._prefetch()
         if not self._loading:
-            self.loader.spent.clear()
+            self._spent.clear()
         return ended
 
     def await_only(self, waited_for: Callable[[RootKey], bool]) -> None:
@@ -325,6 +329,11 @@ class AdapterTiers:
             host = saving.host
             if self._host.get(saving.key) is not host or host.prefix is not None:
                 continue  # let go meanwhile, or saved twice
+            if not self._leaves(saving.prefix.nbytes):  # what was to give way has come into use
+                self._spend(saving.prefix)
+                if self.orders is not None:
+                    self.orders.drop_prefix(host.serial)
+                continue
             host.prefix = saving.prefix
             self.host_bytes += saving.prefix.nbytes
             self._let_go(saving.key)
@@ -332,18 +341,14 @@ class AdapterTiers:
                 self.loader.write(saving.key, host)
             self._shrink()
 
-    def _leaves(self, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
-        """Whether what adapters, and KV that is in use, leave of the budget is enough for such KV."""
-        taken = self.host_bytes - self._spare_bytes + self._saving_bytes
-        return self._arena is None or taken + math.prod(shape) * dtype.itemsize <= self.budget
+    def _leaves(self, size: int) -> bool:
+        """Whether what adapters, and KV that is in use, leave of the budget is `size` bytes at least."""
+        return self._arena is None or self.host_bytes - self._spare_bytes + size <= self.budget
 
     def _room(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor | None:
         if self._arena is None:
             return pageable(shape, dtype)
         room = self._arena.take(shape, dtype)
-        if room is None and self.loader.spent:
-            self.loader.spent.clear()
-            room = self._arena.take(shape, dtype)
         if room is None and not self._growing:  # one slab for all that found no room: slabs are never given back
             self._growing = True
             self.loader.call(functools.partial(self._grow, self._arena, math.prod(shape) * dtype.itemsize))
@@ -393,7 +398,7 @@ class AdapterTiers:
             prefix, host.prefix = host.prefix, None
             self._spare_bytes -= _bytes_of(prefix)
             self.host_bytes -= _bytes_of(prefix)
-            self.loader.spent.append(prefix)
+            self._spend(prefix)
             if self.orders is not None:
                 self.orders.drop_prefix(host.serial)
         while self.host_bytes > self.budget and self._idle:
@@ -403,11 +408,18 @@ class AdapterTiers:
     def _drop(self, key: RootKey) -> None:
         host = self._host.pop(key)
         self.host_bytes -= host.nbytes
-        self.loader.spent.append(host)
+        self._spend(host)
         if self.orders is not None:
             self.orders.drop(host.serial)
         if self._arena is None:
             self.slots.forget(key)  # there a slot's weights are these
+
+    def _spend(self, dropped: object) -> None:
+        """The next load lets go of it, and not this thread: with a tensor's last holder the interpreter changes hands,
+        and this thread would wait for it behind the readers. Where no load comes, so much is kept and no more."""
+        self._spent.append(dropped)
+        if len(self._spent) > _MOST_SPENT:
+            self._spent.clear()
 
     def check_integrity(self) -> None:
         self.slots.check_integrity()

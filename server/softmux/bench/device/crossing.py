@@ -30,6 +30,8 @@ _PATTERNS = 64
 
 _PERCENTILES = (50, 90, 99)
 _ROUNDS = 2
+LEAST_REQUESTS = 2 * _ROUNDS
+"""For each number of tasks and mix."""
 """Times that the bare model has its turn in a pass, between two slices of the tasks'."""
 
 Lengths = tuple[int, int]
@@ -296,7 +298,7 @@ def crossing(
                 continue
             bare, many = Pass(size, "bare"), Pass(size, mix)
             for _ in range(_ROUNDS):
-                _round(bench, bare, many, requests // (2 * _ROUNDS), until=time.perf_counter() + left / _ROUNDS)
+                _round(bench, bare, many, requests // LEAST_REQUESTS, until=time.perf_counter() + left / _ROUNDS)
             figures = many.figures() | {
                 "bare_tokens_per_second": round(bare.rate, 1),
                 "bare_ttft_ms": _cuts(bare.first),

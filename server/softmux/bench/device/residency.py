@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from softmux.bench.device.crossing import MIXES, Bench, Load, Room, crossing
+from softmux.bench.device.crossing import LEAST_REQUESTS, MIXES, Bench, Load, Room, crossing
 from softmux.bench.device.rates import name_of
 from softmux.engine.engine import pick_device
 
@@ -84,6 +84,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path, help="needs matplotlib")
     options = parser.parse_args(arguments)
+    if options.requests < LEAST_REQUESTS:
+        parser.error(f"requests: at least {LEAST_REQUESTS}, one a slice")
     say = sys.stdout.write
     load = Load(options.prompt[0], options.prompt[1], options.new[0], options.new[1], options.outstanding)
     room = Room(options.gpu_room, options.host_room)

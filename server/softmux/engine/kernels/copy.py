@@ -91,8 +91,9 @@ class CopyTokens:
         tokens = far.shape[1]
         each, words = _tile(width)
         grid = (min(programs, jobs_of(tokens, planes, width)), 1, 1)
-        aligned = not (far.data_ptr() | near.data_ptr()) % _ALIGNED
-        key = (near.dtype, near.get_device(), width, to_near, aligned, near_plane < _INT32)
+        aligned = far.data_ptr() % _ALIGNED == 0, near.data_ptr() % _ALIGNED == 0
+        small = near_plane < _INT32, near.untyped_storage().nbytes() < _INT32  # the latter to AMD's compiler
+        key = (near.dtype, near.get_device(), width, to_near, aligned, small)
         kept = self._kept.get(key)
         if kept is not None:
             on = None if stream is None else stream.cuda_stream

@@ -147,9 +147,10 @@ def test_what_is_come_back_to_outlives_texts_that_come_once() -> None:
     """Each request leaves a text: in the order of their last use they would take the place of every prompt."""
     tree = RadixTree()
     grow(tree, [1, 2], [0, 1])
-    tree.match(tree.root(ROOTS[0]), [1, 2], 0, 2)
     for text in range(100, 120):
         grow(tree, [text, 0], [2 * text, 2 * text + 1])
+        if text == 100:
+            tree.match(tree.root(ROOTS[0]), [1, 2], 0, 2)
         if tree.tokens > 8:
             assert tree.evict(1) == [2 * (text - 3), 2 * (text - 3) + 1], "the oldest of the texts"
     assert tree.match(tree.root(ROOTS[0]), [1, 2], 0, 2)[1] == [0, 1]
@@ -160,8 +161,8 @@ def test_texts_that_come_once_have_a_quarter_whatever_else_there_is() -> None:
     tree = RadixTree()
     for text in range(12):
         grow(tree, [text, 0], [2 * text, 2 * text + 1])
-        if text < 9:
-            tree.match(tree.root(ROOTS[0]), [text, 0], 0, 2)
+    for text in range(9):
+        tree.match(tree.root(ROOTS[0]), [text, 0], 0, 2)
     assert (tree.tokens, tree._leaves.once) == (24, 6)
     assert tree.evict(1) == [0, 1], "of nine that were found again, and three that were not, the former's oldest"
     assert tree.evict(1) == [18, 19], "the latter are more than a quarter now"
@@ -182,6 +183,79 @@ def test_a_prompt_that_comes_again_after_it_had_given_way_is_not_new() -> None:
     bare = tree.append(tree.root(ROOTS[0]), [5, 6], [0, 1])
     assert bare is not None
     assert not bare.again
+
+
+def test_what_is_found_again_at_once_came_once_all_the_same() -> None:
+    """A request's samples, and its labels, find what the first of them left; only then do others come."""
+    tree, root = RadixTree(), ROOTS[0]
+    for text in range(16):
+        grow(tree, [text, 0], [2 * text, 2 * text + 1])
+    for _ in range(3):
+        node, slots = tree.match(tree.root(root), [15, 0], 0, 2)
+        assert (slots, node.again) == ([30, 31], False)
+    for text in range(16, 18):
+        grow(tree, [text, 0], [2 * text, 2 * text + 1])
+    assert not tree.match(tree.root(root), [15, 0], 0, 2)[0].again, "4 tokens of 36 have come since"
+    grow(tree, [18, 0], [36, 37])
+    node, _ = tree.match(tree.root(root), [15, 0], 0, 2, back=True)
+    assert not node.again, "who left it has come back"
+    node, _ = tree.match(tree.root(root), [15, 7], 0, 2)
+    assert node.again
+    assert not node.children[0].again, "the half that was not found"
+    tree.check_integrity()
+
+
+def test_a_leaf_that_nobody_held_when_it_was_found_again_goes_by_that_use() -> None:
+    tree = RadixTree()
+    grow(tree, [1, 2], [0, 1])
+    grow(tree, [3, 4], [2, 3])
+    tree.absorb(tree.root(ROOTS[0]), [1, 2], [100, 101])
+    tree.check_integrity()
+    for text in range(10, 20):
+        grow(tree, [text, 1], [2 * text, 2 * text + 1])
+    for text in range(10, 20):
+        node, _ = tree.match(tree.root(ROOTS[0]), [text, 1], 0, 2)
+        tree.lock(node)
+        tree.unlock(node)
+    assert tree.evict(1) == [0, 1], "the first that was found again; one in twelve came once"
+
+
+def test_a_root_is_gone_with_the_last_who_held_it_where_nothing_is_below_it() -> None:
+    """Encoders' and heads' rows leave nothing: their roots would stay for ever."""
+    tree = RadixTree()
+    for number in range(50):
+        root = tree.root(RootKey("a", f"digest {number}", "f", "d"))
+        for _ in range(2):
+            tree.lock(root)
+        tree.unlock(root)
+        assert list(tree.nodes()) == [root]
+        tree.unlock(root)
+        assert not list(tree.nodes())
+    assert tree.evict(1) == []
+    tree.check_integrity()
+
+
+def test_a_prompt_is_new_where_none_was_computed_before_whoever_looked_for_it() -> None:
+    tree, adapter = RadixTree(), ROOTS[1]
+    root = tree.root(adapter)
+    tree.lock(root)
+    tree.unlock(root)
+    assert tree.evict(1) == []
+    prompt = tree.append(tree.root(adapter), [-1, -2], [0, 1])
+    assert prompt is not None
+    assert not prompt.again
+
+
+def test_a_prompt_that_gave_way_below_a_root_that_is_held_is_not_new() -> None:
+    tree, adapter = RadixTree(), ROOTS[1]
+    root = tree.root(adapter)
+    tree.lock(root)
+    tree.append(root, [-1, -2], [0, 1])
+    assert tree.evict(2) == [0, 1]
+    prompt = tree.append(root, [-1, -2], [0, 1])
+    assert prompt is not None
+    assert prompt.again
+    tree.check_integrity([root])
 
 
 def test_letting_go_a_leaf_ten_thousand_times_keeps_the_list_of_candidates_short() -> None:

@@ -10,7 +10,7 @@ import pytest
 from softmux.scheduler.batch import Batch, StepOutput
 from softmux.scheduler.counters import VirtualTokenCounters
 from softmux.scheduler.news import News, PlainTokens
-from softmux.scheduler.queue import TenantLines
+from softmux.scheduler.queue import Line, TenantLines
 from softmux.scheduler.radix import Node, RadixTree, RootKey
 from softmux.scheduler.rows import RowTable
 from softmux.scheduler.scheduler import Scheduler
@@ -21,8 +21,8 @@ from support.simulation import Simulation
 
 SEEDS = 120
 
-_root, _give, _update, _unseat, _remove = (
-    RadixTree.root, SlotPool.give, Scheduler.update, RowTable.unseat, TenantLines.remove,
+_root, _give, _update, _unseat, _shortened = (
+    RadixTree.root, SlotPool.give, Scheduler.update, RowTable.unseat, TenantLines._shortened,
 )  # fmt: skip
 
 
@@ -69,10 +69,17 @@ def leave_parked(_scheduler: Scheduler, _adapter: RootKey) -> None: ...
 
 
 def match_one_too_many(
-    tree: RadixTree, start: Node, tokens: list[int], begin: int, end: int, *, _match: Callable = RadixTree.match
+    tree: RadixTree,
+    start: Node,
+    tokens: list[int],
+    begin: int,
+    end: int,
+    *,
+    back: bool = False,
+    _match: Callable = RadixTree.match,
 ) -> tuple[Node, list[int]]:
     """The last token of what is looked for is taken for whatever stands there."""
-    node, slots = _match(tree, start, tokens, begin, end)
+    node, slots = _match(tree, start, tokens, begin, end, back=back)
     at = begin + len(slots)
     if at == end - 1 and node.children:
         wrong = next(iter(node.children))
@@ -83,11 +90,11 @@ def match_one_too_many(
 def never_release(_shelf: Shelf, _adapter: RootKey) -> None: ...
 
 
-def forget_a_line(lines: TenantLines, sequence: Sequence) -> bool:
-    """The line's next is not offered when its first leaves."""
+def forget_a_line(lines: TenantLines, root: RootKey, line: Line) -> None:
+    """The line's next is not offered when its first leaves, whether for a row or for good."""
     offer, lines._offer = lines._offer, lambda root: None  # type: ignore[method-assign]
     try:
-        return _remove(lines, sequence)
+        _shortened(lines, root, line)
     finally:
         lines._offer = offer  # type: ignore[method-assign]
 
@@ -108,7 +115,7 @@ BUGS = {
     "tokens are told to the wrong sequence": (Scheduler, "update", tell_the_next_rows_token),
     "an adapter's coming is not heard": (Scheduler, "adapter_arrived", leave_parked),
     "an adapter is held for ever": (Shelf, "release", never_release),
-    "a line is forgotten": (TenantLines, "remove", forget_a_line),
+    "a line is forgotten": (TenantLines, "_shortened", forget_a_line),
     "a tenant never leaves": (VirtualTokenCounters, "leave", count_nobody_out),
 }
 

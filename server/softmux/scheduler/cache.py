@@ -37,7 +37,8 @@ class PrefixCache:
     def find(self, sequence: Sequence, end: int) -> tuple[Node, list[int]]:
         """Where a sequence that stands nowhere could begin, by what the tree knows of its tokens up to `end`: a node,
         which is held for it until `enter` and `leave`, or `let_go`; and the slots that lead there."""
-        node, slots = self.tree.match(self.tree.root(sequence.root), sequence.spelled(end), 0, end)
+        back = sequence.preemptions > 0
+        node, slots = self.tree.match(self.tree.root(sequence.root), sequence.spelled(end), 0, end, back=back)
         self.tree.lock(node)
         return node, slots
 

@@ -20,8 +20,19 @@ _SHARE = 4
 """What came once gives way first while it is more than one part in so many of what can give way: the paper's 25 %."""
 _REMEMBERED = 1 << 15
 """Adapters whose prompts have given way, and would not be new if they came again: the paper's A1out."""
+_CORRELATED = 8
+"""Who comes to what was left before one part in so many of the tree has come is of the same request: half of the share,
+so that a chat's next turn may still come to its last one in the other half. In the paper no use counts in all of it."""
 
 _Queue = list[tuple[int, int, "Node"]]
+
+
+def is_another_use(came: int, tokens: int) -> bool:
+    """Whether a use of what was left in a tree that has `tokens` is another request's, where `came` have come since.
+
+    A request's samples, and the labels it compares, find at once what the first of them left: correlated uses, which
+    say nothing of whether anybody will come back."""
+    return came * _CORRELATED > tokens
 
 
 class Leaves:
@@ -76,12 +87,14 @@ class Leaves:
     def __len__(self) -> int:
         return len(self._once) + len(self._again)
 
-    def __iter__(self) -> Iterator[Node]:
-        return (node for _, _, node in (*self._once, *self._again))
+    def queue(self, *, again: bool) -> Iterator[Node]:
+        """What was offered as found again, or as not; not all of it may be a leaf any more."""
+        return (node for _, _, node in (self._again if again else self._once))
 
     def _drop_stale(self) -> None:
         """A leaf is offered again each time it is let go; without evictions those entries would pile up."""
-        leaves = {id(node): node for node in self if node.attached and not node.children and node.refs == 0}
+        offered = itertools.chain(self.queue(again=False), self.queue(again=True))
+        leaves = {id(node): node for node in offered if node.attached and not node.children and node.refs == 0}
         for queue, again in ((self._once, False), (self._again, True)):
             queue[:] = [(node.last_used, next(self._order), node) for node in leaves.values() if node.again is again]
             heapq.heapify(queue)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from softmux.scheduler.leaves import Leaves
+from softmux.scheduler.leaves import Leaves, is_another_use
 
 
 class RootKey(NamedTuple):
@@ -42,8 +42,10 @@ class Node:
     children: dict[int, Node] = field(default_factory=dict)
     refs: int = 0
     last_used: int = 0
+    came: int = 0
+    """How many tokens the tree had taken in, ever, when this was left here."""
     again: bool = False
-    """Someone has come to it since it was left here; of a root: it has been here before."""
+    """Another request has come to it since it was left here; of a root: its adapter's prompt was here, and gave way."""
     attached: bool = True
     """False once evicted: the queues of leaves may still name it."""
 
@@ -55,6 +57,7 @@ class RadixTree:
         self._roots: dict[RootKey, Node] = {}
         self._clock = itertools.count(1)
         self._leaves = Leaves()
+        self._came = 0
         self.tokens = 0
         self.evictable = 0
 
@@ -63,7 +66,7 @@ class RadixTree:
     def root(self, key: RootKey) -> Node:
         node = self._roots.get(key)
         if node is None:
-            again = key.digest is not None and self._leaves.remembers(key)
+            again = self._leaves.remembers(key)
             node = self._roots[key] = Node(root=key, parent=None, tokens=[], slots=[], again=again)
         return node
 
@@ -72,10 +75,13 @@ class RadixTree:
         node = self._roots.get(key)
         return node is not None and token in node.children
 
-    def match(self, start: Node, tokens: list[int], begin: int, end: int) -> tuple[Node, list[int]]:
+    def match(
+        self, start: Node, tokens: list[int], begin: int, end: int, *, back: bool = False
+    ) -> tuple[Node, list[int]]:
         """The longest path below `start` that spells `tokens[begin:end]`: its last node, and the slots along it.
 
-        An edge that matches in part is split, so that the returned node ends exactly where the match does.
+        An edge that matches in part is split, so that the returned node ends exactly where the match does. `back`: who
+        asks left there what it finds, or used it before; that is no use by another.
         """
         node, slots, at = start, [], begin
         now = next(self._clock)
@@ -92,7 +98,7 @@ class RadixTree:
             if same < len(edge):
                 child = self._split(child, same)
             child.last_used = now
-            if not child.again:
+            if not child.again and not back:
                 self._found(child)
             slots.extend(child.slots)
             node = child
@@ -100,9 +106,13 @@ class RadixTree:
         return node, slots
 
     def _found(self, node: Node) -> None:
+        """The node was used just now, and had not been found again before."""
+        if not is_another_use(self._came - node.came, self.tokens):
+            return
         node.again = True
         if node.refs == 0:
             self._leaves.once -= len(node.tokens)
+            self._leaves.offer(node)
 
     def _split(self, node: Node, at: int) -> Node:
         """Cuts `node`'s edge after `at` tokens; returns the new upper half. `node` stays the lower half."""
@@ -116,6 +126,7 @@ class RadixTree:
             children={node.tokens[at]: node},
             refs=node.refs,
             last_used=node.last_used,
+            came=node.came,
             again=node.again,
         )
         parent.children[upper.tokens[0]] = upper
@@ -131,9 +142,11 @@ class RadixTree:
         if tokens[0] in node.children:
             return None
         back = node.parent is None and node.again and tokens[0] < 0  # an adapter's prompt that has been here before
-        child = Node(root=node.root, parent=node, tokens=tokens, slots=slots, last_used=next(self._clock), again=back)
-        node.children[tokens[0]] = child
         self.tokens += len(tokens)
+        self._came += len(tokens)
+        now = next(self._clock)
+        child = Node(node.root, node, tokens, slots, last_used=now, came=self._came, again=back)
+        node.children[tokens[0]] = child
         self._let_go(child)
         return child
 
@@ -168,6 +181,10 @@ class RadixTree:
 
     def _let_go(self, node: Node) -> None:
         """Nothing holds the node any more."""
+        if node.parent is None:
+            if not node.children:
+                self._drop(node)
+            return
         self.evictable += len(node.tokens)
         if not node.again:
             self._leaves.once += len(node.tokens)
@@ -191,21 +208,25 @@ class RadixTree:
 
     def _detach(self, node: Node) -> list[int]:
         node.attached = False
-        parent = node.parent
-        if parent is None:
-            del self._roots[node.root]
-            if node.root.digest is not None:
-                self._leaves.remember(node.root)
-            return []
-        del parent.children[node.tokens[0]]
+        parent, first = node.parent, node.tokens[0]
+        assert parent is not None
+        del parent.children[first]
         self.tokens -= len(node.tokens)
         self._take(node)
+        if parent.parent is None and first < 0:
+            parent.again = True
         if parent.refs == 0 and not parent.children:
             if parent.parent is None:
-                self._detach(parent)
+                self._drop(parent)
             else:
                 self._leaves.offer(parent)
         return node.slots
+
+    def _drop(self, root: Node) -> None:
+        """Nothing holds a root, and nothing is below it."""
+        del self._roots[root.root]
+        if root.again:
+            self._leaves.remember(root.root)
 
     def clear(self) -> list[int]:
         """Forgets everything (no sequence may hold a node); returns every slot."""
@@ -235,7 +256,7 @@ class RadixTree:
                 expected[id(at)] = expected.get(id(at), 0) + 1
                 at = at.parent
         tokens = evictable = once = 0
-        offered = {id(node) for node in self._leaves}
+        offered = {again: {id(node) for node in self._leaves.queue(again=again)} for again in (False, True)}
         for node in self.nodes():
             assert len(node.tokens) == len(node.slots), "an edge has as many slots as tokens"
             assert node.refs == expected.get(id(node), 0), f"references of {node.root} are off"
@@ -249,5 +270,5 @@ class RadixTree:
                 evictable += len(node.tokens)
                 once += 0 if node.again else len(node.tokens)
                 if node.parent is not None and not node.children:
-                    assert id(node) in offered, "an unreferenced leaf can never be evicted"
+                    assert id(node) in offered[node.again], "an unreferenced leaf is not in the queue of its kind"
         assert (tokens, evictable, once) == (self.tokens, self.evictable, self._leaves.once), "token counts are off"

@@ -159,14 +159,14 @@ def test_what_is_come_back_to_outlives_texts_that_come_once() -> None:
 
 def test_texts_that_come_once_have_a_quarter_whatever_else_there_is() -> None:
     tree = RadixTree()
-    for text in range(12):
+    for text in range(13):
         grow(tree, [text, 0], [2 * text, 2 * text + 1])
     for text in range(9):
         tree.match(tree.root(ROOTS[0]), [text, 0], 0, 2)
-    assert (tree.tokens, tree._leaves.once) == (24, 6)
-    assert tree.evict(1) == [0, 1], "of nine that were found again, and three that were not, the former's oldest"
-    assert tree.evict(1) == [18, 19], "the latter are more than a quarter now"
-    assert tree.evict(1) == [2, 3]
+    assert (tree.tokens, tree._leaves.once) == (26, 8)
+    assert tree.evict(1) == [18, 19], "of nine that were found again, and four that were not, the latter's oldest"
+    assert tree.evict(1) == [0, 1], "the latter are no more than a quarter now"
+    assert tree.evict(1) == [20, 21]
     tree.check_integrity()
 
 
@@ -193,10 +193,10 @@ def test_what_is_found_again_at_once_came_once_all_the_same() -> None:
     for _ in range(3):
         node, slots = tree.match(tree.root(root), [15, 0], 0, 2)
         assert (slots, node.again) == ([30, 31], False)
-    for text in range(16, 18):
+    for text in range(16, 21):
         grow(tree, [text, 0], [2 * text, 2 * text + 1])
-    assert not tree.match(tree.root(root), [15, 0], 0, 2)[0].again, "4 tokens of 36 have come since"
-    grow(tree, [18, 0], [36, 37])
+    assert not tree.match(tree.root(root), [15, 0], 0, 2)[0].again, "10 tokens of 42 have come since"
+    grow(tree, [21, 0], [42, 43])
     node, _ = tree.match(tree.root(root), [15, 0], 0, 2, back=True)
     assert not node.again, "who left it has come back"
     node, _ = tree.match(tree.root(root), [15, 7], 0, 2)
@@ -207,17 +207,16 @@ def test_what_is_found_again_at_once_came_once_all_the_same() -> None:
 
 def test_a_leaf_that_nobody_held_when_it_was_found_again_goes_by_that_use() -> None:
     tree = RadixTree()
-    grow(tree, [1, 2], [0, 1])
-    grow(tree, [3, 4], [2, 3])
-    tree.absorb(tree.root(ROOTS[0]), [1, 2], [100, 101])
-    tree.check_integrity()
-    for text in range(10, 20):
-        grow(tree, [text, 1], [2 * text, 2 * text + 1])
-    for text in range(10, 20):
-        node, _ = tree.match(tree.root(ROOTS[0]), [text, 1], 0, 2)
-        tree.lock(node)
-        tree.unlock(node)
-    assert tree.evict(1) == [0, 1], "the first that was found again; one in twelve came once"
+    for text in range(3):
+        grow(tree, [text, 0], [2 * text, 2 * text + 1])
+    held, _ = tree.match(tree.root(ROOTS[0]), [2, 0], 0, 2)
+    tree.lock(held)
+    assert tree.absorb(tree.root(ROOTS[0]), [0, 0], [6, 7]) == [6, 7]
+    node, _ = tree.match(tree.root(ROOTS[0]), [1, 0], 0, 2)
+    tree.lock(node)
+    tree.unlock(node)
+    tree.check_integrity([held])
+    assert tree.evict(1) == [0, 1], "both were found again, this one before the other"
 
 
 def test_a_root_is_gone_with_the_last_who_held_it_where_nothing_is_below_it() -> None:

@@ -20,9 +20,6 @@ _SHARE = 4
 """What came once gives way first while it is more than one part in so many of what can give way: the paper's 25 %."""
 _REMEMBERED = 1 << 15
 """Adapters whose prompts have given way, and would not be new if they came again: the paper's A1out."""
-_CORRELATED = 8
-"""Who comes to what was left before one part in so many of the tree has come is of the same request: half of the share,
-so that a chat's next turn may still come to its last one in the other half. In the paper no use counts in all of it."""
 
 _Queue = list[tuple[int, int, "Node"]]
 
@@ -30,9 +27,9 @@ _Queue = list[tuple[int, int, "Node"]]
 def is_another_use(came: int, tokens: int) -> bool:
     """Whether a use of what was left in a tree that has `tokens` is another request's, where `came` have come since.
 
-    A request's samples, and the labels it compares, find at once what the first of them left: correlated uses, which
-    say nothing of whether anybody will come back."""
-    return came * _CORRELATED > tokens
+    A request's samples, and the labels it compares, find soon what the first of them left: correlated uses, which say
+    nothing of whether anybody will come back. As in the paper none counts while what came once has its share."""
+    return came * _SHARE > tokens
 
 
 class Leaves:

@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +30,16 @@ from support.models import make_adapter
 Make = Callable[..., TestEngine]
 LEAD = [-1 - i for i in range(8)]
 TEXT = [10, 11, 12]
+
+
+@dataclass
+class Landing:
+    """A copy to the host that has landed once a test says so."""
+
+    here: bool
+
+    def landed(self) -> bool:
+        return self.here
 
 
 def ask(engine: TestEngine, root: RootKey, text: list[int] = TEXT, lead: list[int] = LEAD) -> list[int]:
@@ -457,14 +468,7 @@ def test_kv_that_lands_after_its_adapter_was_let_go_is_not_counted(
     tiers_of_a_gpu: tuple[AdapterTiers, KVPool, RootKey], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiers, pool, key = tiers_of_a_gpu
-
-    class Late:
-        here = False
-
-        def landed(self) -> bool:
-            return self.here
-
-    late = Late()
+    late = Landing(here=False)
     monkeypatch.setattr(pool, "save", lambda pieces: late)
     for _ in range(2):
         tiers.save([PrefixSave(key, [0, 1, 2, 3])], pool)
@@ -517,13 +521,19 @@ def layers_of(pool: KVPool) -> list[LayerKV]:
     return [LayerKV(heads, head_dim)] * len(pool.keys)
 
 
+def kept_from_growing(tiers: AdapterTiers, monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
+    """What the writer's thread is asked to do, and does not."""
+    asked: list[Callable[[], object]] = []
+    monkeypatch.setattr(tiers.loader, "call", asked.append)
+    return asked
+
+
 def test_many_that_find_no_room_take_one_slab(
     tiers_of_a_gpu: tuple[AdapterTiers, KVPool, RootKey], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Slabs are never given back: each would be memory beyond the budget for good."""
     tiers, _, _ = tiers_of_a_gpu
-    asked: list[Callable[[], object]] = []
-    monkeypatch.setattr(tiers.loader, "call", asked.append)
+    asked = kept_from_growing(tiers, monkeypatch)
     shape = (tiers._arena.size + 1,)  # type: ignore[union-attr]
     assert [tiers._room(shape, torch.uint8) for _ in range(5)] == [None] * 5
     assert len(asked) == 1
@@ -539,8 +549,7 @@ def test_what_was_dropped_makes_room_before_memory_is_made_larger(
 ) -> None:
     """What the engine drops is let go by readers, and there may be nothing to read."""
     tiers, _, key = tiers_of_a_gpu
-    asked: list[Callable[[], object]] = []
-    monkeypatch.setattr(tiers.loader, "call", asked.append)
+    asked = kept_from_growing(tiers, monkeypatch)
     arena = tiers._arena
     assert arena is not None
     large = key._replace(digest="large")
@@ -590,24 +599,17 @@ def test_kv_that_lands_when_what_was_to_give_way_is_in_use_takes_no_adapters_pla
         tiers.adopt(other, HostAdapter(torch.zeros((4, pool.keys[0].shape[-1]))))
         tiers.hold(other)
 
-    class Landing:
-        here = True
-
-        def landed(self) -> bool:
-            return self.here
-
     def compute(adapter: RootKey, landing: Landing) -> None:
         monkeypatch.setattr(pool, "save", lambda pieces: landing)
         for _ in range(2):
             tiers.save([PrefixSave(adapter, [1, 2, 3, 4])], pool)
 
-    compute(older, Landing())
+    compute(older, Landing(here=True))
     assert tiers.compiled(older) == 4
     tiers.budget = tiers.host_bytes + 1
     for other in (older, idle):
         tiers.release(other)
-    late = Landing()
-    late.here = False
+    late = Landing(here=False)
     compute(newer, late)
     tiers.hold(older)
     late.here = True

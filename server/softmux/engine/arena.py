@@ -64,7 +64,9 @@ class HostArena:
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor | None:
         """As `empty`, but None where there is no room."""
         used = math.prod(shape) * dtype.itemsize
-        size = -(-max(used, 1) // _ALIGNMENT) * _ALIGNMENT
+        if not used:
+            return torch.empty(shape, dtype=dtype)
+        size = -(-used // _ALIGNMENT) * _ALIGNMENT
         with self._lock:
             address = self._take(size)
         if address is None and self._spent:
@@ -74,8 +76,6 @@ class HostArena:
         if address is None:
             return None
         held = np.asarray(_Extent(self, address, size, used))
-        if not used:
-            return torch.empty(shape, dtype=dtype)
         return torch.frombuffer(held, dtype=dtype).view(shape)
 
     def grow(self, least: int = 0) -> None:

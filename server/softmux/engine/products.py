@@ -106,14 +106,14 @@ class Products:
         weight = product.weight
         if isinstance(weight, Fp8Weight):
             return self._fp8_ways(rows, weight)
-        ways: dict[str, _Run] = {"library": _library_gated if product.gated else F.linear}
-        run: Callable[..., torch.Tensor]
+        ways: dict[str, _Run] = {"library": F.linear}
+        if STREAM_ROWS < rows <= _PLAIN_ROWS[-1]:
+            ways |= {f"dot {tile}": functools.partial(dot.dot, tile=tile) for tile in _PLAIN_TILES}
+        if product.gated:
+            ways = {name: _with_silu(run) for name, run in ways.items()}
         if rows <= STREAM_ROWS:
             run = _streamed_gated if product.gated else stream
             ways |= {f"stream {walk}": functools.partial(run, walk=walk) for walk in _WALKS}
-        elif rows <= _PLAIN_ROWS[-1]:
-            run = _tiled_gated if product.gated else dot.dot
-            ways |= {f"dot {tile}": functools.partial(run, tile=tile) for tile in _PLAIN_TILES}
         return ways
 
     def _fp8_ways(self, rows: int, weight: Fp8Weight) -> dict[str, _Run]:
@@ -158,7 +158,7 @@ class Products:
                     first: Product = members[0],
                 ) -> float:
                     self._prove(ways[name], rows, first, dtype)
-                    return seconds_of(ways[name], rows, chain, dtype)
+                    return _seconds(ways[name], rows, chain, dtype)
 
                 self._chosen[rows, shape, packed, gated] = ways[choices.choose(problem, list(ways), time_it)]
         choices.save()
@@ -169,10 +169,8 @@ class Products:
         rows than some ways are taken for."""
         weight = product.weight
         x = torch.randn((rows, weight.shape[1]), dtype=dtype, device=weight.data.device)
-        if isinstance(weight, Fp8Weight):
-            expected = self._unpacked(x, weight, None)
-        else:
-            expected = (_library_gated if product.gated else F.linear)(x, weight, None)
+        reference: _Run = self._unpacked if isinstance(weight, Fp8Weight) else F.linear
+        expected = (_with_silu(reference) if product.gated else reference)(x, weight, None)
         difference, whole = (run(x, weight, None).float() - expected.float()).norm(), expected.float().norm()
         if not difference <= _TOLERANCE * whole:
             raise RuntimeError(f"it differs from the library's result by {float(difference / whole):.2g} of it")
@@ -182,19 +180,16 @@ def _counted(rows: int) -> int:
     return next((size for size in _FP8_ROWS if rows <= size), rows)
 
 
-def _library_gated(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return silu_mul(F.linear(x, weight, bias))
+def _with_silu(run: _Run) -> _Run:
+    """silu(gate)·up in a launch behind the product's."""
+    return lambda x, weight, bias: silu_mul(run(x, weight, bias))
 
 
 def _streamed_gated(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, walk: Walk) -> torch.Tensor:
     return stream_gated(x, weight, walk=walk)
 
 
-def _tiled_gated(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, tile: Tile) -> torch.Tensor:
-    return silu_mul(dot.dot(x, weight, bias, tile))
-
-
-def seconds_of(run: _Run, rows: int, chain: list[Weight], dtype: torch.dtype) -> float:
+def _seconds(run: _Run, rows: int, chain: list[Weight], dtype: torch.dtype) -> float:
     """Seconds a call, from replays of a graph of the whole chain."""
     first = chain[0]
     x = torch.randn((rows, first.shape[1]), dtype=dtype, device=first.data.device)

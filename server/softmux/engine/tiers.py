@@ -33,8 +33,9 @@ _PREFETCHED = 512
 """Adapters that are loading, or loaded and waited for, before their sequence's turn; others load at their turn."""
 
 _LEAST_SLAB, _FIRST_SLAB = 1 << 20, 256 << 20
-_MOST_SPENT = 256
 """Bytes of host memory that are page-locked at the start; more is, as it is needed, on the loader's threads."""
+_MOST_SPENT = 256
+"""Adapters, or their computed KV, that wait for a load to let go of them."""
 
 
 @dataclass(slots=True)

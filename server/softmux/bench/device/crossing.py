@@ -30,9 +30,9 @@ _PATTERNS = 64
 
 _PERCENTILES = (50, 90, 99)
 _ROUNDS = 2
-LEAST_REQUESTS = 2 * _ROUNDS
-"""For each number of tasks and mix."""
 """Times that the bare model has its turn in a pass, between two slices of the tasks'."""
+LEAST_REQUESTS = 2 * _ROUNDS
+"""For each number of tasks and mix: one a slice."""
 
 Lengths = tuple[int, int]
 """A request's prompt tokens and new ones."""

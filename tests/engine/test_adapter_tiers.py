@@ -486,7 +486,7 @@ def test_kv_that_lands_after_its_adapter_was_let_go_is_not_counted(
     ("device", "room"),
     [
         ("cpu", 40_000),
-        pytest.param("cuda", 40_000, marks=pytest.mark.gpu),
+        pytest.param("cuda", 20_000, marks=pytest.mark.gpu),
         pytest.param("cuda", 100_000, marks=pytest.mark.gpu),
     ],
 )
@@ -494,7 +494,7 @@ def test_many_tasks_through_tiers_too_small_for_them_answer_as_each_alone(
     make_engine: Make, base: Any, tmp_path: Path, device: str, room: int
 ) -> None:
     """Again and again: computed, copied from host memory, and read from disk. A GPU's tiers keep KV from the second
-    computation on, where adapters leave room for it; the CPU's write it to disk."""
+    computation on, where adapters (36,864 bytes of vectors in all) leave room for it; the CPU's write it to disk."""
     engine = make_engine(
         disk_folder=tmp_path, device=device, host_cache_bytes=room, kv_tokens=160, resident_vectors=64, max_rows=8
     )
@@ -511,7 +511,7 @@ def test_many_tasks_through_tiers_too_small_for_them_answer_as_each_alone(
         engine.forget_kv()
     loads = engine.engine.tiers.counts.loads
     assert loads["host"] > 0
-    assert (loads["disk"] > 0) == (room == 40_000)
+    assert (loads["disk"] > 0) == (room < 100_000)
     assert (sum(len(batch.loads) for batch in engine.batches) > 0) == (device == "cpu" or room == 100_000)
     assert engine.engine.runner.vocabulary.swaps > 18
 

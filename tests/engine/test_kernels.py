@@ -40,9 +40,31 @@ def test_tiled_products(rows: int, outputs: int, width: int, biased: bool) -> No
         weight = torch.randn((outputs, width), device="cuda", dtype=dtype)
         bias = torch.randn(outputs, device="cuda", dtype=dtype) if biased else None
         expected = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+        arrived = torch.zeros(64, dtype=torch.int32, device="cuda")
         for tile in (Tile(64, 32, 1, 4, 3), Tile(32, 64, 4, 4, 2)):
-            got = dot(x, weight, bias, tile).double()
-            assert (got - expected).norm() / expected.norm() < tolerance
+            for counted in (None, arrived, arrived):  # the second time finds them as the first left them
+                got = dot(x, weight, bias, tile, arrived=counted).double()
+                assert (got - expected).norm() / expected.norm() < tolerance
+        assert not arrived.any()
+
+
+@pytest.mark.parametrize("rows", [3, 64, 300, 2200])
+@pytest.mark.parametrize(("inner", "width"), [(24, 96), (72, 152), (512, 2048)])
+def test_gate_and_up_in_one_launch(rows: int, inner: int, width: int) -> None:
+    """Of rows, outputs and inputs that fill no block, and of more blocks of rows than take turns at a time."""
+    from softmux.engine.kernels import bulk
+    from softmux.engine.kernels.dot import Tile, dot_gated
+
+    for dtype, tolerance in ((torch.float16, 2e-3), (torch.bfloat16, 1e-2)):
+        x = torch.randn((rows, width), device="cuda", dtype=dtype)
+        weight = torch.randn((2 * inner, width), device="cuda", dtype=dtype) / width**0.5
+        gate, up = F.linear(x.double(), weight.double()).split(inner, 1)
+        expected = F.silu(gate) * up
+        found = [dot_gated(x, weight, Tile(64, 64, 1, 4, 3))]
+        if bulk.fits(weight):
+            found += [bulk.gated(x, weight, tile) for tile in (Tile(64, 64, 1, 4, 5), Tile(128, 64, 1, 8, 3))]
+        for got in found:
+            assert (got.double() - expected).norm() / expected.norm() < tolerance
 
 
 def test_argmax_takes_the_first_of_the_highest_and_tells_of_rows_that_are_not_finite() -> None:

@@ -15,7 +15,7 @@ import triton
 
 from softmux.engine.choices import Choices, Problem, cache_folder
 from softmux.engine.fp8 import Fp8Weight, Weight
-from softmux.engine.kernels import dot, fp8, launch, layer, linear
+from softmux.engine.kernels import bulk, dot, fp8, launch, layer, linear
 from softmux.engine.kernels.dot import Tile
 from softmux.engine.kernels.layer import silu_mul
 from softmux.engine.kernels.linear import PLAIN, STREAM_ROWS, Walk, stream, stream_gated
@@ -23,10 +23,17 @@ from softmux.engine.kernels.linear import PLAIN, STREAM_ROWS, Walk, stream, stre
 _CALLS = 24
 _TOLERANCE = 0.02
 """What a way may differ by from the library, as a share of the result's length: five times what rounding makes it."""
-_FP8_ROWS = (1, 2, 16, 32, 64, 128, 256, 512, 1024)
-"""A step's rows are counted as the next of these; beyond the last, arithmetic rules and the library is taken."""
-_PLAIN_ROWS = (1, 2, 16, 32, 64)
-"""The same, of plain weights."""
+_GATED_ROWS = (1, 2, 16, 32, 64, 128, 256, 512, 1024, 2048)
+"""A step's rows are counted as the next of these, or as the last."""
+_FP8_ROWS = _GATED_ROWS[:-1]
+"""Those for which weights in fp8 are measured; beyond, arithmetic rules and the library is taken."""
+_PLAIN_ROWS = _GATED_ROWS[:5]
+"""The same, of plain weights without SiLU·up."""
+_WARM_ROWS, _WARM_REPLAYS = 1024, 15
+"""From so many rows on a card grows hot while it multiplies, and slower: no way is timed on a cold one."""
+_ROWS_OF_TILES = 128
+"""At so many both kinds of tiles for gate and up are tried: `dot_gated`'s below, the copy engine's above."""
+_COUNTERS = 4096
 _TILES = (Tile(64, 128, 1, 4, 4), Tile(128, 128, 1, 8, 3), Tile(64, 256, 1, 4, 3), Tile(64, 128, 2, 4, 4))
 _PLAIN_TILES = (
     Tile(64, 128, 1, 4, 4),
@@ -35,6 +42,13 @@ _PLAIN_TILES = (
     Tile(128, 64, 1, 8, 4),
     Tile(128, 128, 1, 8, 3),
 )
+_GATED_TILES = (
+    Tile(64, 128, 1, 4, 4),
+    Tile(128, 64, 1, 4, 5),
+    Tile(128, 128, 1, 8, 3),
+    Tile(128, 128, 1, 8, 4),
+)
+_BULK_TILES = (Tile(64, 64, 1, 4, 5), Tile(128, 64, 1, 8, 3), Tile(128, 64, 1, 8, 4))
 _LARGE_TILES = (Tile(128, 64, 1, 8, 4), Tile(128, 128, 1, 8, 3))
 _WALKS = (
     PLAIN,
@@ -61,7 +75,7 @@ _Run = Callable[[torch.Tensor, Any, torch.Tensor | None], torch.Tensor]
 
 def machine() -> str:
     """All that a measurement depends on beside the product itself: card, versions, and our kernels' own text."""
-    sources = b"".join(Path(module.__file__ or "").read_bytes() for module in (linear, dot, fp8, layer, launch))
+    sources = b"".join(Path(module.__file__ or "").read_bytes() for module in (linear, dot, bulk, fp8, layer, launch))
     kernels = hashlib.sha256(sources).hexdigest()[:12]
     return f"{torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__}, kernels {kernels}"
 
@@ -69,13 +83,14 @@ def machine() -> str:
 class Products:
     """`products(x, weight, bias)`: `[rows, in]` · `[out, in]`ᵀ, for plain weights and such in fp8.
 
-    Plain weights go to the library but for few rows; weights in fp8 go to the kernels but for many rows. Between the
-    ways that are open to it, each shape takes the one that was fastest when `measure` timed it.
+    Plain weights go to the library but for few rows, and but for gate and up; weights in fp8 go to the kernels but for
+    many rows. Between the ways that are open to it, each shape takes the one that was fastest when `measure` timed it.
     """
 
     def __init__(self) -> None:
         self._chosen: dict[tuple[int, torch.Size, bool, bool], _Run] = {}
         self._scratch: torch.Tensor | None = None
+        self._counters: torch.Tensor | None = None
 
     def __call__(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None) -> torch.Tensor:
         run = self._chosen.get((_counted(x.shape[0]), weight.shape, isinstance(weight, Fp8Weight), False))
@@ -106,15 +121,29 @@ class Products:
         weight = product.weight
         if isinstance(weight, Fp8Weight):
             return self._fp8_ways(rows, weight)
-        ways: dict[str, _Run] = {"library": F.linear}
-        if STREAM_ROWS < rows <= _PLAIN_ROWS[-1]:
-            ways |= {f"dot {tile}": functools.partial(dot.dot, tile=tile) for tile in _PLAIN_TILES}
-        if product.gated:
-            ways = {name: _with_silu(run) for name, run in ways.items()}
+        library: _Run = _with_silu(F.linear) if product.gated else F.linear
+        ways: dict[str, _Run] = {"library": library}
         if rows <= STREAM_ROWS:
             run = _streamed_gated if product.gated else stream
             ways |= {f"stream {walk}": functools.partial(run, walk=walk) for walk in _WALKS}
+        elif product.gated:
+            if rows <= _ROWS_OF_TILES:
+                ways |= {f"dot {tile}": functools.partial(_dot_gated, tile=tile) for tile in _GATED_TILES}
+            if rows >= _ROWS_OF_TILES and bulk.fits(weight):
+                ways |= {f"bulk {tile}": functools.partial(_bulk_gated, tile=tile) for tile in _BULK_TILES}
+        elif rows <= _PLAIN_ROWS[-1]:
+            ways |= {f"dot {tile}": functools.partial(dot.dot, tile=tile) for tile in _PLAIN_TILES}
+            arrived = self._arrived(weight.device)
+            for tile in _PLAIN_TILES:
+                if tile.splits > 1:
+                    ways[f"dot {tile}, joined"] = functools.partial(dot.dot, tile=tile, arrived=arrived)
         return ways
+
+    def _arrived(self, device: torch.device) -> torch.Tensor:
+        """Zeros by which programs that share a sum know the last of them; one step's products follow one another."""
+        if self._counters is None:
+            self._counters = torch.zeros(_COUNTERS, dtype=torch.int32, device=device)
+        return self._counters
 
     def _fp8_ways(self, rows: int, weight: Fp8Weight) -> dict[str, _Run]:
         ways: dict[str, _Run] = {}
@@ -143,7 +172,7 @@ class Products:
         for (shape, packed, gated), members in shapes.items():
             if packed and gated:
                 continue  # no kernel does both
-            for rows in _FP8_ROWS if packed else _PLAIN_ROWS:
+            for rows in _FP8_ROWS if packed else _GATED_ROWS if gated else _PLAIN_ROWS:
                 ways = self.ways(rows, members[0])
                 calls = _CALLS if rows <= 64 else 4
                 chain = [product.weight for product in (members * calls)[:calls]]
@@ -177,7 +206,7 @@ class Products:
 
 
 def _counted(rows: int) -> int:
-    return next((size for size in _FP8_ROWS if rows <= size), rows)
+    return next((size for size in _GATED_ROWS if rows <= size), _GATED_ROWS[-1])
 
 
 def _with_silu(run: _Run) -> _Run:
@@ -187,6 +216,14 @@ def _with_silu(run: _Run) -> _Run:
 
 def _streamed_gated(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, walk: Walk) -> torch.Tensor:
     return stream_gated(x, weight, walk=walk)
+
+
+def _dot_gated(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, tile: Tile) -> torch.Tensor:
+    return dot.dot_gated(x, weight, tile)
+
+
+def _bulk_gated(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, tile: Tile) -> torch.Tensor:
+    return bulk.gated(x, weight, tile)
 
 
 def _seconds(run: _Run, rows: int, chain: list[Weight], dtype: torch.dtype) -> float:
@@ -203,7 +240,8 @@ def _seconds(run: _Run, rows: int, chain: list[Weight], dtype: torch.dtype) -> f
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         all_of_it()
-    graph.replay()
+    for _ in range(1 if rows < _WARM_ROWS else _WARM_REPLAYS):
+        graph.replay()
     torch.cuda.synchronize()
     began = time.perf_counter()
     for _ in range(5):

@@ -25,12 +25,13 @@ def follows(PDL: tl.constexpr):
 
 
 @functools.cache
-def _capable(index: int) -> bool:
+def capable(index: int) -> bool:
+    """Whether the card of that index is a Hopper or newer."""
     return torch.cuda.get_device_capability(index) >= (9, 0)
 
 
 def pdl_options(x: torch.Tensor) -> dict[str, Any]:
     """Launch options of a kernel that takes part: dependent launch where the device of `x` has it."""
-    if x.is_cuda and _capable(x.device.index or 0):
+    if x.is_cuda and capable(x.device.index or 0):
         return {"PDL": True, "launch_pdl": True}
     return {"PDL": False}

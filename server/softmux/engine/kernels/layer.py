@@ -55,6 +55,14 @@ class RMSNorm(NamedTuple):
 
 
 @triton.jit
+def silu_times(gate, up, KIND: tl.constexpr):
+    """silu(gate)·up of a product's float32 sums, rounded to `KIND` where separate launches would round."""
+    gate = gate.to(KIND).to(tl.float32)
+    act = (gate / (1.0 + tl.exp(-gate))).to(KIND).to(tl.float32)
+    return (act * up.to(KIND).to(tl.float32)).to(KIND)
+
+
+@triton.jit
 def _silu_mul(x_ptr, out_ptr, width, BLOCK: tl.constexpr, PDL: tl.constexpr):
     follows(PDL)
     row = tl.program_id(0).to(tl.int64)

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from softmux.engine.kernels.launch import follows, pdl_options
+from softmux.engine.kernels.layer import silu_times
 
 
 @triton.jit
@@ -49,14 +50,6 @@ def _stream(
     tl.store(out_ptr + o, (tl.sum(first, 1) + bias).to(kind), mask=live)
     if ROWS > 1:
         tl.store(out_ptr + outputs + o, (tl.sum(second, 1) + bias).to(kind), mask=live)
-
-
-@triton.jit
-def _silu_times(gate, up, KIND: tl.constexpr):
-    """silu(gate)·up of float32 sums, rounded where separate launches would round."""
-    gate = gate.to(KIND).to(tl.float32)
-    act = (gate / (1.0 + tl.exp(-gate))).to(KIND).to(tl.float32)
-    return (act * up.to(KIND).to(tl.float32)).to(KIND)
 
 
 @triton.jit
@@ -98,9 +91,9 @@ def _stream_gated(
             gate = next_gate
             up = next_up
     kind: tl.constexpr = out_ptr.dtype.element_ty
-    tl.store(out_ptr + o, _silu_times(tl.sum(gate_one, 1), tl.sum(up_one, 1), kind), mask=live)
+    tl.store(out_ptr + o, silu_times(tl.sum(gate_one, 1), tl.sum(up_one, 1), kind), mask=live)
     if ROWS > 1:
-        tl.store(out_ptr + outputs + o, _silu_times(tl.sum(gate_two, 1), tl.sum(up_two, 1), kind), mask=live)
+        tl.store(out_ptr + outputs + o, silu_times(tl.sum(gate_two, 1), tl.sum(up_two, 1), kind), mask=live)
 
 
 STREAM_ROWS = 2

@@ -42,7 +42,9 @@ class Leaves:
         self._again: _Queue = []
         self._order = itertools.count()
         self._limit = 1024
-        self._gone: OrderedDict[RootKey, None] = OrderedDict()
+        self._gone: OrderedDict[int, None] = OrderedDict()
+        """Hashes of their roots: names would outlive the adapters and tenants that had them, take three times as much,
+        and be walked by each collection. Where two hashes are equal, a new prompt stays a while longer, and no more."""
 
     def offer(self, node: Node) -> None:
         """A node may have come to give way, or to give way later than it would have."""
@@ -68,13 +70,13 @@ class Leaves:
 
     def remember(self, root: RootKey) -> None:
         """The last of what was below an adapter's root has given way."""
-        self._gone[root] = None
+        self._gone[hash(root)] = None
         if len(self._gone) > _REMEMBERED:
             self._gone.popitem(last=False)
 
     def remembers(self, root: RootKey) -> bool:
         """Whether it has, not long ago; asked once."""
-        return self._gone.pop(root, self) is None
+        return self._gone.pop(hash(root), self) is None
 
     def clear(self) -> None:
         self._once.clear()

@@ -15,7 +15,9 @@ import peft
 import pytest
 import torch
 
+from softmux.engine import durations
 from softmux.engine.disk import DiskTier
+from softmux.engine.engine import StepNews
 from softmux.engine.host_adapter import HostAdapter
 from softmux.engine.kv import KVPool
 from softmux.engine.tiers import _PREFETCHED, AdapterTiers
@@ -23,6 +25,7 @@ from softmux.errors import BlobDamaged, RegistryDown, SoftmuxError
 from softmux.scheduler.batch import PrefixLoad, PrefixSave
 from softmux.scheduler.radix import RootKey
 from softmux.types import DEFAULT_TENANT, LayerKV
+from softmux.worker.stats import WorkerStats
 from support.engines import TestEngine
 from support.learned import eager_greedy, prompt_part, vectors_for
 from support.models import make_adapter
@@ -140,6 +143,21 @@ def test_a_file_that_the_registry_has_lost_is_counted_and_asked_for_again(make_e
     engine.source.files = whole
     assert ask(engine, root)
     assert engine.engine.tiers.counts.damaged == 1
+
+
+def test_only_the_latest_loads_wait_to_be_counted(
+    make_engine: Make, base: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine without a worker has nobody who counts them."""
+    monkeypatch.setattr(durations, "_KEPT", 3)
+    engine = make_engine()
+    stats = WorkerStats(engine.engine)
+    for number in range(5):
+        ask(engine, engine.learned(f"task {number}", vectors_for(base, 8)))
+    assert engine.engine.tiers.counts.loads["registry"] == 5
+    for _ in range(2):  # what was counted is not counted again
+        stats.observe(StepNews())
+        assert stats.snapshot().histograms["adapter_load_seconds"].counts[-1] == 3
 
 
 def test_the_disk_tier_keeps_its_budget_drops_the_oldest_and_clears_what_was_never_finished(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from time import perf_counter
 
 from llguidance import LLMatcher
 
+from softmux.engine.durations import Durations
 from softmux.errors import InvalidRequest, SoftmuxError
 from softmux.grammars.compiler import GrammarCompiler
 from softmux.grammars.matcher import Guide
@@ -35,8 +36,8 @@ class Grammars:
         """Those that no guide was given of yet."""
         self._building = Lock()
         self._threads = ThreadPoolExecutor(_THREADS, "grammars")
-        self.seconds: list[float] = []
-        """What compiling took, for whoever counts it and clears the list."""
+        self.seconds = Durations()
+        """What compiling took."""
         self.hits = self.misses = 0
         """Guides given of grammars that were there already, and of those that were not: a request's first alone."""
 
@@ -91,7 +92,7 @@ class Grammars:
         try:
             return compiler.compile(grammar)
         finally:
-            self.seconds.append(perf_counter() - began)
+            self.seconds.add(perf_counter() - began)
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from llguidance import LLExecutor
 
+from softmux.engine.durations import Durations
 from softmux.engine.staging import Buffer, Ring
 from softmux.grammars.matcher import Guide
 from softmux.scheduler.batch import Batch
@@ -64,8 +65,8 @@ class GrammarMasks:
         self._thread = ThreadPoolExecutor(1, "masks")
         self._last: Future[Masks] | None = None
         self._before: tuple[Rows, Buffer] = np.empty(0, np.int64), Buffer((1,), torch.int64, torch.device("cpu"))
-        self.seconds: list[float] = []
-        """What the masks of a step took, for whoever counts it and clears the list."""
+        self.seconds = Durations()
+        """What the masks of a step took."""
         self.rows = 0
         """Masks made so far."""
 
@@ -112,7 +113,7 @@ class GrammarMasks:
             log.exception("the masks of %d rows failed", len(places))
             into[:] = 0
             masks.stuck = dict.fromkeys(places, f"its mask failed: {error}")
-        self.seconds.append(perf_counter() - began)
+        self.seconds.add(perf_counter() - began)
         self.rows += len(places)
         return masks
 

@@ -13,6 +13,7 @@ import torch
 from softmux.engine.arena import Empty, HostArena, pageable
 from softmux.engine.delta_slots import DeltaSlots
 from softmux.engine.disk import DiskTier
+from softmux.engine.durations import Durations
 from softmux.engine.heads import HeadShape
 from softmux.engine.host_adapter import HostAdapter
 from softmux.engine.kv import KVPool, PrefixKV
@@ -44,7 +45,7 @@ class TierCounts:
     because a file in the registry is lost, or is not what its hash says."""
 
     loads: dict[str, int] = field(default_factory=lambda: {"host": 0, "disk": 0, "registry": 0})
-    seconds: list[float] = field(default_factory=list)
+    seconds: Durations = field(default_factory=Durations)
     damaged: int = 0
 
 
@@ -283,7 +284,7 @@ class AdapterTiers:
                 self.counts.damaged += isinstance(arrival.error, BlobDamaged)
                 continue
             self.counts.loads[arrival.tier] += 1
-            self.counts.seconds.append(arrival.seconds)
+            self.counts.seconds.add(arrival.seconds)
             self._keep(arrival.key, arrival.adapter)
             if self.orders is not None:
                 continue  # what is this process's alone is no adapter for the disk

@@ -67,16 +67,13 @@ class WorkerStats:
                 self._histograms["request_queue_time_seconds"].observe(output.queue_seconds)
         if news.plain is not None:
             self._generated += len(news.plain)
-        tiers = self._engine.tiers.counts
-        for seconds in tiers.seconds:
-            self._histograms["adapter_load_seconds"].observe(seconds)
-        tiers.seconds.clear()
-        for name, taken in (
+        for name, durations in (
+            ("adapter_load_seconds", self._engine.tiers.counts.seconds),
             ("grammar_compile_seconds", self._engine.grammars.seconds),
             ("grammar_mask_seconds", self._engine.runner.masks.seconds),
         ):
-            while taken:  # other threads add to it
-                self._histograms[name].observe(taken.pop())
+            for seconds in durations.take():
+                self._histograms[name].observe(seconds)
         if news.batch is None or not news.ran:
             return
         self._computed += news.batch.tokens

@@ -213,6 +213,22 @@ def test_a_body_that_does_not_fit_is_refused_by_its_field(server: Served, body: 
 
 
 @pytest.mark.parametrize(
+    ("query", "param"),
+    [("taks=prompt-tuning", "taks"), ("task=prompt-tuning&stream=true", "stream"), ("Task=a", "Task")],
+)
+@pytest.mark.parametrize("route", ["generate", "classify"])
+def test_a_query_that_is_not_known_gets_no_answer_of_the_bare_model(
+    server: Served, route: str, query: str, param: str
+) -> None:
+    body = {"prompt": "a"} if route == "generate" else {"input": "a"}
+    response = server.http.post(f"/v1/{route}?{query}", json=body)
+    assert response.status_code == 422
+    error = response.json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_request", param)
+    assert f"no query parameter “{param}”" in error["message"]
+
+
+@pytest.mark.parametrize(
     ("content", "kind", "status", "code"),
     [
         (b"{", "application/json", 400, "bad_request"),

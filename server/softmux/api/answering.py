@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+import fastapi
 import msgspec
 import structlog
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -29,6 +31,18 @@ log = structlog.stdlib.get_logger(__name__)
 
 LONGEST_TASK = 1280
 """Tenants, tasks and versions: `acme/manual@3,appendix`."""
+
+
+class OfTask(BaseModel):
+    """The query of a route that answers for a task. Whatever else is refused: a `taks` would have the bare model's
+    answer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: str | None = Field(default=None, max_length=LONGEST_TASK)
+
+
+Query = Annotated[OfTask, fastapi.Query()]
 
 
 @dataclass(frozen=True, slots=True)

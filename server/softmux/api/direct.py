@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from softmux.api.answering import LONGEST_TASK
+from softmux.api.answering import LONGEST_TASK, OfTask
 from softmux.api.errors import error_response
 from softmux.api.routers import generate, openai
 from softmux.errors import SoftmuxError
@@ -43,8 +43,16 @@ async def _answer(request: Request) -> Response | None:
     """None: the framework's to answer."""
     path = request.scope["path"]
     if path == generate.PATH:
-        query = request.scope["query_string"]
-        task = QueryParams(query).get("task") if query else None
-        return await generate.generate(request, task) if task is None or 0 < len(task) <= LONGEST_TASK else None
+        query = _plain(request.scope["query_string"])
+        return None if query is None else await generate.generate(request, query)
     route = _BY_BODY.get(path)
     return None if route is None else await route(request)
+
+
+def _plain(query: bytes) -> OfTask | None:
+    """None where there is more in it than a task, or no task that could be one."""
+    if not query:
+        return OfTask()
+    said = QueryParams(query)
+    task = said.get("task", "")
+    return OfTask(task=task) if 0 < len(task) <= LONGEST_TASK and len(said) == 1 else None

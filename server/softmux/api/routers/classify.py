@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 import structlog
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from softmux.api.answering import LONGEST_TASK
+from softmux.api.answering import Query
 from softmux.api.auth import principal_of
 from softmux.api.body import described, read_json
 from softmux.api.classification import Classification
@@ -33,7 +33,8 @@ router = APIRouter(tags=["classify"])
     responses=answers(ClassificationReply),
     summary="Label texts, or their tokens, by a task",
 )
-async def classify(request: Request, task: Annotated[str | None, Query(max_length=LONGEST_TASK)] = None) -> Response:
+async def classify(request: Request, query: Query) -> Response:
+    task = query.task
     services = services_of(request)
     began = time.monotonic()
     tenant = principal_of(request).tenant

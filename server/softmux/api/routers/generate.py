@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from softmux.api.answering import LONGEST_TASK, Asked, answer
+from softmux.api.answering import Asked, Query, answer
 from softmux.api.body import described, read_json
 from softmux.api.own_shape import OwnShape
 from softmux.api.replies import GenerationReply, events
@@ -25,7 +23,9 @@ PATH = "/v1/generate"
     responses=events(GenerationReply),
     summary="Generate text, for a task or with the bare model",
 )
-async def generate(request: Request, task: Annotated[str | None, Query(max_length=LONGEST_TASK)] = None) -> Response:
+async def generate(request: Request, query: Query) -> Response:
+    task = query.task
+
     async def read(services: Services) -> Asked:
         body = await read_json(request, GenerateBody, services.settings.max_body_bytes)
         given = body.given()

@@ -94,8 +94,14 @@ console-image: $(VENV)/.dev $(VENV)/.tools ## Take the picture of the console in
 test: $(VENV)/.dev $(VENV)/.tools ## Run the tests that every change must pass
 	$(BIN)/python -m pytest -m 'not nightly' -n $(TEST_PROCESSES) --dist loadfile $(TEST_FLAGS)
 
+# Triton's interpreter, which needs no GPU and an older numpy than all else here: in a folder of its own.
+$(VENV)/.triton: constraints-triton.txt $(VENV)/.made
+	$(PIP) install --quiet --upgrade --target $(VENV)/triton -r constraints-triton.txt
+	@touch $@
+
 .PHONY: nightly
-nightly: $(VENV)/.dev $(VENV)/.tools ## Run the tests that are too long for every change
+nightly: $(VENV)/.dev $(VENV)/.tools $(VENV)/.triton ## Run the tests that are too long for every change
+	PYTHONPATH=$(abspath $(VENV))/triton $(BIN)/python -m pytest -m triton tests/engine $(TEST_FLAGS)
 	$(BIN)/python -m pytest -m nightly --timeout 3600 $(TEST_FLAGS)
 
 .PHONY: lint

@@ -228,6 +228,15 @@ def test_a_query_that_is_not_known_gets_no_answer_of_the_bare_model(
     assert f"no query parameter “{param}”" in error["message"]
 
 
+@pytest.mark.parametrize("route", ["generate", "classify"])
+def test_a_query_names_one_task(server: Served, route: str) -> None:
+    body = {"prompt": "a"} if route == "generate" else {"input": "a"}
+    response = server.http.post(f"/v1/{route}?task=prompt-tuning&task=prefix-tuning", json=body)
+    assert response.status_code == 422
+    error = response.json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_request", "task")
+
+
 @pytest.mark.parametrize(
     ("content", "kind", "status", "code"),
     [

@@ -35,7 +35,7 @@ def a_clock() -> Clock:
 def test_the_second_start_measures_nothing(tmp_path: Path) -> None:
     first, clock = Choices("card", tmp_path), a_clock()
     assert first.choose(PROBLEM, WAYS, clock) == "stream 4"
-    assert clock.asked == list(WAYS)
+    assert clock.asked == [*WAYS, *reversed(WAYS)]
     first.save()
     again = a_clock()
     assert Choices("card", tmp_path).choose(PROBLEM, WAYS, again) == "stream 4"
@@ -48,7 +48,7 @@ def test_another_product_is_measured(field: str, tmp_path: Path) -> None:
     choices.choose(PROBLEM, WAYS, a_clock())
     other = a_clock()
     choices.choose(msgspec.structs.replace(PROBLEM, **{field: 7}), WAYS, other)
-    assert other.asked == list(WAYS)
+    assert set(other.asked) == set(WAYS)
 
 
 def test_other_ways_are_measured_anew(tmp_path: Path) -> None:
@@ -56,13 +56,30 @@ def test_other_ways_are_measured_anew(tmp_path: Path) -> None:
     choices.choose(PROBLEM, WAYS, a_clock())
     clock = a_clock()
     assert choices.choose(PROBLEM, ("library", "stream 8"), clock) == "stream 8"
-    assert clock.asked == ["library", "stream 8"]
+    assert set(clock.asked) == {"library", "stream 8"}
 
 
 def test_a_way_that_fails_is_left_out_and_all_of_them_are_an_error(tmp_path: Path) -> None:
     assert Choices("card", tmp_path).choose(PROBLEM, WAYS, Clock(stream_8=2.0)) == "stream 8"
     with pytest.raises(RuntimeError, match="stream 8 does not run here"):
         Choices("another card", tmp_path).choose(PROBLEM, WAYS, Clock())
+
+
+def test_what_was_measured_first_has_no_advantage_of_a_cold_card(tmp_path: Path) -> None:
+    calls = iter(range(6))
+
+    def slower_and_slower(way: str) -> float:
+        return {"library": 2.0, "stream 4": 1.9, "stream 8": 2.1}[way] + 0.3 * next(calls)
+
+    assert Choices("card", tmp_path).choose(PROBLEM, WAYS, slower_and_slower) == "stream 4"
+
+
+def test_where_any_lacked_memory_and_none_ran_that_is_what_is_said(tmp_path: Path) -> None:
+    def full(way: str) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory") if way == "library" else RuntimeError("too many registers")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        Choices("card", tmp_path).choose(PROBLEM, WAYS, full)
 
 
 def test_a_way_that_wants_memory_is_measured_again_at_the_next_start(tmp_path: Path) -> None:

@@ -70,6 +70,7 @@ def test_every_number_of_the_format_survives() -> None:
         assert torch.equal(fp8.dot(one, weight, None, fp8.PLAIN)[0].float(), data[:, 0].float())
 
 
+@pytest.mark.triton
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 def test_products_in_the_interpreter() -> None:
     told = """

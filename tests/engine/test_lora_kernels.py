@@ -107,6 +107,7 @@ def interpreted(program: str) -> None:
     assert ran.stdout.endswith("equal\n"), ran.stderr[-2000:]
 
 
+@pytest.mark.triton
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 def test_the_kernels_in_the_interpreter() -> None:
     """Not in bfloat16, whose bits it would multiply."""

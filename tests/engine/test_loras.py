@@ -177,6 +177,7 @@ def serve_by_kernels(folder: Path) -> None:
     engine.close()
 
 
+@pytest.mark.triton
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 def test_an_engine_on_the_kernels_in_the_interpreter(tmp_path: Path) -> None:
     interpreted(f"import pathlib, test_loras as t\nt.serve_by_kernels(pathlib.Path({str(tmp_path)!r}))\nprint('equal')")

@@ -205,6 +205,7 @@ def test_faster_ways_leave_quantised_layers_alone(base_folder: Path, base: Any) 
     assert type(layers[0]) is nn.Linear
 
 
+@pytest.mark.triton
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 def test_fused_layers_are_not_tried_on_quantised_ones(base_folder: Path) -> None:
     from softmux.engine.fused import FusedDecoder

@@ -23,7 +23,7 @@ from softmux.api.presence import ClientGone, watching
 from softmux.api.services import Services, services_of
 from softmux.api.shape import Shape
 from softmux.api.wish import Given, Wish
-from softmux.errors import Overloaded, SoftmuxError
+from softmux.errors import InvalidRequest, Overloaded, SoftmuxError
 from softmux.telemetry.exposition import BARE
 from softmux.telemetry.labels import OTHER
 
@@ -40,6 +40,12 @@ class OfTask(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     task: str | None = Field(default=None, max_length=LONGEST_TASK)
+
+    def only(self, request: Request) -> str | None:
+        """The task. Raises `InvalidRequest` where the request names another, too."""
+        if b"&" in request.scope["query_string"] and len(request.query_params.getlist("task")) > 1:
+            raise InvalidRequest("A request is for one task, and its query names several.", param="task")
+        return self.task
 
 
 Query = Annotated[OfTask, fastapi.Query()]

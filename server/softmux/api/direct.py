@@ -53,6 +53,6 @@ def _plain(query: bytes) -> OfTask | None:
     """None where there is more in it than a task, or no task that could be one."""
     if not query:
         return OfTask()
-    said = QueryParams(query)
-    task = said.get("task", "")
-    return OfTask(task=task) if 0 < len(task) <= LONGEST_TASK and len(said) == 1 else None
+    said = QueryParams(query).multi_items()
+    name, task = said[0] if len(said) == 1 else ("", "")
+    return OfTask(task=task) if name == "task" and 0 < len(task) <= LONGEST_TASK else None

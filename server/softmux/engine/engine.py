@@ -179,7 +179,7 @@ class Engine:
         self._flying: Launched | None = None
         self.steps = 0
         self.shortage = Shortage()
-        prove(self.runner, self.spec)
+        prove(self.runner, self.spec, self.scheduler.max_step_tokens)
         self.spec = self.tiers.loader.spec = prove_deltas(self.runner, self.spec)
 
     def _kv_tokens(self, settings: Settings) -> int:

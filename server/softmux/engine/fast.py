@@ -56,8 +56,9 @@ def _lacks(on_gpu: bool) -> str:
     return "it is not installed" if on_gpu else "the model runs on the CPU"
 
 
-def prove(runner: ModelRunner, spec: ModelSpec) -> None:
-    """Self-tests the unmodified module, then each faster way of running it that this model allows.
+def prove(runner: ModelRunner, spec: ModelSpec, step_tokens: int) -> None:
+    """Self-tests the unmodified module, then each faster way of running it that this model allows. A step has
+    `step_tokens` at most.
 
     Raises `SelfTestFailed` only for the module itself; a fast path that fails is left out and counted, and the log says
     so.
@@ -70,7 +71,7 @@ def prove(runner: ModelRunner, spec: ModelSpec) -> None:
     if isinstance(runner.model, PackedEncoder) and (through := runner.model.through) is not None:
         attempt(runner, spec, "encoder", through.attach, through.detach)
     if runner.backend.name == "triton":
-        _fuse(runner, spec)
+        _fuse(runner, spec, step_tokens)
 
 
 def attempt(
@@ -102,7 +103,7 @@ def _prepack(runner: ModelRunner, spec: ModelSpec) -> None:
         runner.ways.layers = "prepacked"
 
 
-def _fuse(runner: ModelRunner, spec: ModelSpec) -> None:
+def _fuse(runner: ModelRunner, spec: ModelSpec, step_tokens: int) -> None:
     from softmux.engine.attention.triton_paged import TritonAttention
     from softmux.engine.fast_deltas import fuse_deltas
     from softmux.engine.fused import FusedDecoder
@@ -127,7 +128,7 @@ def _fuse(runner: ModelRunner, spec: ModelSpec) -> None:
         fused.take_normed_sums(ranks)
     if not attempt(runner, spec, "fused", lambda: runner.take(fused=fused), runner.leave_fast_paths):
         return
-    measure = functools.partial(products.measure, fused.products, runner.model.dtype)
+    measure = functools.partial(products.measure, fused.products, runner.model.dtype, most=step_tokens)
     if attempt(runner, spec, "products", measure, products.forget):
         runner.ways.products = "measured"
     graphs = DecodeGraphs(

@@ -1,7 +1,8 @@
 """The fast path for decoders of Llama's build: the loaded module's own weights, in fewer and larger launches.
 
 Merged QKV and gate-up products (the module's projections become views into the merged weights, so nothing is held
-twice and the untouched module still works), and one launch each for norm + residual, RoPE + KV write and SiLU·up.
+twice and the untouched module still works), and one launch each for norm + residual, RoPE + KV write, and gate and up
+with SiLU·up.
 `FusedDecoder.of` answers None for any class or setting it does not know; the module itself then runs instead.
 """
 

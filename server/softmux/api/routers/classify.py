@@ -34,7 +34,7 @@ router = APIRouter(tags=["classify"])
     summary="Label texts, or their tokens, by a task",
 )
 async def classify(request: Request, query: Query) -> Response:
-    task = query.task
+    task = query.only(request)
     services = services_of(request)
     began = time.monotonic()
     tenant = principal_of(request).tenant

@@ -24,7 +24,7 @@ PATH = "/v1/generate"
     summary="Generate text, for a task or with the bare model",
 )
 async def generate(request: Request, query: Query) -> Response:
-    task = query.task
+    task = query.only(request)
 
     async def read(services: Services) -> Asked:
         body = await read_json(request, GenerateBody, services.settings.max_body_bytes)

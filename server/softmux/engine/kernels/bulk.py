@@ -36,7 +36,7 @@ def _gated(
     output = within // size * OUT
     gate = tl.zeros([ROWS, OUT], tl.float32)
     up = tl.zeros([ROWS, OUT], tl.float32)
-    for at in range(0, width, BLOCK):  # what lies beyond the last row or column is read as zeros
+    for at in range(0, width, BLOCK):  # beyond the last are zeros, or up's first rows: none of it is stored
         x = x_rows.load([row, at])
         gate = tl.dot(x, weights.load([output, at]).T, gate, input_precision="ieee")
         up = tl.dot(x, weights.load([inner + output, at]).T, up, input_precision="ieee")

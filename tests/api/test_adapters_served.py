@@ -328,6 +328,35 @@ def test_an_upload_beyond_the_limit_is_cut_off(server: Served, adapters: dict[st
     assert response.status_code == 413
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "param"),
+    [
+        ("GET", "/v1/adapters?lmit=1", "lmit"),
+        ("GET", "/v1/adapters/none?version=1", "version"),
+        ("DELETE", "/v1/adapters/none?force=true", "force"),
+        ("GET", "/v1/shared?prefx=a", "prefx"),
+        ("GET", "/v1/keys?tenent=acme", "tenent"),
+        ("GET", "/v1/audit?limit=1&tennant=acme", "tennant"),
+        ("GET", "/v1/usage?form=2026-01-01", "form"),
+        ("GET", "/v1/model?a", "a"),
+    ],
+)
+def test_a_misspelt_query_does_not_count_as_not_sent(server: Served, method: str, path: str, param: str) -> None:
+    response = server.http.request(method, path)
+    assert response.status_code == 422, response.text
+    error = response.json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_request", param)
+
+
+def test_an_upload_whose_query_is_misspelt_publishes_nothing(
+    server: Served, task: str, adapters: dict[str, Path]
+) -> None:
+    response = put(server, task, upload_parts(adapters["prompt-tuning"]), activat="false")
+    assert response.status_code == 422
+    assert "it has activate" in response.json()["error"]["message"]
+    assert server.http.get(f"/v1/adapters/{task}").status_code == 404
+
+
 def test_activation_says_what_is_missing(server: Served) -> None:
     for body, status, code in (
         ({"version": 99}, 404, "version_not_found"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from softmux import __version__
 from softmux.api import errors
@@ -10,6 +10,7 @@ from softmux.api.auth import Gate
 from softmux.api.direct import Direct
 from softmux.api.head import Head
 from softmux.api.observe import InFlight, Observe
+from softmux.api.queries import known_query
 from softmux.api.replies import ERRORS
 from softmux.api.routers import (
     adapters,
@@ -28,9 +29,10 @@ from softmux.api.routers import (
 from softmux.api.services import Services
 from softmux.telemetry.tracing import Tracer
 
+_STRICT = (adapters.router, shared.router, model.router, admin.router, usage.router, caller.router)
+"""Whose queries are held to what they have. Others forbid more themselves, or take what clients of theirs add."""
 ROUTERS = (
-    generate.router, openai.router, classify.router, adapters.router, shared.router, model.router, admin.router,
-    usage.router, caller.router, health.router, metrics.router, console.router,
+    generate.router, openai.router, classify.router, *_STRICT, health.router, metrics.router, console.router,
 )  # fmt: skip
 
 
@@ -47,7 +49,7 @@ def create_app(services: Services, in_flight: InFlight | None = None, tracer: Tr
     )
     app.state.services = services
     for router in ROUTERS:
-        app.include_router(router, responses=ERRORS)
+        app.include_router(router, responses=ERRORS, dependencies=[Depends(known_query)] if router in _STRICT else [])
     errors.install(app, [*app.routes, *(route for router in ROUTERS for route in router.routes)])
     app.add_middleware(Head)
     app.add_middleware(Direct)

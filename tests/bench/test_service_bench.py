@@ -8,7 +8,28 @@ from pathlib import Path
 import pytest
 
 from softmux.bench.bases.tiny import save_tiny
-from softmux.bench.peers.service import main
+from softmux.bench.loads.lengths import parse_lengths
+from softmux.bench.loads.load import Plan
+from softmux.bench.loads.mixes import TaskMix
+from softmux.bench.loads.race import closing
+from softmux.bench.peers.service import main, service_contenders
+
+
+def test_whole_and_streaming_find_nothing_of_each_other_in_the_server_that_they_share() -> None:
+    plan = Plan(
+        tasks=("a", "b"), vocabulary=5000, requests=12, mix=TaskMix(), input_len=parse_lengths("uniform:4:8"),
+        output_len=parse_lengths("3"), request_rate=float("inf"), concurrency=4, warmups=3,
+    )  # fmt: skip
+    contenders = service_contenders("http://127.0.0.1:1", 1)
+    with closing(contenders):
+        for load in (plan.warmup(), plan.load(0)):
+            whole, streaming = [contender.change(load) for contender in contenders]
+            assert whole is load
+            assert [(job.task, len(job.ids), job.new_tokens) for job in streaming.jobs] == [
+                (job.task, len(job.ids), job.new_tokens) for job in load.jobs
+            ]
+            assert streaming.arrivals is load.arrivals
+            assert not {job.ids[:2] for job in streaming.jobs} & {job.ids[:2] for job in load.jobs}
 
 
 @pytest.mark.nightly

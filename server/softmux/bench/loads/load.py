@@ -29,6 +29,11 @@ class Load:
     def share(self, part: int, parts: int) -> Load:
         return Load(self.jobs[part::parts], self.arrivals.share(part, parts), self.tasks)
 
+    def backwards(self) -> Load:
+        """The same requests with their prompts' ids the other way round: as long, and no prompt begins as one here
+        does, so that whoever runs both on one server finds nothing in its cache."""
+        return replace(self, jobs=tuple(replace(job, ids=job.ids[::-1]) for job in self.jobs))
+
     def bare(self) -> Load:
         """The same prompts at the same times, for the bare model."""
         return replace(self, jobs=tuple(replace(job, task=None) for job in self.jobs))

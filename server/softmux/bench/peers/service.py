@@ -25,7 +25,7 @@ import httpx
 from softmux.bench.clients.client import Endpoint
 from softmux.bench.clients.clients import HttpTarget
 from softmux.bench.loads.lengths import parse_lengths
-from softmux.bench.loads.load import Plan
+from softmux.bench.loads.load import Load, Plan
 from softmux.bench.loads.mixes import TaskMix
 from softmux.bench.loads.race import Contender, Race, closing, run_race
 from softmux.bench.loads.report import print_race, race_json, wide_console, write_json
@@ -114,10 +114,19 @@ class Server:
         return self._process.wait(60)
 
 
+def service_contenders(url: str, processes: int) -> list[Contender]:
+    """Whole replies and streams share the server at `url`, and must not find each other's prompts in its cache."""
+    whole, streaming = "HTTP, whole replies", "HTTP, streaming"
+    return [
+        Contender(whole, HttpTarget(whole, Endpoint(url, stream=False), processes)),
+        Contender(streaming, HttpTarget(streaming, Endpoint(url), processes), Load.backwards),
+    ]
+
+
 def run_service(
     model: str, *, threads: int, repeats: int, device: Literal["cpu", "cuda"] = "cpu", sizes: Sizes | None = None
 ) -> tuple[Plan, Race]:
-    """Each repeat sends new prompts, the same to all; adapters are warm in both engines."""
+    """Each repeat sends new prompts, as long to all; adapters are warm in both engines."""
     size = sizes or Sizes()
     with tempfile.TemporaryDirectory() as scratch:
         folders = make_adapters(load_base(model), Path(scratch) / "adapters", size.tasks)
@@ -137,9 +146,7 @@ def run_service(
         folder, data = Path(scratch) / "adapters", Path(scratch) / "data"
         with Server(model, folder, data, threads, device=device, kv_tokens=size.kv_tokens) as server:
             contenders = [Contender(ENGINE, OfflineTarget(ENGINE, engine))]
-            for name, stream in (("HTTP, whole replies", False), ("HTTP, streaming", True)):
-                endpoint = Endpoint(server.url, stream=stream)
-                contenders.append(Contender(name, HttpTarget(name, endpoint, size.client_processes)))
+            contenders += service_contenders(server.url, size.client_processes)
             with closing(contenders):
                 race = run_race(plan, contenders, repeats=repeats)
     return plan, race

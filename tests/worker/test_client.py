@@ -118,7 +118,7 @@ def test_a_reader_of_whole_replies_is_woken_once_or_by_a_failure(peer: Callable)
         arrived = await channel.arrivals(whole=True)
         assert not channel.open
         assert len(arrived) == 11
-        times = [at for at, _ in arrived]
+        times = [at for (at,), _ in arrived]
         assert times == sorted(times)
         assert times[-1] - times[0] > 0.03
         assert await channel.arrivals(whole=True) == []

@@ -101,8 +101,13 @@ def test_columns_reach_the_sequences_whose_numbers_the_first_output_told(tmp_pat
         send(Outputs(outputs=(Output(id="b", number=71, tokens=(31,), finish_reason="length"),)))
         send(columns(b=41, c=42))
         send(Outputs(outputs=(Output(id="c", number=72, finish_reason="stop"),)))
-        tokens = [(e.id, e.tokens) for _, e in await second.arrivals(whole=True)]  # type: ignore[union-attr]
-        assert tokens == [("c", (2,)), ("c", (12,)), ("c", (22,)), ("c", (42,)), ("c", ())]
+        arrived = await second.arrivals(whole=True)
+        assert second.told == {"c": 4}
+        assert [len(times) for times, _ in arrived] == [1, 3, 1], "a time for each token that came by itself"
+        times = [at for some, _ in arrived for at in some]
+        assert times == sorted(times)
+        tokens = [(e.id, e.tokens) for _, e in arrived]  # type: ignore[union-attr]
+        assert tokens == [("c", (2,)), ("c", (12, 22, 42)), ("c", ())]
         rest = [(e.id, e.tokens) for _, e in await first.arrivals(whole=True)]  # type: ignore[union-attr]
         assert rest == [("b", (21,)), ("b", (31,))], "what was aborted or has ended hears no more"
         assert client.sequences == 0

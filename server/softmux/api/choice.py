@@ -99,6 +99,8 @@ class Choice:
 
 def joined(pieces: Sequence[Piece]) -> Piece:
     """Successive pieces of one choice as one."""
+    if len(pieces) == 1:
+        return pieces[0]
     logged = [piece.logprobs for piece in pieces if piece.logprobs is not None]
     return Piece(
         "".join([piece.text for piece in pieces]),

@@ -148,7 +148,7 @@ class Classification:
         """A result for each input, in order. Raises the first error of a row."""
         found: dict[str, Output] = {}
         while arrived := await within(self.deadline, self.channel.arrivals(whole=True)):
-            for at, event in arrived:
+            for times, event in arrived:
                 marks = self.marks[event.id]
                 if isinstance(event, SequenceFailed):
                     raise self.services.standing.explained(event.error, self.resolved.adapter, *marks)
@@ -156,7 +156,7 @@ class Classification:
                     raise InternalError("The engine gave the request up; try again.")
                 self.services.standing.ended_well(*marks)
                 found[event.id] = event
-                self._trail.ended(event, at)
+                self._trail.ended(event, times[-1])
                 self._cached += event.cached_tokens
         if self.left:
             return []

@@ -26,14 +26,16 @@ class Detokenizer(Protocol):
         """What still waits, at the end of the sequence."""
 
 
-class ByteTable:
-    """The bytes each token of a byte-level vocabulary (GPT-2's and its descendants') stands for. Filled as used."""
+class ByteTable(dict[int, bytes]):
+    """The bytes each token of a byte-level vocabulary (GPT-2's and its descendants') stands for: empty for special
+    tokens, and for ids beyond the tokenizer's vocabulary. Filled as used."""
 
     def __init__(self, tokenizer: FastTokenizer) -> None:
         self._tokenizer = tokenizer
         self._special = {token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special}
-        self._bytes_of = _byte_alphabet()
-        self._known: dict[int, bytes] = {}
+        stands_for = {ord(char): chr(byte) for char, byte in _byte_alphabet().items()}
+        self._in_latin = dict.fromkeys(range(256), "\uffff") | stands_for
+        """What stands for a byte as Latin-1's character of that byte, and whatever else that has as none of its."""
 
     @staticmethod
     def fits(tokenizer_json: str) -> bool:
@@ -41,12 +43,8 @@ class ByteTable:
         decoder = json.loads(tokenizer_json).get("decoder")
         return isinstance(decoder, dict) and decoder.get("type") == "ByteLevel"
 
-    def __getitem__(self, token: int) -> bytes:
-        """Empty for special tokens, and for ids beyond the tokenizer's vocabulary."""
-        known = self._known.get(token)
-        if known is None:
-            known = b"" if token in self._special else self.raw(token)
-            self._known[token] = known
+    def __missing__(self, token: int) -> bytes:
+        self[token] = known = b"" if token in self._special else self.raw(token)
         return known
 
     def raw(self, token: int) -> bytes:
@@ -54,8 +52,8 @@ class ByteTable:
         if text is None:
             return b""
         try:
-            return bytes(self._bytes_of[char] for char in text)
-        except KeyError:  # an added token is written as it is
+            return str(text).translate(self._in_latin).encode("latin-1")
+        except UnicodeEncodeError:  # an added token is written as it is
             return str(text).encode()
 
 

@@ -221,10 +221,10 @@ class Generation:
         whole = whole and not self.looks_for_stops
         while arrived := await within(self.deadline, self.channel.arrivals(whole=whole)):
             outputs: dict[str, list[Output]] = {}
-            for at, event in arrived:
+            for times, event in arrived:
                 if isinstance(event, SequenceFailed):
                     raise self._standing.explained(event.error, self.resolved.adapter, *self.marks[event.id])
-                self._time(event, at)
+                self._time(event, times)
                 outputs.setdefault(event.id, []).append(event)
             news: list[tuple[Choice, Piece]] = []
             for sequence_id, some in outputs.items():
@@ -295,21 +295,25 @@ class Generation:
         adapter = self.resolved.adapter
         return self.services.worker.spec.base_fingerprint if adapter is None else adapter.digest
 
-    def _time(self, output: Output, at: float) -> None:
-        tokens = len(output.tokens)
+    def _time(self, output: Output, times: Sequence[float]) -> None:
+        """`times` as in `softmux.worker.channel.Arrival`."""
+        first, last = times[0], times[-1]
         if output.finish_reason is not None:
-            self._trail.ended(output, at)
-        if not tokens:
+            self._trail.ended(output, last)
+        if not output.tokens:
             return
-        before = self._seen.get(output.id)
-        if before is not None:
-            self.services.metrics.between_tokens((at - before) / tokens)
-        else:
+        metrics, before = self.services.metrics, self._seen.get(output.id)
+        if before is None:
             if not self._seen:
-                self.services.metrics.first_token(at - self.began)
+                metrics.first_token(first - self.began)
             if output.finish_reason is None:
-                self._trail.first(output, at)
-        self._seen[output.id] = at
+                self._trail.first(output, first)
+            metrics.tokens_came(first, times[1:])
+        elif len(times) > 1:
+            metrics.tokens_came(before, times)
+        else:
+            metrics.between_tokens((last - before) / len(output.tokens))
+        self._seen[output.id] = last
 
 
 def adapter_json(adapter: AdapterRef) -> dict[str, Any]:

@@ -56,6 +56,7 @@ class Metrics:
         self._own: dict[str, Any] = {m.name: self._made(m) for m in METRICS if m.source == "api" and m.name != _BETWEEN}
         self._first = self._own["time_to_first_token_seconds"]
         self.between_tokens = self._between.observe
+        self.tokens_came = self._between.observe_since
         self._worker = CollectorRegistry()
         self._worker.register(SupervisorCollector(restarts, deaths, quarantined, up, registry))
         self._worker.register(TenantCollector(tenants, stats, tasks))

@@ -21,6 +21,14 @@ class TokenHistogram:
         self._counts[bisect_left(self._bounds, value)] += 1
         self.sum += value
 
+    def observe_since(self, before: float, moments: Sequence[float]) -> None:
+        """The seconds from `before` to the first of the moments, and from each to the next."""
+        bounds, counts, last = self._bounds, self._counts, before
+        for moment in moments:
+            counts[bisect_left(bounds, moment - last)] += 1
+            last = moment
+        self.sum += last - before
+
     def cumulative(self) -> list[tuple[str, float]]:
         """(upper bound, how many were at most that), as Prometheus wants them."""
         bounds = [*(str(float(bound)) for bound in self._bounds), "+Inf"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -20,12 +21,27 @@ class SequenceFailed(msgspec.Struct, frozen=True):
 
 
 Event = Output | SequenceFailed
+Arrival = tuple[Sequence[float], Event]
+"""What came, and when; monotonic. An `Output` has a time for each of its tokens where these came one by one."""
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """Tokens of one sequence that came one by one, with nothing else to tell of them. They wait as plain numbers: a
+    reader of whole replies leaves them for as long as a reply takes, and objects would be the collector's to walk."""
+
+    id: str
+    times: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+
+    def arrival(self) -> Arrival:
+        return self.times, Output(id=self.id, tokens=tuple(self.tokens))
 
 
 class Channel:
     """One reader at a time; it is woken once, however much has come. `abort` tells the worker to end a sequence."""
 
-    __slots__ = ("_abort", "_arrived", "_failed", "_open", "_patient", "_waiter", "made", "sampling", "told")
+    __slots__ = ("_abort", "_arrived", "_failed", "_open", "_patient", "_runs", "_waiter", "made", "sampling", "told")
 
     def __init__(
         self, abort: Callable[[str], None], ids: Iterable[str], sampling: SamplingParams | None = None
@@ -38,7 +54,9 @@ class Channel:
         self._open = set(ids)
         self.told: dict[str, int] = {}
         """How many tokens have come of each sequence that anything has come of."""
-        self._arrived: list[tuple[float, Event]] = []
+        self._arrived: list[Arrival | _Run] = []
+        self._runs: dict[str, _Run] = {}
+        """By sequence, the run among them that its next token goes on with."""
         self._failed = False
         self._patient = False
         self._waiter: asyncio.Future[None] | None = None
@@ -49,12 +67,13 @@ class Channel:
         return frozenset(self._open)
 
     async def events(self) -> list[Event]:
-        """All that came since the last call, in order; waits until there is something. Empty once all have ended."""
+        """All that came since the last call, each sequence's in order; waits until there is something. Empty once all
+        have ended."""
         return [event for _, event in await self.arrivals()]
 
-    async def arrivals(self, *, whole: bool = False) -> list[tuple[float, Event]]:
-        """As `events`, each with the monotonic time at which it came. `whole` waits until all have ended, or one has
-        failed: one wake-up for a reader that has no use for parts."""
+    async def arrivals(self, *, whole: bool = False) -> list[Arrival]:
+        """As `events`, each with when it came. `whole` waits until all have ended, or one has failed: one wake-up for
+        a reader that has no use for parts."""
         while self._open and not (self._failed if whole else self._arrived):
             self._waiter, self._patient = asyncio.get_running_loop().create_future(), whole
             try:
@@ -62,7 +81,8 @@ class Channel:
             finally:
                 self._waiter = None
         arrived, self._arrived, self._failed = self._arrived, [], False
-        return arrived
+        self._runs.clear()
+        return [one.arrival() if isinstance(one, _Run) else one for one in arrived]
 
     def abort(self, sequence_id: str) -> None:
         """Ends one sequence early: nothing more comes for it. Unknown and ended ones are ignored."""
@@ -78,13 +98,26 @@ class Channel:
 
     def deliver(self, event: Event, at: float, *, last: bool) -> None:
         """Called by the client's receive loop."""
-        self._arrived.append((at, event))
+        self._arrived.append(((at,), event))
+        self._runs.pop(event.id, None)
         if isinstance(event, Output):
             self.told[event.id] = self.told.get(event.id, 0) + len(event.tokens)
         if last:
             self._open.discard(event.id)
             self._failed = self._failed or isinstance(event, SequenceFailed)
         if not self._patient or self._failed or not self._open:
+            self._wake()
+
+    def deliver_token(self, sequence_id: str, token: int, at: float) -> None:
+        """As `deliver`, of an `Output` that is no more than a token."""
+        run = self._runs.get(sequence_id)
+        if run is None:
+            run = self._runs[sequence_id] = _Run(sequence_id)
+            self._arrived.append(run)
+        run.times.append(at)
+        run.tokens.append(token)
+        self.told[sequence_id] = self.told.get(sequence_id, 0) + 1
+        if not self._patient:
             self._wake()
 
     def _wake(self) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -50,10 +50,10 @@ class Sent:
     at: float
     """When it was sent first; monotonic, seconds."""
     number: int = -1
+    id: str = field(init=False)
 
-    @property
-    def id(self) -> str:
-        return self.request.id
+    def __post_init__(self) -> None:
+        self.id = self.request.id
 
 
 def channel_of(abort: Callable[[str], None], requests: Sequence[Generate | Read]) -> Channel:
@@ -296,7 +296,7 @@ class WorkerClient:
         for number, token in message.columns():
             stream = self._numbered.get(number)
             if stream is not None:
-                stream.channel.deliver(Output(id=stream.id, tokens=(token,)), now, last=False)
+                stream.channel.deliver_token(stream.id, token, now)
 
     def _drop(self, sequence_id: str) -> Sent | None:
         """Nothing is delivered to that sequence from here on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from softmux.api import sse
 from softmux.api.auth import principal_of
@@ -104,18 +106,38 @@ async def answer(request: Request, read: Callable[[Services], Awaitable[Asked]],
         with watching(request, generation.leave):
             reply = await _whole(generation, asked.shape)
         outcome = "ok"
-        return reply
+        return WholeReply(reply, generation, began)
     except ClientGone:
         return Response(status_code=499)
     except SoftmuxError as error:
         outcome = error.code
         raise _said(error, asked) from None
     finally:
-        generation.close()
-        services.metrics.request(label, outcome, time.monotonic() - began)
+        if outcome != "ok":
+            generation.close()
+            services.metrics.request(label, outcome, time.monotonic() - began)
 
 
-async def _whole(generation: Generation, shape: Shape) -> Response:
+class WholeReply(Response):
+    """Ends and counts its request once it is on its way: rows that began together end together, and each of their
+    clients would wait for the counting of all. The event loop sends what was written at the end of its turn, and takes
+    up the request again before it reads anything more: whoever has the reply finds it counted."""
+
+    def __init__(self, body: bytes, generation: Generation, began: float) -> None:
+        super().__init__(body, headers=generation.charge.headers, media_type="application/json")
+        self._generation, self._began = generation, began
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+            await asyncio.sleep(0)
+        finally:
+            self._generation.close()
+            metrics, label = self._generation.services.metrics, self._generation.label
+            metrics.request(label, "ok", time.monotonic() - self._began)
+
+
+async def _whole(generation: Generation, shape: Shape) -> bytes:
     pieces: dict[int, list[Piece]] = {choice.index: [] for choice in generation.choices}
     async for news in generation.pieces(whole=True):
         for choice, piece in news:
@@ -124,7 +146,7 @@ async def _whole(generation: Generation, shape: Shape) -> Response:
         raise ClientGone
     generation.settle()
     reply = shape.whole(generation, [joined(pieces[choice.index]) for choice in generation.choices])
-    return Response(msgspec.json.encode(reply), headers=generation.charge.headers, media_type="application/json")
+    return msgspec.json.encode(reply)
 
 
 async def _streamed(request: Request, generation: Generation, asked: Asked) -> Response:

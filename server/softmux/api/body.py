@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from softmux.api.errors import invalid
 from softmux.errors import BadRequest, DeadlineExceeded, TooLarge, UnsupportedMediaType
@@ -78,16 +78,16 @@ async def body_chunks(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
     length = request.headers.get("content-length", "")
     if length.isascii() and length.isdigit() and int(length[:20]) > max_bytes:
         raise _too_large(max_bytes)
-    size = 0
-    stream = request.stream()
+    size, more = 0, True
     clock = asyncio.get_running_loop().time
     patience = clock() + _SILENT_SECONDS
     try:
-        while True:
+        while more:
             async with asyncio.timeout_at(min(clock() + _SILENT_SECONDS, patience + size / _LEAST_RATE)):
-                chunk = await anext(stream, None)
-            if chunk is None:
-                return
+                message = await request.receive()
+            if message["type"] == "http.disconnect":
+                raise BadRequest("The connection ended before the body did.")
+            chunk, more = message.get("body", b""), message.get("more_body", False)
             size += len(chunk)
             if size > max_bytes:
                 raise _too_large(max_bytes)
@@ -97,8 +97,6 @@ async def body_chunks(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
             f"The body came too slowly: nothing for {_SILENT_SECONDS:.0f} s, or less than {_LEAST_RATE:,.0f} bytes a "
             "second; send it again, without a pause."
         ) from None
-    except ClientDisconnect:
-        raise BadRequest("The connection ended before the body did.") from None
 
 
 def _too_large(max_bytes: int) -> TooLarge:

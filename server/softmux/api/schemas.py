@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
 
@@ -175,7 +175,7 @@ def prompts_of(prompt: str | Sequence[int] | Sequence[str] | Sequence[Sequence[i
     if not prompt:
         raise InvalidRequest("The prompt is an empty list; give it at least one token or text.", param="prompt")
     if isinstance(prompt[0], int):
-        return [[token for token in prompt if isinstance(token, int)]]
+        return [cast("list[int]", list(prompt))]  # a list holds one kind of item
     return [each if isinstance(each, str) else list(each) for each in prompt if not isinstance(each, int)]
 
 

@@ -77,11 +77,11 @@ def lay_out(
     else:
         lead = virtual_ids(layout.virtual_tokens) if layout.method in KV_METHODS else ()
         ids = lead + _filled(layout.template, tokenizer, _slot_values(layout.template, prompt, variables))
-    for token in ids:
-        if token >= vocab_size:
-            raise InvalidRequest(
-                f"Token id {token} is beyond the model's vocabulary; ids are 0 to {vocab_size - 1}.", param="prompt"
-            )
+    if ids and max(ids) >= vocab_size:
+        beyond = next(token for token in ids if token >= vocab_size)
+        raise InvalidRequest(
+            f"Token id {beyond} is beyond the model's vocabulary; ids are 0 to {vocab_size - 1}.", param="prompt"
+        )
     if not ids or (layout.method in KV_METHODS and ids[-1] < 0):
         raise InvalidRequest("The prompt holds no token; give it at least one.", param="prompt")
     return ids
@@ -102,6 +102,8 @@ def _plain(
     if isinstance(prompt, str):
         check_text(prompt, "prompt")
         return tuple(tokenizer.encode(prompt, add_special_tokens=True))
+    if {*map(type, prompt)} == {int} and min(prompt) >= 0:
+        return tuple(prompt)
     for token in prompt:
         if isinstance(token, bool) or token < 0:
             raise InvalidRequest(f"{token} is no token id; ids count from 0.", param="prompt")

@@ -11,7 +11,7 @@ from softmux.bench.bases.tiny import save_tiny
 from softmux.bench.loads.lengths import parse_lengths
 from softmux.bench.loads.load import Plan
 from softmux.bench.loads.mixes import TaskMix
-from softmux.bench.loads.race import closing
+from softmux.bench.loads.race import Contender, closing
 from softmux.bench.peers.service import main, service_contenders
 
 
@@ -20,7 +20,7 @@ def test_whole_and_streaming_find_nothing_of_each_other_in_the_server_that_they_
         tasks=("a", "b"), vocabulary=5000, requests=12, mix=TaskMix(), input_len=parse_lengths("uniform:4:8"),
         output_len=parse_lengths("3"), request_rate=float("inf"), concurrency=4, warmups=3,
     )  # fmt: skip
-    contenders = service_contenders("http://127.0.0.1:1", 1)
+    contenders = [Contender(one.name, one, change) for one, change in service_contenders("http://127.0.0.1:1", 1)]
     with closing(contenders):
         for load in (plan.warmup(), plan.load(0)):
             whole, streaming = [contender.change(load) for contender in contenders]
@@ -52,3 +52,6 @@ def test_whole_and_streaming_are_told_beside_the_engine(tmp_path: Path) -> None:
     told = json.loads((tmp_path / "told.json").read_text())
     assert list(told["targets"]) == ["engine in-process", "HTTP, whole replies", "HTTP, streaming"]
     assert all(each["completed"] == 6 for runs in told["targets"].values() for each in runs["repeats"])
+    assert list(told["engine"]) == list(told["targets"])
+    for name, [work] in told["engine"].items():
+        assert sum(work["steps"].values()) >= 2 * 6, f"six replies of six tokens, four at a time: {name}"

@@ -90,7 +90,7 @@ def _mixed(console: Console, model: str, options: argparse.Namespace) -> dict[st
 def _service(console: Console, model: str, options: argparse.Namespace) -> dict[str, Any]:
     from softmux.bench.peers.service import run_service
 
-    plan, race = run_service(model, threads=options.threads, repeats=options.repeats)
+    plan, race, _ = run_service(model, threads=options.threads, repeats=options.repeats)
     console.print(plan.words())
     print_race(console, race)
     return race_json(race, {"load": plan.words()})

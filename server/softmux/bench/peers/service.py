@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,6 +30,7 @@ from softmux.bench.loads.mixes import TaskMix
 from softmux.bench.loads.race import Contender, Race, closing, run_race
 from softmux.bench.loads.report import print_race, race_json, wide_console, write_json
 from softmux.bench.loads.workload import make_adapters
+from softmux.bench.peers.counted import CountedTarget, print_work, work_at, work_json, work_of
 from softmux.bench.peers.offline import OfflineEngine, OfflineTarget
 from softmux.bench.peers.peers import load_base, quiet_transformers
 from softmux.errors import SoftmuxError
@@ -114,19 +115,24 @@ class Server:
         return self._process.wait(60)
 
 
-def service_contenders(url: str, processes: int) -> list[Contender]:
-    """Whole replies and streams share the server at `url`, and must not find each other's prompts in its cache."""
-    whole, streaming = "HTTP, whole replies", "HTTP, streaming"
+def service_contenders(url: str, processes: int) -> list[tuple[CountedTarget, Callable[[Load], Load]]]:
+    """Targets, and what each does to a load. Whole replies and streams share the server at `url`, and must not find
+    each other's prompts in its cache."""
+
+    def target(name: str, *, stream: bool) -> CountedTarget:
+        return CountedTarget(HttpTarget(name, Endpoint(url, stream=stream), processes), lambda: work_at(url))
+
     return [
-        Contender(whole, HttpTarget(whole, Endpoint(url, stream=False), processes)),
-        Contender(streaming, HttpTarget(streaming, Endpoint(url), processes), Load.backwards),
+        (target("HTTP, whole replies", stream=False), lambda load: load),
+        (target("HTTP, streaming", stream=True), Load.backwards),
     ]
 
 
 def run_service(
     model: str, *, threads: int, repeats: int, device: Literal["cpu", "cuda"] = "cpu", sizes: Sizes | None = None
-) -> tuple[Plan, Race]:
-    """Each repeat sends new prompts, as long to all; adapters are warm in both engines."""
+) -> tuple[Plan, Race, list[CountedTarget]]:
+    """Each repeat sends new prompts, as long to all; adapters are warm in both engines. The targets know what their
+    engine did in each run."""
     size = sizes or Sizes()
     with tempfile.TemporaryDirectory() as scratch:
         folders = make_adapters(load_base(model), Path(scratch) / "adapters", size.tasks)
@@ -145,11 +151,12 @@ def run_service(
         )
         folder, data = Path(scratch) / "adapters", Path(scratch) / "data"
         with Server(model, folder, data, threads, device=device, kv_tokens=size.kv_tokens) as server:
-            contenders = [Contender(ENGINE, OfflineTarget(ENGINE, engine))]
-            contenders += service_contenders(server.url, size.client_processes)
+            own = CountedTarget(OfflineTarget(ENGINE, engine), lambda: work_of(engine.engine))
+            asked = [(own, lambda load: load), *service_contenders(server.url, size.client_processes)]
+            contenders = [Contender(target.name, target, change) for target, change in asked]
             with closing(contenders):
                 race = run_race(plan, contenders, repeats=repeats)
-    return plan, race
+    return plan, race, [target for target, _ in asked]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -178,11 +185,13 @@ def main(arguments: Sequence[str]) -> int:
         options.client_processes, options.requests,
     )  # fmt: skip
     console = wide_console()
-    plan, race = run_service(
+    plan, race, targets = run_service(
         options.model, threads=options.threads, repeats=options.repeats, device=options.device, sizes=sizes
     )
     console.print(f"{options.model} on {options.device}: {plan.words()}")
     print_race(console, race)
+    print_work(console, targets, options.repeats)
     if options.json:
-        write_json(options.json, race_json(race, {"load": plan.words(), "device": options.device}))
+        about = {"load": plan.words(), "device": options.device, "engine": work_json(targets, options.repeats)}
+        write_json(options.json, race_json(race, about))
     return 0

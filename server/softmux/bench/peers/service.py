@@ -2,7 +2,7 @@
 
 `softmux bench service`: on the demo's model on a CPU; `--device cuda --model DIR --clients 256 --requests 1024
 --client-processes 4 --input-len uniform:128:384 --output-len 128 --kv-tokens 200000` is a GPU's load. Both engines are
-in memory at once.
+in memory at once. What each did is told by repeat: its steps by the way they ran, and the tokens it found in its cache.
 """
 
 from __future__ import annotations

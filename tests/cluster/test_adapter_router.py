@@ -84,6 +84,15 @@ def test_a_replica_that_is_full_or_was_lost_is_passed_over() -> None:
     asyncio.run(run())
 
 
+def test_where_all_were_lost_the_one_that_was_lost_first_is_asked() -> None:
+    async def run() -> None:
+        router = await made("a", "b", "c", free=1000)
+        for number, without in enumerate([("a", "b", "c"), ("b", "c", "gone", "a"), ("c", "a", "b")]):
+            assert await routed(router, asked(number, "key", without=without)) == without[0]
+
+    asyncio.run(run())
+
+
 def test_load_is_balanced_within_its_bound() -> None:
     async def run() -> None:
         router = await made("a", "b", "c", "d", free=1, balance=1.25)

@@ -34,8 +34,14 @@ class Replicas:
             yield item
 
 
-def sent(replicas: Replicas, method: str = "POST", target: str = "/v1/generate?task=mood", **more: Any) -> Any:
-    gateway = Gateway(replicas.ask, max_body_bytes=100)
+def sent(
+    replicas: Replicas,
+    method: str = "POST",
+    target: str = "/v1/generate?task=mood",
+    patience: float = 60,
+    **more: Any,
+) -> Any:
+    gateway = Gateway(replicas.ask, max_body_bytes=100, patience=patience)
 
     async def ask() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(gateway), base_url="http://cluster") as http:
@@ -74,6 +80,45 @@ def test_a_cluster_that_has_nobody_left_says_so() -> None:
     assert reply.status_code == 503
     assert reply.json()["error"]["code"] == "engine_down"
     assert reply.headers["retry-after"] == "1"
+
+
+def test_a_request_waits_for_a_replica_that_joins_where_nobody_took_it_from_those_there_are() -> None:
+    gone = Lost("r1", reached=False)
+    replicas = Replicas(*[[gone]] * 5, [OK, b"here"])
+    reply, _ = sent(replicas)
+    assert (reply.status_code, reply.text) == (200, "here")
+
+
+def test_it_does_not_wait_for_ever() -> None:
+    replicas = Replicas([Lost("r1", reached=False)], [Lost("r2", reached=False)], [Lost("r1", reached=False)])
+    reply, _ = sent(replicas, patience=-1)
+    assert reply.status_code == 503
+    assert [without for _, _, without in replicas.asked] == [(), ("r1",), ("r1", "r2")]
+
+
+def test_those_that_were_lost_are_asked_again_in_turn() -> None:
+    one, two = Lost("r1", reached=False), Lost("r2", reached=False)
+    replicas = Replicas([one], [two], [one], [two], [OK, b"here"])
+    assert sent(replicas)[0].text == "here"
+    assert [without for _, _, without in replicas.asked[2:]] == [("r1", "r2"), ("r2", "r1"), ("r1", "r2")]
+
+
+def test_a_request_that_replicas_die_of_is_had_by_few_of_them() -> None:
+    script = [[Lost("r1", reached=False)], *[[Lost(f"r{number}")] for number in range(2, 9)]]
+    replicas = Replicas(*script)
+    assert sent(replicas)[0].status_code == 503
+    assert len(replicas.asked) == 5
+
+
+def test_a_change_that_reached_nobody_is_made_by_another() -> None:
+    replicas = Replicas([Lost("r1", reached=False)], [Head(204, ())])
+    assert sent(replicas, "DELETE", "/v1/adapters/mood")[0].status_code == 204
+
+
+def test_an_answer_of_which_only_the_head_was_there_is_another_replicas() -> None:
+    replicas = Replicas([OK, ActorDiedError()], [Head(200, ((b"x-request-id", b"8"),)), b"whole"])
+    reply, _ = sent(replicas)
+    assert (reply.text, reply.headers["x-request-id"]) == ("whole", "8")
 
 
 @pytest.mark.parametrize("failure", [Lost("r1"), ActorDiedError()])

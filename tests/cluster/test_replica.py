@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -58,7 +60,12 @@ def test_an_answer_comes_as_the_server_gave_it_less_what_is_of_one_connection() 
 
 def test_an_engine_that_is_down_is_another_replicas_work_and_one_that_is_full_is_not() -> None:
     def saying(code: str) -> Callable[[httpx.Request], httpx.Response]:
-        return lambda request: httpx.Response(503, json={"error": {"code": code}})
+        text = f'{{"error":{{"code":"{code}"}}}}'.encode()
+
+        async def body() -> AsyncIterator[bytes]:
+            yield text
+
+        return lambda request: httpx.Response(503, headers={"content-length": f"{len(text)}"}, content=body())
 
     assert answered(saying("engine_down")) == [Lost("r1")]
     head, body = answered(saying("overloaded"))
@@ -66,11 +73,53 @@ def test_an_engine_that_is_down_is_another_replicas_work_and_one_that_is_full_is
     assert b"overloaded" in body
 
 
-def test_a_server_that_is_gone_is_lost() -> None:
+@pytest.mark.parametrize(
+    ("error", "reached"), [(httpx.ConnectError, False), (httpx.ConnectTimeout, False), (httpx.ReadError, True)]
+)
+def test_a_server_that_is_gone_is_lost(error: type[httpx.TransportError], reached: bool) -> None:
     def server(request: httpx.Request) -> httpx.Response:
-        raise httpx.ConnectError("refused", request=request)
+        raise error("gone", request=request)
 
-    assert answered(server) == [Lost("r1")]
+    assert answered(server) == [Lost("r1", reached)]
+
+
+def broken_off(**headers: str) -> Callable[[httpx.Request], httpx.Response]:
+    async def body() -> AsyncIterator[bytes]:
+        yield b"ha"
+        raise httpx.ReadError("reset")
+
+    return lambda request: httpx.Response(200, headers=headers, content=body())
+
+
+def test_an_answer_that_is_no_stream_is_there_in_one_piece_or_lost() -> None:
+    assert answered(broken_off(**{"content-length": "4"})) == [Lost("r1")]
+    with pytest.raises(httpx.ReadError):
+        answered(broken_off())
+    with pytest.raises(httpx.ReadError):
+        answered(broken_off(**{"content-length": f"{1 << 30}"}))
+
+
+def test_a_server_that_hangs_holds_up_no_answer() -> None:
+    """Ray asks for a replica's health on the event loop on which its answers are passed on."""
+    answering = threading.Event()
+
+    class Hanging:
+        def live(self) -> bool:
+            return answering.wait(30)
+
+        def stop(self, seconds: float) -> None:
+            pass
+
+    async def run() -> None:
+        replica = Replica.__new__(Replica)
+        replica._server, replica._drain_seconds = Hanging(), 0  # type: ignore[assignment]
+        replica._data = tempfile.TemporaryDirectory()
+        asked = asyncio.ensure_future(replica.check_health())
+        await asyncio.sleep(0)
+        answering.set()
+        await asked
+
+    asyncio.run(run())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")

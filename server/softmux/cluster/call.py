@@ -73,3 +73,5 @@ class Lost:
     """Instead of an answer: the replica's server or engine is down, and another replica may be asked."""
 
     replica: str
+    reached: bool = True
+    """Whether the server may have had the request. Where nobody took the connection, it can't have."""

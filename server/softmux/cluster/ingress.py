@@ -3,7 +3,9 @@ the first was lost before any byte of its answer."""
 
 from __future__ import annotations
 
+import asyncio
 import math
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
@@ -18,14 +20,21 @@ from softmux.cluster.call import Call, Head, Lost
 from softmux.errors import EngineDown, SoftmuxError, TooLarge
 
 _TRIES = 4
+"""A request is had by no more replicas than this: it may be what they die of."""
+_PATIENCE_SECONDS = 5.0
+"""Where all replicas that it knows are lost, another may be there already: routers hear of it a moment later."""
+_PAUSE_SECONDS, _LONGEST_PAUSE = 0.05, 1.0
 
 
 class Gateway:
     """An ASGI application. `ask` sends a call to a replica that the router chooses, as `Replica.answer` is called."""
 
-    def __init__(self, ask: Callable[..., AsyncIterator[Any]], max_body_bytes: int) -> None:
+    def __init__(
+        self, ask: Callable[..., AsyncIterator[Any]], max_body_bytes: int, *, patience: float = _PATIENCE_SECONDS
+    ) -> None:
         self._ask = ask
         self._max_body_bytes = max_body_bytes
+        self._patience = patience
         self.repeated = 0
         """Requests that a lost replica had, sent to another."""
 
@@ -68,25 +77,66 @@ class Gateway:
 
     async def _answered(self, call: Call) -> AsyncGenerator[Any]:
         """The `Head`, then the body's parts. Raises `EngineDown` where nobody answered, or somebody did not finish."""
-        key, lost = call.key(), list[str]()
-        for _ in range(_TRIES):
-            begun = False
+        key, search = call.key(), _Search(call.may_repeat(), self._patience)
+        while True:
+            head, begun, lost = None, False, None
             try:
-                async for part in self._ask(call, key=key, without=tuple(lost)):
+                async for part in self._ask(call, key=key, without=search.lost):
                     if isinstance(part, Lost):
-                        lost.append(part.replica)
+                        lost = part
                         break
-                    begun = True
+                    if isinstance(part, Head):
+                        head = part  # told with what follows: until then another replica may answer
+                        continue
+                    if head is not None:
+                        yield head
+                        head, begun = None, True
                     yield part
                 else:
+                    if head is not None:
+                        yield head
                     return
             except RayError:  # Serve passes over an actor that died by itself
                 if begun:
                     break
-            if not call.may_repeat():
+            if not await search.goes_on(lost):
                 break
             self.repeated += 1
         raise EngineDown("the replica that had the request was lost: send it again", retry_after=1)
+
+
+class _Search:
+    """For somebody who answers one request, after replicas that were lost with it."""
+
+    def __init__(self, may_repeat: bool, patience: float) -> None:
+        self._may_repeat = may_repeat
+        self._ends = time.monotonic() + patience
+        self._pause = _PAUSE_SECONDS
+        self._had = 0
+        self._lost: list[str] = []
+
+    @property
+    def lost(self) -> tuple[str, ...]:
+        """Replicas to pass over, the one that was asked last at the end."""
+        return tuple(self._lost)
+
+    async def goes_on(self, lost: Lost | None) -> bool:
+        """Whether to ask again, after `lost` (None: it died, and Serve knows it). Takes its time where all that there
+        are have been asked."""
+        if lost is None or lost.reached:
+            self._had += 1
+            if not self._may_repeat or self._had >= _TRIES:
+                return False
+        if lost is None:
+            return True
+        if lost.replica in self._lost:
+            if time.monotonic() > self._ends:
+                return False
+            self._lost.remove(lost.replica)
+            await asyncio.sleep(self._pause)
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+        self._lost.append(lost.replica)
+        return True
 
 
 @serve.ingress()

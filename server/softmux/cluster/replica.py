@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 import uuid
 from collections.abc import AsyncGenerator, Mapping
@@ -19,6 +20,10 @@ _HOP_BY_HOP = frozenset(
 )
 """Headers of one connection, not of the request (RFC 9110, 7.6.1), and those that whoever answers sets anew."""
 _ENGINE_DOWN = b'"engine_down"'
+_NOBODY_THERE = (httpx.ConnectError, httpx.ConnectTimeout)
+_WHOLE_BYTES = 1 << 20
+"""An answer of so many bytes, told before, is handed on when all of it is there: what is in one piece can be asked for
+again, at another replica, until it has come."""
 
 
 class Replica:
@@ -43,27 +48,31 @@ class Replica:
     async def answer(self, call: Call, key: str | None = None, without: tuple[str, ...] = ()) -> AsyncGenerator[Any]:
         """A `Head`, then the body's parts as bytes; or `Lost` alone, where the server or its engine is down.
 
-        `key` and `without` are for the router, which has read them. An answer that breaks off raises what HTTPX raises.
+        `key` and `without` are for the router, which has read them. A stream that breaks off raises what HTTPX raises.
         """
         target = f"{call.path}?{call.query}" if call.query else call.path
         headers = [(name, value) for name, value in call.headers if name not in _HOP_BY_HOP]
         request = self._http.build_request(call.method, target, headers=headers, content=call.body)
         try:
             reply = await self._http.send(request, stream=True)
-        except httpx.TransportError:
-            yield Lost(self._name)
+        except httpx.TransportError as error:
+            yield Lost(self._name, reached=not isinstance(error, _NOBODY_THERE))
             return
         try:
             raw = ((name.lower(), value) for name, value in reply.headers.raw)
             kept = tuple((name, value) for name, value in raw if name not in _HOP_BY_HOP)
             head = Head(reply.status_code, kept)
-            if reply.status_code == 503:
-                body = await reply.aread()
-                if _ENGINE_DOWN in body:
+            if int(reply.headers.get("content-length", _WHOLE_BYTES + 1)) <= _WHOLE_BYTES:
+                try:
+                    body = b"".join([part async for part in reply.aiter_raw()])
+                except httpx.TransportError:
                     yield Lost(self._name)
-                else:
-                    yield head
-                    yield body
+                    return
+                if reply.status_code == 503 and _ENGINE_DOWN in body:
+                    yield Lost(self._name)
+                    return
+                yield head
+                yield body
                 return
             yield head
             async for part in reply.aiter_raw():
@@ -71,9 +80,9 @@ class Replica:
         finally:
             await reply.aclose()
 
-    def check_health(self) -> None:
+    async def check_health(self) -> None:
         """Asked by Ray now and then: where it raises, the replica is ended and another started."""
-        if not self._server.live():
+        if not await asyncio.to_thread(self._server.live):  # a server that hangs must not hold up answers under way
             raise RuntimeError("softmux serve does not answer")
 
     def __del__(self) -> None:

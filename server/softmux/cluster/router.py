@@ -39,7 +39,8 @@ class AdapterRouter(RequestRouter):  # type: ignore[misc]  # Ray's classes are u
         if pending_request is not None:
             pending_request.routing_context.should_backoff = True
         first = [name for name in ranked if name not in without]
-        last = [name for name in ranked if name in without]  # where no other is left, it may be well again
+        # Where no other is left, one of those may be well again: first who has had longest for it.
+        last = [name for name in without if name in named]
         return [[named[name]] for name in first + last]
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:

@@ -127,6 +127,13 @@ class Bench:
         self._server |= _SMALL | {"host_cache_bytes": str(round(self._options.warm * size))}
         self.delete()
 
+    def running(self) -> int:
+        """Replicas that Serve has requests sent to, whatever has become of their servers."""
+        from ray import serve
+
+        states: dict[str, int] = serve.status().applications[_NAME].deployments["Replica"].replica_states
+        return states.get("RUNNING", 0)
+
     def servers(self) -> list[ReplicaServer]:
         return replica_servers(self._registry.url)
 
@@ -164,11 +171,14 @@ class Bench:
         return await load
 
     async def _restored(self, replicas: int, victim: ReplicaServer) -> None:
+        """Returns when as many answer as there were, and Serve has them all: a server is ready before Serve knows of
+        it, and who then killed the other would leave clients none."""
         ends = time.monotonic() + _WAIT_SECONDS
         while time.monotonic() < ends:
             found = await asyncio.to_thread(self.servers)
             gone = victim.pid not in {server.pid for server in found}
-            if gone and len(found) >= replicas and all([await asyncio.to_thread(_ready, server) for server in found]):
+            there = gone and len(found) >= replicas and await asyncio.to_thread(self.running) >= replicas
+            if there and all([await asyncio.to_thread(_ready, server) for server in found]):
                 return
             await asyncio.sleep(0.5)
         raise RuntimeError(f"{replicas} replicas were not there again within {_WAIT_SECONDS} s")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -68,3 +69,31 @@ def test_callers_are_apart_and_their_keys_are_not_in_what_is_remembered() -> Non
 )
 def test_only_what_changes_nothing_or_the_same_again_is_sent_twice(method: str, target: str, repeatable: bool) -> None:
     assert call(method, target).may_repeat() is repeatable
+
+
+@pytest.mark.parametrize(
+    ("said", "body", "left"),
+    [
+        (b"30", {"prompt": "x"}, b"18.000"),
+        (None, {"prompt": "x", "timeout": 30}, b"18.000"),
+        (b"30", {"timeout": 20.5}, b"8.500"),
+        (b"20.5", {"timeout": 30}, b"8.500"),
+        (b"5", {}, b"0.001"),
+        (None, {"prompt": "x"}, None),
+        (None, {"timeout": None}, None),
+        # What is wrong stays as it is: a replica says so.
+        (b"soon", {"timeout": 30}, b"soon"),
+        (b"-1", {}, b"-1"),
+        (b"nan", {}, b"nan"),
+        (None, {"timeout": "30"}, None),
+        (None, [30], None),
+    ],
+)
+def test_a_deadline_counts_from_when_the_request_came(said: bytes | None, body: object, left: bytes | None) -> None:
+    asked = call("POST", "/v1/generate", body, key="k")
+    if said is not None:
+        asked = dataclasses.replace(asked, headers=((b"x-request-timeout", said), *asked.headers))
+    again = asked.after(12)
+    assert dict(again.headers).get(b"x-request-timeout") == left
+    assert dict(again.headers)[b"authorization"] == b"Bearer k"
+    assert again.body == asked.body

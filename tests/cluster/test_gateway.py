@@ -115,6 +115,14 @@ def test_a_change_that_reached_nobody_is_made_by_another() -> None:
     assert sent(replicas, "DELETE", "/v1/adapters/mood")[0].status_code == 204
 
 
+def test_what_is_sent_again_has_what_is_left_of_its_deadline() -> None:
+    replicas = Replicas([Lost("r1")], [ActorDiedError()], [Lost("r1")], [OK, b"here"])
+    assert sent(replicas, json={"timeout": 1000})[0].text == "here"
+    timeouts = [dict(call.headers).get(b"x-request-timeout") for call, _, _ in replicas.asked]
+    assert timeouts[0] is None
+    assert 1000 >= float(timeouts[1]) >= float(timeouts[2]) > float(timeouts[3]) > 0  # a pause before the last
+
+
 def test_an_answer_of_which_only_the_head_was_there_is_another_replicas() -> None:
     replicas = Replicas([OK, ActorDiedError()], [Head(200, ((b"x-request-id", b"8"),)), b"whole"])
     reply, _ = sent(replicas)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from urllib.parse import parse_qs, unquote
 
 import msgspec
@@ -14,13 +15,21 @@ _BY_MODEL = frozenset({"/v1/completions", "/v1/chat/completions"})
 _ADAPTERS = "/v1/adapters/"
 _REPEATABLE = frozenset({"GET", "HEAD", "OPTIONS", "PUT"})
 """DELETE is none of them: sent again after it was done, it would answer 404."""
+_TIMEOUT = b"x-request-timeout"
+_LEAST_SECONDS = 0.001
+"""What is left of a deadline that has passed: the next replica says so."""
 
 
 class _Named(msgspec.Struct):
     model: str = ""
 
 
+class _Timed(msgspec.Struct):
+    timeout: float | None = None
+
+
 _named = msgspec.json.Decoder(_Named)
+_timed = msgspec.json.Decoder(_Timed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +57,28 @@ class Call:
     def may_repeat(self) -> bool:
         """Whether a replica that got the whole request and was lost changes nothing by it, or the same as another."""
         return self.method in _REPEATABLE or self.path in _ANSWERS
+
+    def after(self, seconds: float) -> Call:
+        """As it is sent to another replica, so long after it came: with what is left of its deadline."""
+        try:
+            timeouts = [float(value) for name, value in self.headers if name == _TIMEOUT]
+        except ValueError:
+            return self  # whichever replica gets it says what is wrong
+        if (timeout := self._timeout()) is not None:
+            timeouts.append(timeout)
+        if not timeouts or not all(0 < timeout < math.inf for timeout in timeouts):
+            return self
+        left = max(_LEAST_SECONDS, min(timeouts) - seconds)
+        others = tuple(header for header in self.headers if header[0] != _TIMEOUT)
+        return replace(self, headers=(*others, (_TIMEOUT, f"{left:.3f}".encode())))
+
+    def _timeout(self) -> float | None:
+        if self.path not in _ANSWERS:
+            return None
+        try:
+            return _timed.decode(self.body).timeout
+        except msgspec.MsgspecError:
+            return None
 
     def _task(self) -> str:
         if self.path in _BY_MODEL:

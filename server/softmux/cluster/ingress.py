@@ -77,7 +77,8 @@ class Gateway:
 
     async def _answered(self, call: Call) -> AsyncGenerator[Any]:
         """The `Head`, then the body's parts. Raises `EngineDown` where nobody answered, or somebody did not finish."""
-        key, search = call.key(), _Search(call.may_repeat(), self._patience)
+        key, came, first = call.key(), time.monotonic(), call
+        search = _Search(call.may_repeat(), came + self._patience)
         while True:
             head, begun, lost = None, False, None
             try:
@@ -102,15 +103,17 @@ class Gateway:
             if not await search.goes_on(lost):
                 break
             self.repeated += 1
+            call = first.after(time.monotonic() - came)
         raise EngineDown("the replica that had the request was lost: send it again", retry_after=1)
 
 
 class _Search:
-    """For somebody who answers one request, after replicas that were lost with it."""
+    """For somebody who answers one request, after replicas that were lost with it. Waits for none beyond `ends`,
+    monotonic."""
 
-    def __init__(self, may_repeat: bool, patience: float) -> None:
+    def __init__(self, may_repeat: bool, ends: float) -> None:
         self._may_repeat = may_repeat
-        self._ends = time.monotonic() + patience
+        self._ends = ends
         self._pause = _PAUSE_SECONDS
         self._had = 0
         self._lost: list[str] = []

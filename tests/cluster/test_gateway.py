@@ -123,6 +123,25 @@ def test_what_is_sent_again_has_what_is_left_of_its_deadline() -> None:
     assert 1000 >= float(timeouts[1]) >= float(timeouts[2]) > float(timeouts[3]) > 0  # a pause before the last
 
 
+def test_an_answer_that_is_there_is_ended_whatever_becomes_of_its_replica() -> None:
+    """Left open, its connection would be closed behind it, maybe under the client's next request."""
+    replicas = Replicas([Head(200, ((b"content-length", b"5"),), b"whole"), ActorDiedError()])
+    messages: list[Any] = []
+
+    async def ask() -> None:
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": b"{}"}
+
+        async def send(message: Any) -> None:
+            messages.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": "/v1/generate", "query_string": b"", "headers": []}
+        await Gateway(replicas.ask, max_body_bytes=100)(scope, receive, send)
+
+    asyncio.run(ask())
+    assert messages[1:] == [{"type": "http.response.body", "body": b"whole", "more_body": False}]
+
+
 def test_an_answer_of_which_only_the_head_was_there_is_another_replicas() -> None:
     replicas = Replicas([OK, ActorDiedError()], [Head(200, ((b"x-request-id", b"8"),)), b"whole"])
     reply, _ = sent(replicas)

@@ -93,10 +93,12 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """How a replica's answer begins; its body's parts follow."""
+    """How a replica's answer begins."""
 
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes | None = None
+    """All of it; None: its parts follow."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,9 @@ class Gateway:
                 if isinstance(part, Head):
                     begun = True
                     await send({"type": "http.response.start", "status": part.status, "headers": list(part.headers)})
+                    if part.body is not None:
+                        await send({"type": "http.response.body", "body": part.body, "more_body": False})
+                        return
                 else:
                     await send({"type": "http.response.body", "body": part, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -87,6 +90,9 @@ class Gateway:
                         lost = part
                         break
                     if isinstance(part, Head):
+                        if part.body is not None:
+                            yield part
+                            return  # whatever becomes of the replica
                         head = part  # told with what follows: until then another replica may answer
                         continue
                     if head is not None:

@@ -46,7 +46,7 @@ class Replica:
         self._http = httpx.AsyncClient(base_url=self._server.url, limits=limits, timeout=httpx.Timeout(None, connect=5))
 
     async def answer(self, call: Call, key: str | None = None, without: tuple[str, ...] = ()) -> AsyncGenerator[Any]:
-        """A `Head`, then the body's parts as bytes; or `Lost` alone, where the server or its engine is down.
+        """A `Head`, and its body's parts as bytes where it has none; or `Lost` alone, where server or engine are down.
 
         `key` and `without` are for the router, which has read them. A stream that breaks off raises what HTTPX raises.
         """
@@ -61,7 +61,6 @@ class Replica:
         try:
             raw = ((name.lower(), value) for name, value in reply.headers.raw)
             kept = tuple((name, value) for name, value in raw if name not in _HOP_BY_HOP)
-            head = Head(reply.status_code, kept)
             if int(reply.headers.get("content-length", _WHOLE_BYTES + 1)) <= _WHOLE_BYTES:
                 try:
                     body = b"".join([part async for part in reply.aiter_raw()])
@@ -71,10 +70,9 @@ class Replica:
                 if reply.status_code == 503 and _ENGINE_DOWN in body:
                     yield Lost(self._name)
                     return
-                yield head
-                yield body
+                yield Head(reply.status_code, kept, body)
                 return
-            yield head
+            yield Head(reply.status_code, kept)
             async for part in reply.aiter_raw():
                 yield part
         finally:

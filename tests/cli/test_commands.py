@@ -165,7 +165,7 @@ def test_a_registry_is_backed_up_checked_and_restored(tmp_path: Path) -> None:
     one, two = ["--data", str(tmp_path / "one")], ["--data", str(tmp_path / "two")]
     missing = run("registry", "backup", str(tmp_path / "none.tar"), *one)
     assert missing.exit_code == 1
-    assert "no registry to back up" in missing.output
+    assert "there is no registry in" in missing.output
     run("tenant", "create", "acme", *one)
     run("key", "create", "--tenant", "acme", *one)
     assert run("registry", "backup", str(tmp_path / "kept.tar"), *one).exit_code == 0
@@ -196,7 +196,7 @@ def test_a_registry_is_backed_up_checked_and_restored(tmp_path: Path) -> None:
     assert json.loads(run("registry", "verify", "--json", *two).output)["wrong"] == []
     nothing = run("registry", "verify", "--data", str(tmp_path / "three"))
     assert nothing.exit_code == 1
-    assert "there is no registry here" in nothing.output
+    assert "there is no registry in" in nothing.output
 
 
 def test_what_is_done_is_told_as_json_too(server: Served, adapters: dict[str, Path], tmp_path: Path) -> None:

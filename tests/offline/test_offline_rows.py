@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import httpx
 import pytest
 
-from softmux.errors import SoftmuxError
-from softmux.offline.rows import GENERATE, Answer, Row, parse
+from softmux.errors import InvalidRequest, SoftmuxError
+from softmux.offline.rows import GENERATE, Answer, Input, Row, parse
 
 
 @pytest.mark.parametrize(
@@ -33,3 +36,16 @@ def test_what_is_read_can_be_sent() -> None:
     assert row == Row(0, [1e308], GENERATE, {"max_tokens": 5, "prompt": "😀", "seed": 123}, batch=False)
     assert isinstance(row, Row)
     httpx.Request("POST", "http://127.0.0.1", json=row.body)
+
+
+def test_an_input_that_can_be_read_only_once_is_refused_unread() -> None:
+    reading, writing = os.pipe()
+    try:
+        os.write(writing, b'{"prompt": "a"}\n')
+        os.close(writing)
+        for path in (f"/dev/fd/{reading}", "-", "/dev/null"):
+            with pytest.raises(InvalidRequest, match=r"no plain file.*save its lines to a file first"):
+                Input.of(Path(path))
+        assert os.read(reading, 100) == b'{"prompt": "a"}\n'
+    finally:
+        os.close(reading)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import tarfile
 from collections.abc import AsyncIterator
 from datetime import date
@@ -305,3 +306,28 @@ def test_backups_to_one_file_at_a_time_do_not_mix(registry: Registry, runner: as
 
     runner.run(story())
     assert sorted(file.name for file in tmp_path.glob("b.tar*")) == ["b.tar", "b.tar.part"]
+
+
+def test_a_backup_that_can_not_be_written_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    async def story() -> None:
+        with RedisServer(tmp_path / "redis") as server:
+            registry = await Registry.open(server.url, tmp_path / "data")
+            await registry.publish("default", "large", *adapter("large", size=LARGE), actor="t")
+            blobs, place = BlobStore(registry.blob_url), tmp_path / "place"
+            place.mkdir()
+            async with _patient(server.url) as connection:
+                for path in (place / ("n" * 250), tmp_path / "none" / "kept.tar"):
+                    with pytest.raises(InvalidRequest, match=r"can't be written .*: free space there, or"):
+                        await backups.backup(connection, blobs, path)
+                soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (LARGE // 2, hard))  # as on a full disk
+                try:
+                    with pytest.raises(InvalidRequest, match=r"can't be written \(File too large\)"):
+                        await backups.backup(connection, blobs, place / "kept.tar")
+                finally:
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+                assert not list(place.iterdir())
+                assert (await backups.backup(connection, blobs, place / "kept.tar")).files == 2
+            await registry.close()
+
+    asyncio.run(story())

@@ -9,6 +9,7 @@ import redis
 
 from registry.registry_fixtures import LARGE, adapter
 from softmux.errors import BlobDamaged, RegistryDown, VersionNotFound
+from softmux.registry.keyspace import ID
 from softmux.registry.reader import BlobReader
 from softmux.registry.registry import Registry
 
@@ -68,6 +69,25 @@ def test_what_the_reader_refuses(registry: Registry, runner: asyncio.Runner, tmp
         reader.read("default", small.digest)
     runner.run(registry.publish("default", "mood", manifest, files, actor="t"))
     assert reader.read("default", manifest.digest)[1] == dict(files), "uploading it again heals it"
+    reader.close()
+
+
+def test_of_a_registry_that_is_missing_no_version_has_to_be_sent_again(
+    registry: Registry, runner: asyncio.Runner
+) -> None:
+    manifest, files = adapter("mood")
+    runner.run(registry.publish("default", "mood", manifest, files, actor="t"))
+    reader = BlobReader(registry.url, registry.blob_url)
+    with redis.Redis.from_url(registry.url) as client:
+        client.delete("softmux:t:default:files")
+        with pytest.raises(BlobDamaged):
+            reader.read("default", manifest.digest)
+        client.delete(ID)
+        with pytest.raises(RegistryDown, match="there is no registry at"):
+            reader.read("default", manifest.digest)
+        client.flushall()
+    with pytest.raises(RegistryDown, match="there is no registry at"):
+        reader.read("default", manifest.digest)
     reader.close()
 
 

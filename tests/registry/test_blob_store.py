@@ -189,3 +189,16 @@ def test_nor_is_a_file_a_folder_of_blobs(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RegistryDown, match=r"\(Not a directory\): name a folder that can be written"):
         BlobStore((tmp_path / "file" / "blobs").as_uri())
+
+
+def test_a_folder_that_is_not_to_be_made_is_made_by_the_first_put(tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "blobs"
+    store = BlobStore(folder.as_uri(), make=False)
+    with pytest.raises(BlobDamaged, match="is missing"):
+        store.get("default", _sha(b"x"))
+    store.delete("default", _sha(b"x"))
+    assert (list(store.names()), store.sweep(0.0)) == ([], 0)
+    assert not folder.parent.exists()
+    store.put("default", _sha(b"x"), b"x")
+    assert store.get("default", _sha(b"x")) == b"x"
+    assert list(store.names()) == [("default", _sha(b"x"))]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -153,3 +154,41 @@ def test_a_folder_that_can_not_be_had_is_told(tmp_path: Path) -> None:
     (tmp_path / "data" / "registry" / "holders").mkdir()
     with pytest.raises(RegistryDown, match=r"\(Is a directory\): give a --data folder"):
         held.start()
+
+
+def test_a_server_that_runs_and_does_not_answer_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "_SILENT_SECONDS", 0.0)
+    with EmbeddedRedis(tmp_path) as server:
+        pid = server_pid(server.url)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(RegistryDown, match=r"runs, and does not answer: it is stopped or hangs.*valkey\.log"):
+                EmbeddedRedis(tmp_path).start()
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        with EmbeddedRedis(tmp_path) as joined:
+            assert server_pid(joined.url) == pid
+
+
+def test_a_server_that_does_not_come_to_its_end_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its parent has the holders' file to itself while it ends."""
+    monkeypatch.setattr(embedded, "_END_SECONDS", 0.0)
+    waits = EmbeddedRedis(tmp_path)
+    with (tmp_path / "registry" / "holders").open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(RegistryDown, match="is to end, and does not: it is stopped or hangs"):
+            waits.start()
+    with waits as server:
+        assert _answers(server.url)
+
+
+def test_one_that_begins_nothing_needs_what_was_kept(tmp_path: Path) -> None:
+    with pytest.raises(RegistryDown, match=r"there is no registry in .*/none: give the server's --data"):
+        EmbeddedRedis(tmp_path / "none", begin=False)
+    assert not (tmp_path / "none").exists()
+    with EmbeddedRedis(tmp_path) as server, EmbeddedRedis(tmp_path, begin=False) as joined:
+        assert server_pid(joined.url) == server_pid(server.url)

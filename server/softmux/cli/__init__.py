@@ -27,7 +27,7 @@ from softmux.cli import (
     usage,
 )
 from softmux.cli.output import fail
-from softmux.errors import SoftmuxError
+from softmux.errors import SoftmuxError, Unauthorized
 
 
 class _Group(TyperGroup):
@@ -36,6 +36,8 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except Unauthorized as error:
+            fail(f"{error.message.rstrip('.')}. A command takes it from --key, or SOFTMUX_KEY.", error.param)
         except SoftmuxError as error:
             fail(error.message, error.param)
 

@@ -31,7 +31,7 @@ def create_key(
     async def create(registry: Registry) -> tuple[str, str]:
         return await registry.keys.create_key(tenant, role, actor=ACTOR)  # type: ignore[arg-type]
 
-    key_id, secret = on_registry(redis, data, create)
+    key_id, secret = on_registry(redis, data, create, begin=True)
     if json_:
         as_json({"id": key_id, "key": secret, "tenant": tenant, "role": role})
     else:

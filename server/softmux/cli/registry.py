@@ -26,8 +26,10 @@ T = TypeVar("T")
 
 
 @contextlib.asynccontextmanager
-async def _opened(redis: str | None, data: Path, blobs: str | None) -> AsyncIterator[tuple[Connection, BlobStore]]:
-    """A connection that takes its time, and begins no registry."""
+async def _opened(
+    redis: str | None, data: Path, blobs: str | None, *, begin: bool
+) -> AsyncIterator[tuple[Connection, BlobStore]]:
+    """A connection that takes its time, and begins no registry; without `begin`, no folder for one either."""
     from softmux.registry.backup import PATIENCE
     from softmux.registry.blobs import BlobStore, default_blob_url
     from softmux.registry.connection import Connection
@@ -35,17 +37,24 @@ async def _opened(redis: str | None, data: Path, blobs: str | None) -> AsyncIter
 
     with contextlib.ExitStack() as stack:
         if redis is None:
-            redis = stack.enter_context(EmbeddedRedis(data)).url
+            redis = stack.enter_context(EmbeddedRedis(data, begin=begin)).url
         connection = Connection(redis, read_timeout=PATIENCE)
         try:
-            yield connection, BlobStore(blobs or default_blob_url(data))
+            yield connection, BlobStore(blobs or default_blob_url(data), make=begin)
         finally:
             await connection.close()
 
 
-def _run(redis: str | None, data: Path, blobs: str | None, work: Callable[[Connection, BlobStore], Awaitable[T]]) -> T:
+def _run(
+    redis: str | None,
+    data: Path,
+    blobs: str | None,
+    work: Callable[[Connection, BlobStore], Awaitable[T]],
+    *,
+    begin: bool = False,
+) -> T:
     async def run() -> T:
-        async with _opened(redis, data, blobs) as (connection, store):
+        async with _opened(redis, data, blobs, begin=begin) as (connection, store):
             return await work(connection, store)
 
     return asyncio.run(run())
@@ -105,9 +114,13 @@ def _file_of(target: str) -> Path:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             fail(f"no folder {path} can be made: {error.strerror}; name another, or a file without a slash at its end")
-    if path.is_dir():
-        return path / time.strftime("softmux-%Y%m%dT%H%M%SZ.tar", time.gmtime())
-    if not path.absolute().parent.is_dir():
+    try:
+        if path.is_dir():
+            return path / time.strftime("softmux-%Y%m%dT%H%M%SZ.tar", time.gmtime())
+        found = path.absolute().parent.is_dir()
+    except OSError as error:
+        fail(f"{path} can't be looked at ({error.strerror}): name another place")
+    if not found:
         fail(f"there is no folder {path.absolute().parent}: make it first, or end TARGET with a slash to have one made")
     return path
 
@@ -124,7 +137,9 @@ def restore(
     """Put a backup back: into an empty Redis, or with --replace in the place of what is there."""
     from softmux.registry.backup import restore as put
 
-    about = _run(redis, data, blobs, lambda connection, store: put(connection, store, source, replace=replace))
+    about = _run(
+        redis, data, blobs, lambda connection, store: put(connection, store, source, replace=replace), begin=True
+    )
     _tell("restored", about, json_, file=str(source))
 
 

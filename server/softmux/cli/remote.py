@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -197,9 +198,20 @@ def delete(
 ) -> None:
     """Delete a task with all its versions."""
     if not yes:
-        typer.confirm(f"Delete the task {task} with all its versions?", abort=True, err=True)
+        _ask(f"Delete the task {task} with all its versions?")
     Remote(url, key).call("DELETE", f"/v1/adapters/{task}")
     done(f"{task} is deleted", json_, task=task, deleted=True)
+
+
+def _ask(question: str) -> None:
+    """Ends the command unless the answer is yes."""
+    try:
+        typer.confirm(question, abort=True, err=True)
+    except typer.Abort:
+        if sys.stdin.isatty():
+            raise
+        typer.echo(err=True)
+        fail("that was not confirmed, and nothing is deleted: give --yes where nobody can be asked")
 
 
 def generate(

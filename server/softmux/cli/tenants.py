@@ -21,7 +21,7 @@ _LIMIT = "A whole number, or none."
 @tenants.command("create")
 def create(name: Name, redis: Redis = None, data: Data = DEFAULT_DATA, json_: Json = False) -> None:
     """Create a tenant, of weight 1 and without limits."""
-    _, created = on_registry(redis, data, lambda registry: registry.tenants.create(name, actor=ACTOR))
+    _, created = on_registry(redis, data, lambda registry: registry.tenants.create(name, actor=ACTOR), begin=True)
     words = f"tenant {name} is created" if created else f"tenant {name} is there already"
     done(words, json_, name=name, created=created)
 

@@ -95,6 +95,12 @@ class Input:
         """Reads the file once, line by line. Raises `InvalidRequest` where it can't be read."""
         digest, lines, rows = hashlib.sha256(), 0, 0
         try:
+            if not path.is_file() and (path.exists() or str(path) == "-"):
+                raise InvalidRequest(
+                    f"{path} is no plain file, and the input is read more than once: save its lines to a file first, "
+                    "and give that.",
+                    param="input",
+                )
             with path.open("rb") as stream:
                 for line in stream:
                     digest.update(line)

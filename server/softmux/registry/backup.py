@@ -61,7 +61,8 @@ class NotEmpty(InvalidRequest):
 async def backup(connection: Connection, blobs: BlobStore, path: Path) -> Backup:
     """Writes the registry to `path`, which is whole or not there. Publishing may go on meanwhile.
 
-    Raises `RegistryDown`, and `BlobDamaged` where a version's file is lost: nothing incomplete is called a backup.
+    Raises `RegistryDown`, `InvalidRequest` where `path` can't be written, and `BlobDamaged` where a version's file is
+    lost: nothing incomplete is called a backup.
     """
     found = await snapshot.read(connection)
     if ID not in found.top:
@@ -70,8 +71,9 @@ async def backup(connection: Connection, blobs: BlobStore, path: Path) -> Backup
     found.tenants = {tenant: snapshot.settled(data) for tenant, data in found.tenants.items()}
     values = msgspec.msgpack.encode(list(found.items()))
     count = 0
-    written, partial = _private(path)
+    partial: Path | None = None
     try:
+        written, partial = _private(path)
         with written, tarfile.open(fileobj=written, mode="w") as tar:
             _add(tar, _VALUES, values)
             for tenant, data in found.tenants.items():
@@ -95,8 +97,13 @@ async def backup(connection: Connection, blobs: BlobStore, path: Path) -> Backup
             )
             _add(tar, _ABOUT, msgspec.json.encode(about))
         await asyncio.to_thread(_finish, partial, path)
+    except OSError as error:
+        raise InvalidRequest(
+            f"the backup {path} can't be written ({error.strerror or error}): free space there, or name another place"
+        ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        if partial is not None:
+            partial.unlink(missing_ok=True)
     return about
 
 

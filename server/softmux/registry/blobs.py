@@ -48,16 +48,17 @@ class BlobStore:
 
     A put is atomic (obstore writes beside and renames) and durable on return: object stores promise that, and a local
     file and the folders it is named in are synced here, since obstore's local store leaves that to the system.
-    Raises `RegistryDown` where `url` names no store, or the store can't be reached or is full.
+    Raises `RegistryDown` where `url` names no store, or the store can't be reached or is full. `make`: a folder that
+    is not there is made at once, and not by the first put.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, make: bool = True) -> None:
         self.url, self._told = url, shown(url)
-        self._store: ObjectStore
+        self._opened: ObjectStore | None = None
         self._quick: ObjectStore | None = None
         self._root: Path | None = None
         try:
-            self._open(url)
+            self._open(url, make)
         except OSError as error:
             raise RegistryDown(
                 f"the blob store {self._told} can't be had ({error.strerror}): name a folder that can be written"
@@ -69,20 +70,34 @@ class BlobStore:
                 "store's URL"
             ) from None
 
-    def _open(self, url: str) -> None:
+    def _open(self, url: str, make: bool) -> None:
         if urlsplit(url).scheme == "file":
             if urlsplit(url).netloc not in ("", "localhost"):
                 raise ValueError("a folder's URL has three slashes")
             self._root = Path(unquote(urlsplit(url).path))
-            self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._store = LocalStore(self._root)
+            if make:
+                self._make()
         elif urlsplit(url).scheme == "memory":
-            self._store = from_url(url)
+            self._opened = from_url(url)
         else:
-            self._store = from_url(url, client_options=_PATIENCE | _plain(), retry_config=_RETRY)
+            self._opened = from_url(url, client_options=_PATIENCE | _plain(), retry_config=_RETRY)
             self._quick = from_url(
                 url, client_options=_IMPATIENCE | _plain(), retry_config={**_RETRY, "max_retries": 0}
             )
+
+    def _make(self) -> None:
+        if self._root is not None:
+            self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    @property
+    def _store(self) -> ObjectStore:
+        """Raises `FileNotFoundError` for a folder that nobody made yet: then nothing is in it."""
+        if self._opened is None:
+            assert self._root is not None  # every other store is opened at once
+            if not self._root.is_dir():
+                raise FileNotFoundError(f"there is no folder {self._root}")
+            self._opened = LocalStore(self._root)
+        return self._opened
 
     def put(self, tenant: str, sha256: str, data: bytes) -> None:
         """Makes `data` readable under its hash (`sha256:…`). A sound blob already there stays; a damaged one is
@@ -95,6 +110,7 @@ class BlobStore:
                 self.get(tenant, sha256)
             except BlobDamaged:
                 try:
+                    self._make()
                     obstore.put(self._store, path, data)
                 except (BaseError, OSError) as error:
                     raise self._down(error) from error
@@ -129,6 +145,8 @@ class BlobStore:
 
     def names(self) -> Iterator[tuple[str, str]]:
         """(tenant, `sha256:…`) of every blob there is, in no order; what was put aside is none."""
+        if self._root is not None and not self._root.is_dir():
+            return
         try:
             for part in obstore.list(self._store):
                 for found in part:

@@ -219,5 +219,10 @@ class SyncConnection:
                     raise _down(self.url, error) from error
             time.sleep(pause)
 
+    def check_there(self) -> None:
+        """Raises `RegistryWiped` where no registry is there."""
+        if self.call(lambda client: client.get(ID)) is None:
+            raise RegistryWiped(self.url)
+
     def close(self) -> None:
         self._client.close()

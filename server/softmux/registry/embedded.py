@@ -35,6 +35,10 @@ _SOCKET_BYTES = 100
 _WATCH_SECONDS = 0.1
 _START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
+_SILENT_SECONDS = 5.0
+"""How long a server that runs may take connections and answer none: then it is stopped or hangs, and nobody waits."""
+_END_SECONDS = 30.0
+"""How long one that nobody held may take to end, before who comes now gives up."""
 
 
 def server_binary() -> str:
@@ -73,11 +77,16 @@ def _socket_path(folder: Path) -> Path:
 
 class EmbeddedRedis:
     """Holds the server of one data folder from `start` to `close`. Calls block; any thread may make them. Raises
-    `RegistryDown` where the folder can't be had."""
+    `RegistryDown` where the folder can't be had, and without `begin` where no server ever kept anything in it."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, *, begin: bool = True) -> None:
         self._folder = data.resolve() / "registry"
         try:
+            if not begin and not (self._folder.is_dir() and any(self._folder.iterdir())):
+                raise RegistryDown(
+                    f"there is no registry in {data}: give the server's --data, or its --redis; `softmux serve`, "
+                    "`tenant create` and `key create` begin one"
+                )
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise self._not_ours(error) from error
@@ -97,9 +106,8 @@ class EmbeddedRedis:
         except OSError as error:
             raise self._not_ours(error) from error
         try:
-            fcntl.flock(self._holders, fcntl.LOCK_SH)  # waits while a server that nobody held is ending
-            self._start_if_gone()
-            self._wait_until_it_answers()
+            self._hold(self._holders)
+            self._wait_until_it_answers(ours=self._start_if_gone())
         except BaseException:
             os.close(self._holders)
             self._holders = None
@@ -123,6 +131,24 @@ class EmbeddedRedis:
             self._stop()  # nobody can join while the lock is ours
         finally:
             os.close(holders)
+
+    def _hold(self, holders: int) -> None:
+        """Waits while a server that nobody held is ending."""
+        deadline = time.monotonic() + _END_SECONDS
+        while True:
+            try:
+                fcntl.flock(holders, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise self._hangs("is to end, and does not") from error
+            time.sleep(0.02)
+
+    def _hangs(self, what: str) -> RegistryDown:
+        return RegistryDown(
+            f"the embedded Redis of {self._folder} {what}: it is stopped or hangs. Let it go on (kill -CONT), or kill "
+            f"it, and the next one to need it starts another; {self._last_words()}"
+        )
 
     def _not_ours(self, error: OSError) -> RegistryDown:
         return RegistryDown(
@@ -190,8 +216,10 @@ class EmbeddedRedis:
         }
         return [server_binary(), *(part for name, value in options.items() for part in (f"--{name}", value))]
 
-    def _wait_until_it_answers(self) -> None:
+    def _wait_until_it_answers(self, *, ours: bool) -> None:
+        """`ours`: just started here, so that it may still be busy with that."""
         deadline = time.monotonic() + _START_SECONDS
+        silent_since: float | None = None
         with self._client(1.0) as client:
             while not self._closing.is_set():
                 try:
@@ -202,7 +230,11 @@ class EmbeddedRedis:
                     if lock is not None:  # it has ended already
                         os.close(lock)
                         raise RegistryDown(f"the embedded Redis did not start: {self._last_words()}") from error
-                    if time.monotonic() > deadline:
+                    now = time.monotonic()
+                    silent_since = (silent_since or now) if isinstance(error, redis.TimeoutError) else None
+                    if silent_since is not None and not ours and now - silent_since >= _SILENT_SECONDS:
+                        raise self._hangs("runs, and does not answer") from error
+                    if now > deadline:
                         raise RegistryDown(f"the embedded Redis does not answer: {self._last_words()}") from error
                     time.sleep(0.02)
 
@@ -217,7 +249,7 @@ class EmbeddedRedis:
         while not self._closing.wait(_WATCH_SECONDS * 2 ** min(failures, 6)):
             try:
                 if self._start_if_gone():
-                    self._wait_until_it_answers()
+                    self._wait_until_it_answers(ours=True)
                     log.warning("the embedded Redis had ended; started it again on %s", self._socket)
                 failures = 0
             except (OSError, RegistryDown) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from softmux.errors import VersionNotFound
+from softmux.errors import BlobDamaged, VersionNotFound
 from softmux.registry.blobs import BlobStore
 from softmux.registry.connection import SyncConnection
 from softmux.registry.files import file_bytes
@@ -24,8 +24,16 @@ class BlobReader:
     def read(self, tenant: str, digest: str) -> tuple[Manifest, dict[str, bytes]]:
         """The version `digest` (`sha256:…`) and its files, hashes checked; also of a task deleted not long ago.
 
-        Raises `VersionNotFound`, `BlobDamaged`, `RegistryDown`.
+        Raises `VersionNotFound`, `BlobDamaged`, `RegistryDown`: the last also where the whole registry is missing, and
+        no version of it has to be uploaded again.
         """
+        try:
+            return self._read(tenant, digest)
+        except (VersionNotFound, BlobDamaged):
+            self._connection.check_there()
+            raise
+
+    def _read(self, tenant: str, digest: str) -> tuple[Manifest, dict[str, bytes]]:
         data = self._connection.call(lambda client: client.hget(of_tenant(tenant, "manifests"), digest))
         if data is None:
             raise VersionNotFound(f"the registry no longer has version {digest}: upload it again")

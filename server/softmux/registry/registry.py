@@ -67,16 +67,18 @@ class Registry:
     ) -> Registry:
         """Connects to `redis_url`, or joins or starts the embedded server under `data`. Raises `RegistryDown`.
 
-        Where there is no registry yet, one is begun; with `begin` False it is missed (`RegistryWiped`).
+        Where there is no registry yet, one is begun; with `begin` False it is missed (`RegistryDown`), and nothing is
+        left there: no key, no folder.
         """
         embedded = None
         if redis_url is None:
-            embedded = EmbeddedRedis(data)
+            embedded = EmbeddedRedis(data, begin=begin)
             await asyncio.to_thread(embedded.start)
             redis_url = embedded.url
         registry: Registry | None = None
         try:
-            registry = cls(Connection(redis_url), BlobStore(blob_url or default_blob_url(data)), embedded)
+            blobs = BlobStore(blob_url or default_blob_url(data), make=begin)
+            registry = cls(Connection(redis_url), blobs, embedded)
             await registry._prepare(begin)
         except BaseException:
             if registry is not None:

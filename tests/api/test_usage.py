@@ -13,6 +13,8 @@ import redis
 from registry.registry_fixtures import server_pid
 from softmux.api.usage import Ledger
 from softmux.errors import RegistryDown
+from softmux.registry.connection import Connection
+from softmux.registry.keyspace import ID
 from softmux.registry.registry import Registry
 from softmux.registry.usage import OTHER_TASKS, UsageKey, UsageStore, Used
 from softmux.telemetry.exposition import Metrics
@@ -110,6 +112,26 @@ def test_what_a_deleted_tenant_used_is_deleted_in_time_too(registry: Registry, r
         assert await totals(registry) == {"mood": Used(1)}
         assert await registry.usage.forget(DAY + timedelta(days=1)) == 1
         assert await totals(registry) == {}
+
+    runner.run(story())
+
+
+def test_nothing_is_booked_where_the_registry_is_missing(registry: Registry, runner: asyncio.Runner) -> None:
+    """As by a process that has yet to notice. What was used is told once the registry is put back."""
+
+    async def story() -> None:
+        unaware = Connection(registry.url)
+        ledger = ledger_of(UsageStore(unaware))
+        with redis.Redis.from_url(registry.url) as client:
+            id_ = client.get(ID)
+            client.flushall()
+            ledger.book("acme", "mood", Used(1, 10, 5))
+            assert not await ledger.try_to_flush()
+            assert not client.keys()
+            client.set(ID, id_)
+        assert await ledger.try_to_flush()
+        assert [used for _, used in await UsageStore(unaware).read(["acme"], DAY, DAY)] == [Used(1, 10, 5)]
+        await unaware.close()
 
     runner.run(story())
 

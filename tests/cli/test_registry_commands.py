@@ -102,3 +102,13 @@ def test_a_deletion_that_nobody_can_confirm_says_how_to_give_it() -> None:
 def test_a_backups_name_that_can_not_be_had_is_told(tmp_path: Path) -> None:
     refused = run("registry", "backup", tmp_path / ("n" * 300), "--data", tmp_path / "data")
     assert (refused.exit_code, "(File name too long): name another place" in refused.output) == (1, True)
+
+
+@pytest.mark.parametrize("command", [("restore", "none.tar"), ("verify", "--heal-from", "none.tar")])
+def test_a_backup_that_is_not_there_is_told_before_anything_is_made(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused = run("registry", *command)
+    assert (refused.exit_code, "error: there is no file none.tar: name a backup" in refused.output) == (1, True)
+    assert not list(tmp_path.iterdir())

@@ -71,6 +71,8 @@ def verify(
     """Check every version, pointer, sum and file, beside whatever runs. Exit code 1 where something is wrong."""
     from softmux.registry.verify import verify as check
 
+    if heal_from is not None:
+        _check_backup(heal_from)
     found = _run(redis, data, blobs, lambda connection, store: check(connection, store, heal_from=heal_from))
     if json_:
         import msgspec
@@ -137,10 +139,17 @@ def restore(
     """Put a backup back: into an empty Redis, or with --replace in the place of what is there."""
     from softmux.registry.backup import restore as put
 
+    _check_backup(source)
     about = _run(
         redis, data, blobs, lambda connection, store: put(connection, store, source, replace=replace), begin=True
     )
     _tell("restored", about, json_, file=str(source))
+
+
+def _check_backup(path: Path) -> None:
+    """Before anything is opened or made for it."""
+    if not path.is_file():
+        fail(f"there is no file {path}: name a backup, as `softmux registry backup` wrote it")
 
 
 def _tell(words: str, about: Backup, json_: bool, *, file: str) -> None:

@@ -46,11 +46,16 @@ class LayerKV(msgspec.Struct, frozen=True):
 
 
 class LinearShape(msgspec.Struct, frozen=True, array_like=True):
-    """A linear module of the base: its path in the unmodified module, and the widths of its input and output."""
+    """A linear module of the base: its path in the unmodified module, and the widths of its input and output.
+
+    `scale` is the root mean square of its weight's numbers, by which a LoRA's unusual size is told; 0 where it is not
+    known.
+    """
 
     name: str
     inputs: int
     outputs: int
+    scale: float = 0.0
 
 
 class BaseHead(msgspec.Struct, frozen=True, array_like=True):

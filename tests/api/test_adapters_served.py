@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from support.loras import make_lora
 from support.models import make_adapter
 from support.served import Served, upload_parts
 
@@ -201,6 +202,20 @@ def test_an_output_that_does_not_change_is_a_warning(server: Served, task: str, 
     assert answer.status_code == 201
     assert any("norms" in warning for warning in answer.json()["warnings"])
     assert server.http.get(f"/v1/adapters/{task}").json()["warnings"] == answer.json()["warnings"]
+
+
+def test_a_lora_that_drowns_the_model_is_warned_of(server: Served, task: str, tmp_path: Path, base: Any) -> None:
+    from safetensors.torch import load_file, save_file
+
+    make_lora(base[0], tmp_path / "odd", target_modules=["q_proj", "o_proj"])
+    tensors = load_file(tmp_path / "odd" / WEIGHTS)
+    save_file({name: tensor.fill_(1e30) if "lora_B" in name else tensor for name, tensor in tensors.items()},
+              tmp_path / "odd" / WEIGHTS)  # fmt: skip
+    answer = put(server, task, upload_parts(tmp_path / "odd"))
+    assert answer.status_code == 201
+    norms, uniform = answer.json()["warnings"]
+    assert "unusual norms" in norms
+    assert "no longer tells tokens apart" in uniform
 
 
 def _safetensors(header: Any, data: bytes) -> bytes:

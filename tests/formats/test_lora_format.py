@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
+import msgspec
 import numpy as np
 import peft
 import pytest
@@ -12,6 +14,7 @@ import torch
 from formats_fixtures import edited
 from zoo_fixtures import make_base, retensored, save, spec_of, tune
 
+from softmux.engine.anatomy import weighed
 from softmux.errors import InvalidAdapter
 from softmux.formats.folder import read_adapter
 from softmux.formats.parts import LoraPart
@@ -103,6 +106,29 @@ def test_an_untrained_lora_is_told() -> None:
     tuned = peft.get_peft_model(make_base("llama"), peft.LoraConfig(task_type="CAUSAL_LM", r=2))
     (warning,) = read_adapter(save(tuned), spec_of("llama")).warnings
     assert "untrained" in warning
+
+
+def test_an_update_far_larger_than_its_weight_is_told() -> None:
+    tuned, model = lora("patterns")
+    spec = spec_of(model)
+    spec = msgspec.structs.replace(spec, linears=weighed(spec.linears, make_base(model, "CAUSAL_LM")))
+
+    def told(factor: float) -> tuple[str, ...]:
+        with torch.no_grad():
+            for module in tuned.modules():
+                if isinstance(module, peft.tuners.lora.LoraLayer):
+                    module.lora_B["default"].weight.mul_(factor)
+        return read_adapter(save(tuned), spec).warnings
+
+    assert told(1e-3) == ()
+    (warning,) = told(1e18)
+    ratios = {
+        path: float(np.linalg.norm(update) / tuned.base_model.model.get_submodule(path).weight.detach().norm())
+        for path, update in updates(tuned).items()
+    }
+    assert f"{len(ratios)} of {len(ratios)} updates of the LoRA have unusual norms" in warning
+    (most, path) = re.search(r"up to (\S+) times .* \((\S+)\)", warning).groups()  # type: ignore[union-attr]
+    assert float(most) == pytest.approx(ratios[path], rel=0.3)
 
 
 VARIANTS: dict[str, tuple[dict[str, Any], str]] = {

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from softmux.types import LinearShape
+
+_ROWS = 64
+"""As many of a weight's rows are looked at to tell its scale."""
 
 
 def linear_shapes(module: nn.Module) -> tuple[LinearShape, ...]:
@@ -23,6 +28,24 @@ def linear_shapes(module: nn.Module) -> tuple[LinearShape, ...]:
         elif hasattr(child, "in_features") and hasattr(child, "out_features"):
             shapes.append(LinearShape(name, int(child.in_features), int(child.out_features)))
     return tuple(shapes)
+
+
+def weighed(linears: Iterable[LinearShape], module: nn.Module) -> tuple[LinearShape, ...]:
+    """The same with the `scale` of each weight. `module` may hold a part of each: its numbers are like the others."""
+    children = dict(module.named_modules())
+    return tuple(msgspec.structs.replace(linear, scale=_scale(children.get(linear.name))) for linear in linears)
+
+
+@torch.inference_mode()
+def _scale(layer: Any) -> float:
+    """Of some rows, evenly spread: this is for a comparison by orders of magnitude."""
+    quantised = getattr(layer, "quantised", None)
+    weight = getattr(layer, "weight", None) if quantised is None else quantised.dequantised(torch.float32)
+    if not isinstance(weight, torch.Tensor) or type(weight) not in (torch.Tensor, nn.Parameter):
+        return 0.0
+    if weight.is_meta or not weight.is_floating_point() or not weight.numel():
+        return 0.0
+    return float(weight[:: -(-len(weight) // _ROWS)].float().square().mean().sqrt())
 
 
 def row_scale(embedding: Any) -> float | None:

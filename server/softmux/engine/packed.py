@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
 from transformers.masking_utils import eager_mask
 
-from softmux.engine.anatomy import embeddings, linear_shapes
+from softmux.engine.anatomy import embeddings, linear_shapes, weighed
 from softmux.engine.attention.base import AttentionBackend, PackedRows
 from softmux.engine.fingerprint import base_fingerprint, tokenizer_fingerprint
 from softmux.engine.fp8 import E4M3, E4M3_MAX, Fp8Linear, has_kernels
@@ -353,7 +353,7 @@ class PackedModel:
             kv_cache_dtype="fp8" if self.kv_dtype == E4M3 else None,
             model_type=str(getattr(self.text_config, "model_type", "")),
             serves=SERVES["decoder"],
-            linears=linear_shapes(self.module),
+            linears=weighed(linear_shapes(self.module), self.module),
             input_embedding=given,
             output_embedding=output,
             tied_embeddings=tied,

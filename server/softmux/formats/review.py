@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from softmux.formats.config import CONFIG_FILE
-from softmux.formats.parts import Float32Array, LoraPart, Parts, PrefixPart, PromptPart
+from softmux.formats.parts import Float32Array, LoraLayer, LoraPart, Parts, PrefixPart, PromptPart
 from softmux.formats.softmux_json import SOFTMUX_FILE, SoftmuxJson
 from softmux.formats.tensors import WEIGHTS_FILE, invalid_tensor
 from softmux.types import Manifest, ModelSpec
@@ -16,6 +17,8 @@ from softmux.types import Manifest, ModelSpec
 _MAX_FINITE = {"float16": 65504.0, "bfloat16": 3.3895e38}
 _ODD_NORM = 64.0
 """How many times larger or smaller than the mean embedding a learned vector is before a person is told."""
+_ODD_UPDATE = 8.0
+"""How many times larger than the weight a LoRA's update of it is before a person is told; trained ones are below 1."""
 
 _PIECE = 1 << 14
 
@@ -46,8 +49,7 @@ def warnings(parts: Parts, said: SoftmuxJson, spec: ModelSpec) -> tuple[str, ...
             case PrefixPart():
                 told += _odd_prefix("keys", part.keys) + _odd_prefix("values", part.values)
             case LoraPart():
-                if not any(layer.b.any() for layer in part.layers.values()):
-                    told.append("Every B of the LoRA is zero: the adapter looks untrained.")
+                told += _odd_updates(part, spec)
             case _:
                 pass
     return tuple(told)
@@ -94,6 +96,29 @@ def _odd_prefix(name: str, array: Float32Array) -> list[str]:
         f"The learned {name} have unusual norms, up to {norms.max():.3g} a head. Was it trained on this base, "
         "and did training converge?"
     ]
+
+
+def _odd_updates(part: LoraPart, spec: ModelSpec) -> list[str]:
+    if not any(layer.b.any() for layer in part.layers.values()):
+        return ["Every B of the LoRA is zero: the adapter looks untrained."]
+    weights = {linear.name: linear.scale * (linear.inputs * linear.outputs) ** 0.5 for linear in spec.linears}
+    ratios = {
+        name: _update_norm(layer) / weights[name] for name, layer in part.layers.items() if weights.get(name, 0.0) > 0
+    }
+    odd = [name for name, ratio in ratios.items() if ratio > _ODD_UPDATE]
+    if not odd:
+        return []
+    most = max(odd, key=ratios.__getitem__)
+    return [
+        f"{len(odd)} of {len(part.layers)} updates of the LoRA have unusual norms, up to {ratios[most]:.3g} times "
+        f"that of the weight ({most}). Was it trained on this base, and did training converge?"
+    ]
+
+
+def _update_norm(layer: LoraLayer) -> float:
+    """The Frobenius norm of `scaling · b a`, by way of `[rank, rank]`, in float64: ‖ba‖² = tr(bᵀb · aaᵀ)."""
+    a, b = layer.a.astype(np.float64), layer.b.astype(np.float64)
+    return abs(layer.scaling) * math.sqrt(max(0.0, float(np.vdot(b.T @ b, a @ a.T))))
 
 
 def checks(peft_types: list[str], said: SoftmuxJson, manifest: Manifest, spec: ModelSpec) -> tuple[str, ...]:

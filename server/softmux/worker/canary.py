@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from softmux.engine.engine import Engine
@@ -19,6 +20,8 @@ _LENGTH = 8
 _GENERATED = 4
 _SAME = 1e-4
 """Log probabilities that differ by less did not change."""
+_UNIFORM = 1e-3
+"""So near to one in all tokens, the likeliest one's log probability says that none is likelier than another."""
 
 
 @dataclass(slots=True)
@@ -129,15 +132,25 @@ class Canary:
         tuned, bare = (f"{trial.admit.id}/{name}" for name in ("tuned", "bare"))
         pairs = zip(trial.logprobs[tuned], trial.logprobs[bare], strict=True)
         same = trial.tokens[tuned] == trial.tokens[bare] and all(abs(a.chosen - b.chosen) < _SAME for a, b in pairs)
-        warnings = (
-            ("the adapter does not change what the model says to the canary prompt: is it trained?",) if same else ()
-        )
+        warnings = []
+        if same:
+            warnings.append("the adapter does not change what the model says to the canary prompt: is it trained?")
+        elif self._uniform(trial.logprobs[tuned]) and not self._uniform(trial.logprobs[bare]):
+            warnings.append(
+                "under the adapter the model no longer tells tokens apart: to the canary prompt each is as likely as "
+                "any other. Are its numbers too large, and did training converge?"
+            )
         return Admitted(
             id=trial.admit.id,
             tokens=tuple(trial.tokens[tuned]),
-            warnings=warnings,
+            warnings=tuple(warnings),
             checks=(f"it generated {_GENERATED} tokens on the canary prompt with finite logits",),
         )
+
+    def _uniform(self, chosen: list[TokenLogprobs]) -> bool:
+        """The tokens were the likeliest ones."""
+        least = -math.log(self._engine.spec.vocab_size)
+        return all(each.chosen < least + _UNIFORM for each in chosen)
 
 
 def _failure(admit_id: str, error: SoftmuxError) -> Failed:

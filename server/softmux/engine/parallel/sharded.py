@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from softmux.engine.anatomy import embeddings, linear_shapes
+from softmux.engine.anatomy import embeddings, linear_shapes, weighed
 from softmux.engine.host_adapter import HostAdapter
 from softmux.engine.packed import PackedModel
 from softmux.engine.parallel.cut import Cut, Part, refusal, refuse
@@ -133,7 +133,7 @@ class ShardedModel(PackedModel):
         return msgspec.structs.replace(
             super().spec(context_length),
             layers=whole.layers,
-            linears=whole.linears,
+            linears=weighed(whole.linears, self.module),
             input_embedding=whole.input_embedding,
             output_embedding=whole.output_embedding,
             tied_embeddings=whole.tied,

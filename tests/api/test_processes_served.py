@@ -190,12 +190,15 @@ def test_a_signal_to_the_server_drains_all_of_them(base: tuple[Any, Path], tmp_p
         callers = [Caller(server), Caller(server)]
         processes = [caller.process() for caller in callers]
         assert sorted(processes) == api_pids(server)
+        idle = [Caller(server), Caller(server)]
+        assert sorted(caller.process() for caller in idle) == api_pids(server)
         readers = [caller.stream(480) for caller in callers]
         wait_for(lambda: server.samples()["softmux_num_requests_running"] == 2, 30)
         assert server.process is not None
         server.process.send_signal(signal.SIGTERM)
         wait_for(lambda: httpx.get(f"{server.url}/health/ready").status_code == 503, 30)
         assert {httpx.get(f"{server.url}/health/ready").status_code for _ in range(4)} == {503}
+        assert [caller.http.get("/v1/whoami").headers.get("connection") for caller in idle] == ["close", "close"]
         for reader in readers:
             reader.join()
         assert all(caller.whole(480) for caller in callers)

@@ -52,13 +52,24 @@ class HttpServer(uvicorn.Server):
         finally:
             loop.remove_reader(self._connections.fileno())
 
+    def ask_to_close(self) -> None:
+        """From here on each answer that begins asks its client to come back by another connection, and ends this one.
+        Idle connections stay: a request may be on its way over them."""
+        if _CLOSE in self.config.encoded_headers:
+            return
+        self.config.encoded_headers.append(_CLOSE)
+        self.server_state.default_headers = [*self.server_state.default_headers, _CLOSE]
+        for connection in self.server_state.connections:
+            running: Any = getattr(connection, "cycle", None)  # it has the headers of when it came
+            if running is not None and not running.response_started:
+                running.keep_alive = False
+
     async def finished(self) -> None:
         """Asks clients to come back by another connection, and returns when all of this process's are gone.
 
         Connections that the server is handing over meanwhile are taken, and answered, too.
         """
-        self.config.encoded_headers.append(_CLOSE)
-        self.server_state.default_headers = [*self.server_state.default_headers, _CLOSE]
+        self.ask_to_close()
         await self._all_handed.wait()
         loop = asyncio.get_running_loop()
         ends = loop.time() + _CLOSE_SECONDS

@@ -197,6 +197,7 @@ class ApiProcess:
     # --- the end -----------------------------------------------------------------------------------------------------
 
     async def _drain(self) -> None:
+        self._http.ask_to_close()
         await self._in_flight.none()
         self._line.send(Idle())
 

@@ -87,6 +87,17 @@ def test_a_long_path_gets_a_socket_elsewhere(tmp_path: Path) -> None:
     socket.parent.rmdir()  # the server took its socket away
 
 
+def test_its_folders_are_nobody_elses_and_one_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o755)
+    EmbeddedRedis(shared / "new" / "data")
+    modes = {
+        place.name: place.stat().st_mode & 0o777 for place in (shared, shared / "new", *(shared / "new").rglob("*"))
+    }
+    assert modes == {"shared": 0o755, "new": 0o700, "data": 0o700, "registry": 0o700}
+
+
 def test_odd_characters_in_the_path(tmp_path: Path) -> None:
     with EmbeddedRedis(tmp_path / "a b#c?d%20é") as server:
         assert _answers(server.url)

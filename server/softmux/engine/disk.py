@@ -12,6 +12,7 @@ from pathlib import Path
 
 from softmux.engine.arena import Empty, pageable
 from softmux.engine.host_adapter import HostAdapter
+from softmux.folders import make_private
 from softmux.scheduler.radix import RootKey
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ class DiskTier:
     def __init__(self, folder: Path, budget: int) -> None:
         self._folder = folder
         self.budget = budget
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private(folder)
         for unfinished in folder.glob("*.tmp"):
             unfinished.unlink(missing_ok=True)
         found = sorted(((path.stat(), path.name) for path in folder.glob("*.kv")), key=lambda one: one[0].st_mtime)

@@ -27,6 +27,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from softmux.errors import RegistryDown
+from softmux.folders import make_private
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class EmbeddedRedis:
                     f"there is no registry in {data}: give the server's --data, or its --redis; `softmux serve`, "
                     "`tenant create` and `key create` begin one"
                 )
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_private(self._folder)
         except OSError as error:
             raise self._not_ours(error) from error
         self._socket = _socket_path(self._folder)

@@ -115,6 +115,9 @@ def test_a_collector_gets_the_request_its_queue_and_its_steps(traced: Served, co
     assert told["gen_ai.response.finish_reasons"] == ["length", "length"]
     assert told["gen_ai.usage.input_tokens"] == told["gen_ai.usage.prompt_tokens"] == reply["usage"]["prompt_tokens"]
     assert told["gen_ai.usage.output_tokens"] == told["gen_ai.usage.completion_tokens"] == 8
+    cached = reply["usage"]["cached_tokens"]
+    assert cached > 0, "which both samples found"
+    assert told["gen_ai.usage.cache_read.input_tokens"] == line(traced, "spans")["cached_tokens"] == cached
     assert told["softmux.virtual_tokens"] == reply["usage"]["virtual_tokens"]
     assert told["softmux.digest"] == reply["adapter"]["digest"]
     assert (told["gen_ai.request.max_tokens"], told["gen_ai.request.temperature"]) == (4, 0.5)

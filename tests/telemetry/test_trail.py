@@ -33,12 +33,12 @@ def test_the_first_of_several_sequences_says_how_long_it_took() -> None:
     trail.first(Output(id="a", queue_seconds=0.1, prefill_seconds=0.2), 101.0)
     trail.ended(Output(id="a", finish_reason="stop", preemptions=2), 103.0)
     trail.ended(Output(id="c", finish_reason="length", queue_seconds=2.0), 104.0)
-    trail.used(5, 6, 7)
+    trail.used(5, 6, 7, cached=4)
     said = trail.line()
     assert (said["queue_ms"], said["prefill_ms"], said["first_token_ms"]) == (100.0, 200.0, 1000.0)
     assert said["finish_reasons"] == [None, "stop", "length"]
     assert (said["prompt_tokens"], said["virtual_tokens"], said["completion_tokens"]) == (5, 6, 7)
-    assert (said["cached_tokens"], said["task"], said["version"]) == (7, "sentiment", 3)
+    assert (said["cached_tokens"], said["task"], said["version"]) == (4, "sentiment", 3)
     assert trail.rows["a"].preemptions == 2
 
 

@@ -172,7 +172,7 @@ class Classification:
         self.channel.close()
         self._meter.end()
         self.charge.settle(self.prompt_tokens)
-        self._trail.used(self.prompt_tokens, self.virtual_tokens, 0)
+        self._trail.used(self.prompt_tokens, self.virtual_tokens, 0, cached=self._cached)
         if self.left:
             self._trail.code = "gone"
 

@@ -257,7 +257,8 @@ class Generation:
         self._over = True
         self._meter.end()
         self.charge.settle(self.usage.prompt_tokens + self.usage.completion_tokens)
-        self._trail.used(self.usage.prompt_tokens, self.usage.virtual_tokens, self.usage.completion_tokens)
+        usage = self.usage
+        self._trail.used(usage.prompt_tokens, usage.virtual_tokens, usage.completion_tokens, cached=usage.cached_tokens)
         for name, choice in self._by_id.items():
             self._trail.chose(name, choice.finish_reason, len(choice.tokens), self._seen.get(name))
         if self.left:

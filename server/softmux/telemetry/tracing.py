@@ -154,7 +154,7 @@ def _attributes(trail: Trail, operation: str, model: str, ended: float) -> dict[
         "gen_ai.response.finish_reasons": [row.finish_reason or "none" for row in rows],
         "gen_ai.usage.input_tokens": trail.prompt_tokens,
         "gen_ai.usage.output_tokens": trail.completion_tokens,
-        "gen_ai.usage.cache_read.input_tokens": sum(row.cached for row in rows),
+        "gen_ai.usage.cache_read.input_tokens": trail.cached_tokens,
         "gen_ai.usage.prompt_tokens": trail.prompt_tokens,
         "gen_ai.usage.completion_tokens": trail.completion_tokens,
         "gen_ai.usage.num_sequences": len(rows),

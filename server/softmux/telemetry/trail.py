@@ -48,6 +48,8 @@ class Trail:
     prompt_tokens: int = 0
     virtual_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
+    """As the reply counts them: of each prompt once, however many samples it has."""
     reply: str = ""
     code: str | None = None
     """Of the error it was answered with, in its status or in its stream; `gone` where the client left."""
@@ -81,9 +83,10 @@ class Trail:
             row.finish_reason, row.tokens = finish_reason, tokens
             row.last = max(row.last, last or 0.0)
 
-    def used(self, prompt: int, virtual: int, completion: int) -> None:
-        """It is over, and used so many tokens."""
+    def used(self, prompt: int, virtual: int, completion: int, *, cached: int) -> None:
+        """It is over, and used so many tokens, `cached` of them found in the cache."""
         self.prompt_tokens, self.virtual_tokens, self.completion_tokens = prompt, virtual, completion
+        self.cached_tokens = cached
 
     def line(self) -> dict[str, Any]:
         """The fields of its line in the log, beside the answer's. Nothing of what was asked or said."""
@@ -100,7 +103,7 @@ class Trail:
                 "reply": self.reply,
                 "prompt_tokens": self.prompt_tokens,
                 "virtual_tokens": self.virtual_tokens,
-                "cached_tokens": sum(row.cached for row in self.rows.values()),
+                "cached_tokens": self.cached_tokens,
                 "completion_tokens": self.completion_tokens,
                 "finish_reasons": [row.finish_reason for row in self.rows.values()],
             }

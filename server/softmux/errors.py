@@ -41,14 +41,18 @@ from typing import ClassVar
 
 
 class SoftmuxError(Exception):
-    """Base of the tree. `retry_after` is in seconds, for 429 and 503 answers."""
+    """Base of the tree. `retry_after` is in seconds, for 429 and 503 answers. `public` is what clients of the API are
+    told, where `message` names addresses or folders that are the operator's business."""
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal"
 
-    def __init__(self, message: str, *, param: str | None = None, retry_after: float | None = None) -> None:
+    def __init__(
+        self, message: str, *, param: str | None = None, retry_after: float | None = None, public: str | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
+        self.public = message if public is None else public
         self.param = param
         self.retry_after = retry_after
 
@@ -165,8 +169,10 @@ class BlobDamaged(InternalError):
 class Unavailable(SoftmuxError):
     status = 503
 
-    def __init__(self, message: str, *, param: str | None = None, retry_after: float | None = 1.0) -> None:
-        super().__init__(message, param=param, retry_after=retry_after)
+    def __init__(
+        self, message: str, *, param: str | None = None, retry_after: float | None = 1.0, public: str | None = None
+    ) -> None:
+        super().__init__(message, param=param, retry_after=retry_after, public=public)
 
 
 class Overloaded(Unavailable):

@@ -279,12 +279,17 @@ def test_without_its_registry_it_goes_on_generating_and_refuses_changes(base: tu
         with Served(base[1], tmp_path / "data", *options, key="an-admin-key-from-a-file") as server:
             parts = upload_parts(adapters["prompt-tuning"])
             assert server.http.put("/v1/adapters/mine", files=parts).status_code == 201
+            data = tmp_path / "data"
+            assert {place.stat().st_mode & 0o777 for place in (data, data / "cache", data / "cache" / "kv")} == {0o700}
             expected = post(server, "mine", prompt="a", max_tokens=4).json()["choices"]
             redis.kill()
             redis.wait()
             response = server.http.put("/v1/adapters/other", files=upload_parts(adapters["prefix-tuning"]))
             assert (response.status_code, response.json()["error"]["code"]) == (503, "registry_down")
             assert "retry-after" in response.headers
+            assert "the registry does not answer: try again shortly" in response.json()["error"]["message"]
+            assert path not in response.text, "where it lies is the operator's business"
+            assert f"answered registry_down: the registry at unix://{path}" in server.log.read_text()
             assert post(server, "mine", prompt="a", max_tokens=4).json()["choices"] == expected
             assert post(server, "mine", key="sk-wrong", prompt="a").status_code == 401
             assert server.http.get("/health/ready").status_code == 200

@@ -160,8 +160,12 @@ def test_a_store_that_does_not_answer_is_down_and_nobody_waits_long_for_it(
 def test_an_unwritable_store_says_so(tmp_path: Path) -> None:
     store = BlobStore(tmp_path.as_uri())
     (tmp_path / "default").write_bytes(b"a file where a folder should be")
-    with pytest.raises(RegistryDown, match="can't be used"):
+    with pytest.raises(RegistryDown, match="can't be used") as refused:
         store.put("default", _sha(b"x"), b"x")
+    assert str(tmp_path) in refused.value.message
+    assert "\n" not in refused.value.message
+    assert refused.value.public.startswith("the blob store can't be used at present: try again")
+    assert str(tmp_path) not in refused.value.public
 
 
 @pytest.mark.parametrize("url", ["nonsense", "ftp://127.0.0.1/x", "s3://"])

@@ -48,10 +48,12 @@ _OBJECT = re.compile(r"a valid dictionary or (instance of \w+|object to extract 
 
 def error_body(error: SoftmuxError) -> dict[str, Any]:
     """The contract's `{"error": {…}}`; `type` is OpenAI's word for the kind of status. The request's line in the log
-    tells the code, too."""
+    tells the code, too; what clients are not told of the error is logged here."""
     current().code = error.code
+    if error.public != error.message:
+        log.warning("answered %s: %s", error.code, error.message)
     kind = _TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
-    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
+    return {"error": {"message": error.public, "type": kind, "param": error.param, "code": error.code}}
 
 
 def error_response(error: SoftmuxError) -> Response:

@@ -139,7 +139,10 @@ class AdapterLoader:
             error = known
         except Exception as unknown:
             log.exception("loading %s failed", key.digest)
-            error = InternalError(f"loading adapter {key.digest} failed: {unknown}")
+            error = InternalError(
+                f"loading adapter {key.digest} failed: {unknown}",
+                public=f"loading adapter {key.digest} failed, and the server's log says why; try again",
+            )
         self._arrived.append(Arrival(key, adapter, error, tier, time.perf_counter() - asked))
         if not self._told:  # looked at after the arrival is there: whoever has reset it since will find it
             self._told = True

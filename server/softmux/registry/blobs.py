@@ -17,6 +17,7 @@ from obstore.exceptions import BaseError, NotFoundError
 from obstore.store import LocalStore, from_url
 
 from softmux.errors import BlobDamaged, RegistryDown
+from softmux.folders import make_private
 from softmux.registry.addresses import shown
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class BlobStore:
 
     def _make(self) -> None:
         if self._root is not None:
-            self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_private(self._root)
 
     @property
     def _store(self) -> ObjectStore:
@@ -116,7 +117,10 @@ class BlobStore:
                     raise self._down(error) from error
             if self._kept(path):  # also one found there: its writer may not have come so far
                 return
-        raise RegistryDown(f"file {sha256} was deleted from {self._told} as often as it was put: send the upload again")
+        again = "as often as it was put: send the upload again"
+        raise RegistryDown(
+            f"file {sha256} was deleted from {self._told} {again}", public=f"file {sha256} was deleted {again}"
+        )
 
     def get(self, tenant: str, sha256: str) -> bytes:
         """The blob's bytes, hash checked. Raises `BlobDamaged` where it is gone or another: then it is put aside."""
@@ -124,13 +128,18 @@ class BlobStore:
         try:
             data = bytes(obstore.get(self._store, path).bytes())
         except (NotFoundError, FileNotFoundError) as error:
-            raise BlobDamaged(f"file {sha256} is missing from {self._told}: upload the adapter again") from error
+            raise BlobDamaged(
+                f"file {sha256} is missing from {self._told}: upload the adapter again",
+                public=f"file {sha256} is missing from the blob store: upload the adapter again",
+            ) from error
         except (BaseError, OSError) as error:
             raise self._down(error) from error
         if "sha256:" + hashlib.sha256(data).hexdigest() != sha256:
             aside = self._quarantine(path)
             raise BlobDamaged(
-                f"file {sha256} in {self._told} is damaged (moved to {aside}): check the disk, upload the adapter again"
+                f"file {sha256} in {self._told} is damaged (moved to {aside}): check the disk, and upload the adapter "
+                "again",
+                public=f"file {sha256} in the blob store is damaged: upload the adapter again",
             )
         return data
 
@@ -216,8 +225,10 @@ class BlobStore:
         return True
 
     def _down(self, error: Exception) -> RegistryDown:
+        said = str(error).partition("\n")[0]  # obstore dumps its own structures behind that
         return RegistryDown(
-            f"the blob store {self._told} can't be used ({error}): check that it is reachable and not full"
+            f"the blob store {self._told} can't be used ({said}): check that it is reachable and not full",
+            public="the blob store can't be used at present: try again shortly; tasks in memory are served meanwhile",
         )
 
 

@@ -67,12 +67,14 @@ def _down(url: str, error: Exception) -> RegistryDown:
     code = _code(error)
     if code:
         what, advice = _ANSWERS[code]
+        said = what
     else:
-        what = f"does not answer ({str(error) or type(error).__name__})"
-        advice = "check that Redis runs and is reachable"
+        what, advice = "does not answer", "check that Redis runs and is reachable"
+        said = f"{what} ({str(error) or type(error).__name__})"
+    meanwhile = "requests for tasks already known go on, changes have to be sent again"
     return RegistryDown(
-        f"the registry at {shown(url)} {what}: {advice}; "
-        "requests for tasks already known go on, changes have to be sent again"
+        f"the registry at {shown(url)} {said}: {advice}; {meanwhile}",
+        public=f"the registry {what}: try again shortly; {meanwhile}",
     )
 
 
@@ -83,7 +85,9 @@ class RegistryWiped(RegistryDown):
         super().__init__(
             f"there is no registry at {shown(url)}: it was wiped, or Redis came back without its data. Put a backup "
             "back (`softmux registry restore`); or begin anew by starting a server, after which servers that run "
-            "forget what they still serve"
+            "forget what they still serve",
+            public="there is no registry at present: requests for tasks already known go on, changes have to be sent "
+            "again once whoever runs the server has put it back",
         )
 
 

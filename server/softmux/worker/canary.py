@@ -154,4 +154,4 @@ class Canary:
 
 
 def _failure(admit_id: str, error: SoftmuxError) -> Failed:
-    return Failed(id=admit_id, code=error.code, message=error.message, param=error.param)
+    return Failed(id=admit_id, code=error.code, message=error.public, param=error.param)

@@ -281,9 +281,11 @@ class Worker:
 
     def _fail(self, client: bytes, sequence_id: str, error: SoftmuxError) -> None:
         not_finite = isinstance(error, NotFinite)
+        if error.public != error.message:
+            log.warning("a sequence ends with %s: %s", error.code, error.message)
         self._send(
             client,
-            Failed(id=sequence_id, code=error.code, message=error.message, param=error.param, not_finite=not_finite),
+            Failed(id=sequence_id, code=error.code, message=error.public, param=error.param, not_finite=not_finite),
         )
 
     def _tell_stats(self) -> None:

@@ -131,6 +131,12 @@ def test_a_version_whose_requests_all_fell_the_engine_is_quarantined_until_it_is
     refused = generate(sturdy, "echoed", prompt=[1, 2], max_tokens=2)
     assert (refused.status_code, refused.json()["error"]["code"]) == (422, "quarantined")
     assert "echoed@1" in refused.json()["error"]["message"]
+    lines = [json.loads(text) for text in sturdy.log.read_text("utf-8").splitlines() if text.startswith("{")]
+    felling = [said for said in lines if said["event"].startswith("a request was in the step") and said["task"]]
+    assert [(said["task"], said["version"]) for said in felling] == [("echoed", 1)] * 3
+    answered = {said["request_id"]: said["code"] for said in lines if said["event"] == "answered" and "code" in said}
+    assert [answered[said["request_id"]] for said in felling] == ["engine_down", "engine_down", "quarantined"]
+    assert sturdy.log.read_text("utf-8").count("the worker is ready again, after restart") >= 3
     assert generate(sturdy, **innocent).status_code == 200
     assert sturdy.http.post("/v1/adapters/echoed/activate", json={"version": 1}).status_code == 200
     for _ in range(4):

@@ -59,6 +59,8 @@ class State(_Message, frozen=True, kw_only=True):
     """No new work is taken; a process says `Idle` when it has none left."""
     deaths: dict[str, int] = {}
     """How often a worker died, by cause."""
+    fell: frozenset[int] = frozenset()
+    """The requests in the steps that the last of them died in."""
     gone: dict[str, Stats] = {}
     """What dead workers have counted, by `Replicas.gone`: a process that starts later would count from 0 else."""
     verdicts: Verdicts = Verdicts()

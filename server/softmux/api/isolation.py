@@ -24,10 +24,12 @@ class Isolation:
     def __init__(self, quarantine: Quarantine, tell: Callable[[Callable[[State], State]], None]) -> None:
         self._quarantine, self._tell = quarantine, tell
         self._deaths: Counter[str] = Counter()
+        self._fell: frozenset[int] = frozenset()
 
     def died(self, death: Death) -> None:
         """A worker is no more, and nobody wanted it."""
         self._deaths[death.cause] += 1
+        self._fell = death.running.contents
         self._quarantine.died(death.running, killed=death.killed)
         verdicts = self._quarantine.verdicts()
         log.warning(
@@ -59,5 +61,5 @@ class Isolation:
                 self._say()
 
     def _say(self) -> None:
-        verdicts, deaths = self._quarantine.verdicts(), dict(self._deaths)
-        self._tell(lambda state: msgspec.structs.replace(state, verdicts=verdicts, deaths=deaths))
+        told = {"verdicts": self._quarantine.verdicts(), "deaths": dict(self._deaths), "fell": self._fell}
+        self._tell(lambda state: msgspec.structs.replace(state, **told))

@@ -149,7 +149,7 @@ class ApiProcess:
         before, self._state = self._state, state
         services = self._services
         services.started, services.everywhere = state.started, state.everywhere
-        services.standing.verdicts = state.verdicts
+        services.standing.hear(state.verdicts, state.fell, died=state.deaths != before.deaths)
         for number, (was, now) in enumerate(zip_longest(before.workers, state.workers, fillvalue=-1)):
             if was >= 0 and now != was:
                 self._worker.lost(number, state.verdicts)

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import structlog
+
 from softmux.api.siblings import Siblings
 from softmux.errors import EngineDown, InternalError, NotFinite, Quarantined, SoftmuxError
 from softmux.marks import version_mark
 from softmux.telemetry.exposition import Metrics
+from softmux.telemetry.trail import current
 from softmux.types import AdapterRef, Manifest
 from softmux.worker.quarantine import Verdicts
+
+log = structlog.stdlib.get_logger(__name__)
+
+MOST_NAMED = 20
+"""Requests of one worker's last step that a process names in the log."""
 
 
 @dataclass(slots=True)
@@ -19,6 +27,16 @@ class Standing:
     siblings: Siblings
     metrics: Metrics
     verdicts: Verdicts = field(default_factory=Verdicts)
+    fell: frozenset[int] = frozenset()
+    """The requests in the steps that a worker died in last."""
+    _named: int = 0
+    """How many of these were named in the log."""
+
+    def hear(self, verdicts: Verdicts, fell: frozenset[int], *, died: bool) -> None:
+        """What the server tells; `died`: a worker has, since it told last."""
+        self.verdicts, self.fell = verdicts, fell
+        if died:
+            self._named = 0
 
     def check(self, adapter: AdapterRef | None, content: int, version: int) -> bool:
         """Whether a sequence is to run on probation. Raises `Quarantined`."""
@@ -41,6 +59,7 @@ class Standing:
     def explained(self, error: SoftmuxError, adapter: AdapterRef | None, content: int, version: int) -> SoftmuxError:
         """What to tell of a sequence that ended in `error`; what that says of its version is taken down."""
         if isinstance(error, EngineDown):
+            self._name(adapter, content)
             return self._refusal(adapter, content, version) or error
         if not isinstance(error, NotFinite):
             return error
@@ -54,6 +73,20 @@ class Standing:
             f"{adapter.task}@{adapter.version} gave numbers that are not finite for this input; check its weights, and "
             "upload it again.",
             param="task",
+        )
+
+    def _name(self, adapter: AdapterRef | None, content: int) -> None:
+        """Says in the log which request this is, where it was in the step that a worker died in; nothing of what was
+        asked."""
+        if content not in self.fell or self._named == MOST_NAMED:
+            return
+        self._named += 1
+        log.warning(
+            "a request was in the step that the worker died in",
+            request_id=current().request_id,
+            task=None if adapter is None else adapter.task,
+            version=None if adapter is None else adapter.version or None,
+            quarantined=content in self.verdicts.requests,
         )
 
     def _refusal(self, adapter: AdapterRef | None, content: int, version: int) -> Quarantined | None:

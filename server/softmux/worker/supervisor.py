@@ -237,6 +237,8 @@ class Supervisor:
             if self._spec is None or spec.base_fingerprint == self._spec.base_fingerprint:
                 self._spec = spec
                 self._served = True
+                if self.restarts:
+                    log.warning("%s is ready again, after restart %d", self._name, self.restarts)
                 self._tell(True)
                 self._ready_once.set()
                 return

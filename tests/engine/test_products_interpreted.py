@@ -25,7 +25,6 @@ def check() -> int:
 
     torch.manual_seed(0)
     compared = 0
-    arrived = torch.zeros(8, dtype=torch.int32)
     for biased in (False, True):
         weight, bias = torch.randn((10, 150)), torch.randn(10) if biased else None
         for rows in (1, 2, 20):
@@ -38,13 +37,10 @@ def check() -> int:
                     compared += same(stream(x, weight, bias, walk=walk), expected)
                     compared += same(stream_gated(x, weight, walk=walk), gated)
             for splits in (1, 2):
-                for counted in (None, arrived):
-                    compared += same(dot(x, weight, bias, Tile(32, 32, splits, 4, 2), arrived=counted), expected)
+                compared += same(dot(x, weight, bias, Tile(32, 32, splits, 4, 2)), expected)
             compared += same(dot_gated(x, weight, Tile(4, 32, 1, 4, 2)), gated)
-    assert not arrived.any()
     x, weight = torch.randn((300, 150)), torch.randn((40, 150))  # blocks of rows, too
-    compared += same(dot(x, weight, None, Tile(32, 32, 3, 4, 2), arrived=arrived), F.linear(x, weight))
-    assert not arrived.any()
+    compared += same(dot(x, weight, None, Tile(32, 32, 3, 4, 2)), F.linear(x, weight))
     # blocks of 128 rows and 16 outputs, the last of each not full; at last more than take turns in one group
     for rows, inner, width in ((3, 40, 152), (300, 40, 152), (2200, 24, 24)):
         x, weight = torch.randn((rows, width)), torch.randn((2 * inner, width)) / width**0.5
@@ -121,7 +117,7 @@ def run(told: str) -> None:
 @pytest.mark.triton
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 def test_plain_products_in_the_interpreter() -> None:
-    run("assert check() == 50")
+    run("assert check() == 38")
 
 
 @pytest.mark.triton

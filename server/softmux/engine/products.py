@@ -40,7 +40,6 @@ _PROVED_ROWS = 256
 """Rows that are compared at a time: in float32 they are three times as large as what was computed."""
 _ROWS_OF_TILES = 128
 """At so many both kinds of tiles for gate and up are tried: `dot_gated`'s below, the copy engine's above."""
-_COUNTERS = 4096
 _TILES = (Tile(64, 128, 1, 4, 4), Tile(128, 128, 1, 8, 3), Tile(64, 256, 1, 4, 3), Tile(64, 128, 2, 4, 4))
 _PLAIN_TILES = (
     Tile(64, 128, 1, 4, 4),
@@ -97,7 +96,6 @@ class Products:
     def __init__(self) -> None:
         self._chosen: dict[tuple[int, torch.Size, bool, bool], _Run] = {}
         self._scratch: torch.Tensor | None = None
-        self._counters: torch.Tensor | None = None
 
     def __call__(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None) -> torch.Tensor:
         run = self._chosen.get((_counted(x.shape[0]), weight.shape, isinstance(weight, Fp8Weight), False))
@@ -140,17 +138,7 @@ class Products:
                 ways |= {f"bulk {tile}": functools.partial(_bulk_gated, tile=tile) for tile in _BULK_TILES}
         elif rows <= _PLAIN_ROWS[-1]:
             ways |= {f"dot {tile}": functools.partial(dot.dot, tile=tile) for tile in _PLAIN_TILES}
-            arrived = self._arrived(weight.device)
-            for tile in _PLAIN_TILES:
-                if tile.splits > 1:
-                    ways[f"dot {tile}, joined"] = functools.partial(dot.dot, tile=tile, arrived=arrived)
         return ways
-
-    def _arrived(self, device: torch.device) -> torch.Tensor:
-        """Zeros by which programs that share a sum know the last of them; one step's products follow one another."""
-        if self._counters is None:
-            self._counters = torch.zeros(_COUNTERS, dtype=torch.int32, device=device)
-        return self._counters
 
     def _fp8_ways(self, rows: int, weight: Fp8Weight) -> dict[str, _Run]:
         ways: dict[str, _Run] = {}

@@ -2,7 +2,7 @@
 
 The weight is the product's left side: in e4m3 it is turned into x's dtype in registers and need not go back to shared
 memory, and few rows cost few columns. Where a product has too few outputs for all of the card, several programs share
-a sum (split-K): the last of them to end adds it up, or a second launch.
+a sum (split-K), and a second launch adds it up.
 """
 
 from __future__ import annotations
@@ -53,24 +53,11 @@ class Tile(NamedTuple):
         return f"{self.outputs} x {self.block}, {self.splits} splits, {self.warps} warps, {self.stages} stages"
 
 
-@triton.jit
-def _finish(
-    acc, scale_ptr, bias_ptr, out_ptr, place, live, o, outputs, SCALED: tl.constexpr, BIAS: tl.constexpr
-):  # fmt: skip
-    """Scales the whole sums, adds the bias and stores them."""
-    if SCALED:
-        acc *= tl.load(scale_ptr + o, mask=o < outputs, other=0.0)[:, None]
-    if BIAS:
-        acc += tl.load(bias_ptr + o, mask=o < outputs, other=0.0).to(tl.float32)[:, None]
-    tl.store(out_ptr + place, acc.to(out_ptr.dtype.element_ty), mask=live)
-
-
 @triton.jit(do_not_specialize=["rows"])  # no step waits for a variant to be compiled
 def _dot(
-    x_ptr, weight_ptr, scale_ptr, bias_ptr, out_ptr, partial_ptr, arrived_ptr, rows, width, outputs, span,
+    x_ptr, weight_ptr, scale_ptr, bias_ptr, out_ptr, partial_ptr, rows, width, outputs, span,
     OUT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr, SPLITS: tl.constexpr,
-    JOINED: tl.constexpr, GATED: tl.constexpr, SCALED: tl.constexpr, BIAS: tl.constexpr, ASM: tl.constexpr,
-    PDL: tl.constexpr,
+    GATED: tl.constexpr, SCALED: tl.constexpr, BIAS: tl.constexpr, ASM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     follows(PDL)
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -103,19 +90,11 @@ def _dot(
         both = silu_times(gate, up, out_ptr.dtype.element_ty)
         tl.store(out_ptr + place, both, mask=(half < outputs // 2)[:, None] & (r < rows)[None, :])
     elif SPLITS == 1:
-        _finish(acc, scale_ptr, bias_ptr, out_ptr, place, live, o, outputs, SCALED, BIAS)
-    elif JOINED:
-        tile = (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)).to(tl.int64)
-        inner = tl.arange(0, OUT)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
-        tl.store(partial_ptr + (tile * SPLITS + tl.program_id(2)) * (OUT * ROWS) + inner, acc)
-        tl.debug_barrier()  # every thread's part is written before this program counts as arrived
-        if tl.atomic_add(arrived_ptr + tile, 1, sem="acq_rel") == SPLITS - 1:
-            tl.store(arrived_ptr + tile, 0)  # for the next product
-            total = tl.zeros([OUT, ROWS], tl.float32)
-            for split in tl.static_range(SPLITS):  # always in this order: a row's numbers are the same every time
-                part = partial_ptr + (tile * SPLITS + split) * (OUT * ROWS) + inner
-                total += tl.load(part, cache_modifier=".cg")
-            _finish(total, scale_ptr, bias_ptr, out_ptr, place, live, o, outputs, SCALED, BIAS)
+        if SCALED:
+            acc *= tl.load(scale_ptr + o, mask=o < outputs, other=0.0)[:, None]
+        if BIAS:
+            acc += tl.load(bias_ptr + o, mask=o < outputs, other=0.0).to(tl.float32)[:, None]
+        tl.store(out_ptr + place, acc.to(out_ptr.dtype.element_ty), mask=live)
     else:
         tl.store(partial_ptr + tl.program_id(2).to(tl.int64) * rows * outputs + place, acc, mask=live)
 
@@ -146,35 +125,28 @@ def dot(
     tile: Tile,
     *,
     scale: torch.Tensor | None = None,
-    arrived: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`x [rows, in]`, any number of rows; `weight [out, in]` contiguous, in x's dtype, or in e4m3 with its float32
-    `scale [out]` → `[rows, out]`.
-
-    With `arrived`, int32 zeros that are left so, programs that share a sum add it up in the same launch, where they
-    are enough for its tiles. Two products that use them must not run at a time.
-    """
+    `scale [out]` → `[rows, out]`."""
     rows, width = x.shape
     outputs = weight.shape[0]
     span = triton.cdiv(triton.cdiv(width, tile.splits), tile.block) * tile.block
     splits = triton.cdiv(width, span)
     columns, grid = _grid(rows, outputs, tile)
-    joined = splits > 1 and arrived is not None and grid[0] * grid[1] <= arrived.numel()
     out = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
     partial = out
     if splits > 1:
-        numbers = grid[0] * grid[1] * splits * tile.outputs * columns if joined else splits * rows * outputs
-        partial = torch.empty(numbers, dtype=torch.float32, device=x.device)
+        partial = torch.empty((splits, rows, outputs), dtype=torch.float32, device=x.device)
     factor, given = scale if scale is not None else x, bias if bias is not None else x
     options = pdl_options(x)
     _dot[(*grid, splits)](
-        x, weight, factor, given, out, partial, arrived if joined else x, rows, width, outputs, span,
+        x, weight, factor, given, out, partial, rows, width, outputs, span,
         OUT=tile.outputs, ROWS=columns, BLOCK=tile.block, EVEN=width % tile.block == 0, SPLITS=splits,
-        JOINED=joined, GATED=False, SCALED=scale is not None, BIAS=bias is not None,
+        GATED=False, SCALED=scale is not None, BIAS=bias is not None,
         ASM=x.is_cuda and x.dtype == torch.bfloat16 and weight.dtype != x.dtype,
         num_warps=tile.warps, num_stages=tile.stages, **options,
     )  # fmt: skip
-    if splits > 1 and not joined:
+    if splits > 1:
         _add_splits[(rows, triton.cdiv(outputs, 1024))](
             partial, factor, given, out, rows, outputs,
             SPLITS=splits, BLOCK=1024, SCALED=scale is not None, BIAS=bias is not None, num_warps=4, **options,
@@ -190,8 +162,8 @@ def dot_gated(x: torch.Tensor, weight: torch.Tensor, tile: Tile) -> torch.Tensor
     columns, grid = _grid(rows, outputs, tile)
     out = torch.empty((rows, outputs // 2), dtype=x.dtype, device=x.device)
     _dot[(*grid, 1)](
-        x, weight, x, x, out, out, x, rows, width, outputs, width,
-        OUT=tile.outputs, ROWS=columns, BLOCK=tile.block, EVEN=width % tile.block == 0, SPLITS=1, JOINED=False,
+        x, weight, x, x, out, out, rows, width, outputs, width,
+        OUT=tile.outputs, ROWS=columns, BLOCK=tile.block, EVEN=width % tile.block == 0, SPLITS=1,
         GATED=True, SCALED=False, BIAS=False, ASM=False, num_warps=tile.warps, num_stages=tile.stages,
         **pdl_options(x),
     )  # fmt: skip

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,15 +19,13 @@ from softmux.cli.local import (
     Tokens,
     needing_packages,
 )
-from softmux.cli.on_registry import ACTOR, DEFAULT_DATA, Data, Redis
+from softmux.cli.on_registry import ACTOR, DEFAULT_DATA, Data, Redis, on_registry
 from softmux.cli.output import as_json, fail
 
 if TYPE_CHECKING:
-    from softmux.registry.registry import Registry
     from softmux.tuning.migration.migrated import Left
 
 Blobs = Annotated[str | None, typer.Option(envvar="SOFTMUX_BLOBS", help="The blob store's URL, as the server has it.")]
-T = TypeVar("T")
 
 
 def migrate(
@@ -94,9 +90,10 @@ def migrate(
     if adapters is not None:
         tasks, left = shelf.from_folders(adapters, only), []
     else:
-        tasks, left = _on_registry(
-            redis, data, blobs, lambda registry: shelf.from_registry(registry, tenant, fingerprints, only, again=again)
-        )
+        tasks, left = on_registry(
+            redis, data, lambda registry: shelf.from_registry(registry, tenant, fingerprints, only, again=again),
+            blobs=blobs,
+        )  # fmt: skip
     if not tasks:
         fail(f"all {len(left)} tasks have a version for the new base; --again migrates them again")
     if out is not None:
@@ -110,9 +107,9 @@ def migrate(
         shelf.into_folders(out, found)
     else:
         trained = found
-        found = _on_registry(
-            redis, data, blobs,
-            lambda registry: shelf.publish(registry, tenant, trained, activate=activate, actor=ACTOR),
+        found = on_registry(
+            redis, data, lambda registry: shelf.publish(registry, tenant, trained, activate=activate, actor=ACTOR),
+            blobs=blobs,
         )  # fmt: skip
     _, written = shelf.write_report(report or out or Path(shelf.REPORT), found)
     finish()
@@ -125,17 +122,3 @@ def migrate(
     console.print(f"the report is in {written}", highlight=False, markup=False)
     if not found.moved:
         raise typer.Exit(1)
-
-
-def _on_registry(redis: str | None, data: Path, blobs: str | None, work: Callable[[Registry], Awaitable[T]]) -> T:
-    """On a registry that is there: none is begun."""
-    from softmux.registry.registry import Registry
-
-    async def run() -> T:
-        registry = await Registry.open(redis, data, blobs, begin=False)
-        try:
-            return await work(registry)
-        finally:
-            await registry.close()
-
-    return asyncio.run(run())

@@ -22,13 +22,20 @@ ACTOR = "cli"
 T = TypeVar("T")
 
 
-def on_registry(redis: str | None, data: Path, work: Callable[[Registry], Awaitable[T]], *, begin: bool = False) -> T:
+def on_registry(
+    redis: str | None,
+    data: Path,
+    work: Callable[[Registry], Awaitable[T]],
+    *,
+    blobs: str | None = None,
+    begin: bool = False,
+) -> T:
     """What `work` gives. Where there is no registry, only a command that makes something may `begin` one: servers take
     one that was begun on a wiped Redis for the truth, and refuse every key that they still knew."""
     from softmux.registry.registry import Registry
 
     async def run() -> T:
-        registry = await Registry.open(redis, data, begin=begin)
+        registry = await Registry.open(redis, data, blobs, begin=begin)
         try:
             return await work(registry)
         finally:

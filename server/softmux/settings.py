@@ -47,7 +47,9 @@ class Settings(BaseSettings):
     )
     redis: str | None = Field(default=None, description="redis://… of a real server; without it an embedded one.")
     data: Path = Field(default=Path("softmux-data"), description="Where the registry's and the caches' files live.")
-    adapters: Path | None = Field(default=None, description="Folders published at start for the tenant `default`.")
+    adapters: Path | None = Field(
+        default=None, description="A folder of them, published at start for the tenant `default`."
+    )
     blobs: str | None = Field(default=None, description="Blob store URL (file://…, s3://…); default under `data`.")
     admin_key: SecretStr | None = Field(default=None, description="A first admin key, set from outside.")
     admin_key_file: Path | None = Field(default=None, description="A file that holds it.")

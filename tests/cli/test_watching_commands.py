@@ -53,6 +53,19 @@ def test_a_machine_that_can_serve_is_well(base: tuple[Any, Path], tmp_path: Path
     assert not (tmp_path / "data").exists()
 
 
+def test_a_misspelt_variable_and_a_missing_folder_of_adapters_are_told(tmp_path: Path) -> None:
+    env = {"SOFTMUX_MODLE": "x", "SOFTMUX_ADAPTERS": str(tmp_path / "none")}
+    options = ("doctor", "--model", tmp_path, "--data", tmp_path, "--port", free_port(), "--device", "cpu", "--json")
+    found = checks(run(*options, env=env))
+    assert found["variables"]["state"] == "warn"
+    assert "SOFTMUX_MODLE" in found["variables"]["found"]
+    assert "SOFTMUX_MODEL" in found["variables"]["advice"]
+    assert found["adapters"]["state"] == "fail"
+    assert "No such file" in found["adapters"]["found"]
+    found = checks(run(*options, env={"SOFTMUX_ADAPTERS": str(tmp_path)}))
+    assert (found["variables"]["state"], found["adapters"]["state"]) == ("ok", "ok")
+
+
 def test_what_is_broken_is_told_with_what_to_do(base: tuple[Any, Path], server: Served, tmp_path: Path) -> None:
     broken = shutil.copytree(base[1], tmp_path / "broken")
     weights = broken / "model.safetensors"

@@ -133,6 +133,7 @@ def test_a_pod_has_time_to_drain_and_rights_to_nothing(chart: helm_python.Chart,
             continue
         assert template["spec"]["securityContext"]["runAsNonRoot"] is True
         assert template["spec"]["automountServiceAccountToken"] is False
+        assert template["spec"]["enableServiceLinks"] is False  # SOFTMUX_PORT would be tcp://…, of a Service's name
         for box in template["spec"]["containers"]:
             assert box["securityContext"] == {
                 "allowPrivilegeEscalation": False,

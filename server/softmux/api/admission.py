@@ -82,7 +82,11 @@ def _of_another_base(error: SoftmuxError, files: Mapping[str, bytes], spec: Mode
 
 
 def _adapter_folders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        log.warning("the folder of adapters to publish at start is missing", folder=str(folder))
+    try:
+        found = sorted(path for path in folder.iterdir() if (path / CONFIG_FILE).is_file())
+    except OSError as error:  # it was there when the server began
+        log.error("the folder of adapters to publish at start can't be read", folder=str(folder), reason=error.strerror)
         return []
-    return sorted(path for path in folder.iterdir() if (path / CONFIG_FILE).is_file())
+    if not found:
+        log.warning("the folder of adapters to publish at start has none", folder=str(folder))
+    return found

@@ -260,6 +260,11 @@ def _listen(settings: Settings) -> Iterator[socket.socket]:
     if not settings.model:
         raise RefusedToStart("which model? give --model: a folder in Hugging Face's layout, or a hub id")
     try:
+        if settings.adapters is not None:
+            os.scandir(settings.adapters).close()
+    except OSError as error:
+        raise RefusedToStart(f"--adapters {settings.adapters} (or SOFTMUX_ADAPTERS): {error.strerror}") from None
+    try:
         parse_networks(settings.metrics_networks)
         family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
     except ValueError as error:

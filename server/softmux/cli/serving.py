@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import os
 from typing import Annotated, Any, Literal, Optional, get_args, get_origin
 
+import structlog
 import typer
 from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 from softmux.cli.output import fail
 from softmux.settings import Settings
+from softmux.variables import unread
+
+log = structlog.stdlib.get_logger(__name__)
 
 
 def serve(**given: Any) -> None:
@@ -26,6 +31,8 @@ def serve(**given: Any) -> None:
     from softmux.telemetry.logs import configure
 
     configure(settings.log_level, log_prompts=settings.log_prompts, form=settings.log_format)
+    for one in unread(os.environ):
+        log.warning("a variable that is no setting: nothing reads it", variable=one.name, advice=one.advice)
     try:
         run(settings)
     except RefusedToStart as refusal:

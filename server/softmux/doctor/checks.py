@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from softmux.doctor.check import Check, fail
 from softmux.doctor.hardware import gpu
-from softmux.doctor.host import data_folder, descriptors, packages, port
+from softmux.doctor.host import adapters, data_folder, descriptors, packages, port, variables
 from softmux.doctor.model import model
 from softmux.doctor.store import redis
 from softmux.settings import Settings
@@ -14,7 +14,7 @@ from softmux.settings import Settings
 
 def examine(settings: Settings) -> Iterator[Check]:
     """Looks at one thing after the other. Nothing is started, and what is written is taken away again."""
-    for part in (packages, model, gpu, redis, port, data_folder, descriptors):
+    for part in (variables, packages, model, adapters, gpu, redis, port, data_folder, descriptors):
         try:
             yield from part(settings)
         except Exception as error:  # what a broken machine raises can't be listed; the others are still looked at

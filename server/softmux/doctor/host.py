@@ -1,4 +1,4 @@
-"""The machine: packages, port, data folder, descriptors."""
+"""The machine: variables, packages, port, folders, descriptors."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from softmux.doctor.check import Check, fail, ok, size, warn
 from softmux.settings import Settings
+from softmux.variables import known, unread
 
 _FEW_DESCRIPTORS, _ENOUGH_DESCRIPTORS = 1024, 4096
 _LITTLE_SPACE, _NO_SPACE = 2 << 30, 64 << 20
@@ -67,6 +68,26 @@ def _untested() -> list[str]:
         if Version(version).public != Version(pinned).public:
             other.append(f"{name} {version} (tested: {pinned})")
     return other
+
+
+def variables(settings: Settings) -> Iterator[Check]:
+    strange = unread(os.environ)
+    for one in strange:
+        yield warn("variables", f"{one.name} is no setting: nothing reads it", one.advice)
+    if not strange:
+        count = sum(name.upper() in known() for name in os.environ)
+        yield ok("variables", f"{count} of SOFTMUX_… set, all of them known")
+
+
+def adapters(settings: Settings) -> Iterator[Check]:
+    if settings.adapters is None:
+        return
+    try:
+        os.scandir(settings.adapters).close()
+    except OSError as error:
+        yield fail("adapters", f"{settings.adapters}: {error.strerror}", "check SOFTMUX_ADAPTERS, or leave it out")
+    else:
+        yield ok("adapters", f"{settings.adapters}, published at start")
 
 
 def port(settings: Settings) -> Iterator[Check]:

@@ -17,7 +17,7 @@ from softmux.bench.bases import checkpoint
 from softmux.bench.bases.random_base import SHAPES
 from softmux.bench.bases.random_tasks import Task, random_lora
 from softmux.bench.command import command
-from softmux.bench.device import cartridges, heads, prefill, products
+from softmux.bench.device import cartridges, heads, mixed_steps, prefill, products
 from softmux.bench.device.gpu import Bench, Workload, main
 from softmux.bench.device.rates import product_rate
 from softmux.bench.peers import encoders
@@ -54,6 +54,25 @@ def test_steps_and_workloads_of_every_contender_are_told(capsys: pytest.CaptureF
     rates = found["W4"]
     assert isinstance(rates, dict)
     assert all(len(rates[kind]) == 1 and min(rates[kind]) > 0 for kind in kinds)
+
+
+def test_steps_into_which_prompts_come_are_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mixed_steps, "_CASES", ((0, 4), (2, 3), (5, 3)))
+    monkeypatch.setattr(mixed_steps, "_CONTEXT", 6)
+    assert mixed_steps.main(words("--shape tiny --device cpu --rows 6 --repeats 2 --steps 3")) == 0
+    (first, *lines), found = told(capsys)
+    assert first.endswith("graphs False")
+    assert [line.partition(" ms")[0].split(": ")[0] for line in lines] == [
+        "   0 rows, a prompt of    4 a step",
+        "   2 rows, a prompt of    3 a step",
+    ]
+    cases = found["cases"]
+    assert isinstance(cases, list)
+    assert all(len(case["seconds"]["without"]) == 3 and min(case["seconds"]["without"]) > 0 for case in cases)
+    with pytest.raises(SystemExit):
+        mixed_steps.main(["--steps", "0"])
 
 
 def test_a_prefill_counts_each_weight_once_a_token(capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,7 +91,7 @@ def test_a_row_says_the_same_whoever_shares_its_batch(server: Callable[..., Serv
 def test_graphs_of_every_size_say_what_steps_without_graphs_say(server: Callable[..., Server]) -> None:
     made = server("cuda", max_step_tokens=2048)
     runner = made.engine.engine.runner
-    graphs, runner.graphs = runner.graphs, None
+    graphs, runner.graphs, runner.mixed = runner.graphs, None, None
     assert graphs is not None, "a Llama in float32 has graphs on a GPU"
     made.alone()
     runner.graphs = graphs
@@ -102,10 +102,28 @@ def test_graphs_of_every_size_say_what_steps_without_graphs_say(server: Callable
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("budget", [48, 1024], ids=["in chunks", "whole"])
+def test_graphs_of_mixed_steps_say_what_steps_without_graphs_say(server: Callable[..., Server], budget: int) -> None:
+    made = server("cuda", max_step_tokens=budget)
+    runner = made.engine.engine.runner
+    mixed, runner.mixed = runner.mixed, None
+    assert mixed is not None, "a Llama in float32 has graphs of mixed steps on a GPU"
+    made.alone()
+    runner.mixed = mixed
+    draw = random.Random(2)
+    for wishes in ({}, {"logprobs": 1}):
+        for size in range(1, ROWS + 1):
+            for number, done in made.run(draw.sample(range(ROWS), size), **wishes).items():
+                if number in made.expected:
+                    assert done.tokens == made.expected[number], f"row {number} of {size}"
+    assert runner.ways.steps["mixed_graph"] > 2 * ROWS
+
+
+@pytest.mark.gpu
 def test_fused_layers_say_what_the_module_says(server: Callable[..., Server]) -> None:
     made = server("cuda", max_step_tokens=2048)
     runner = made.engine.engine.runner
-    (fused, graphs), (runner.fused, runner.graphs) = (runner.fused, runner.graphs), (None, None)
+    (fused, graphs), (runner.fused, runner.graphs, runner.mixed) = (runner.fused, runner.graphs), (None, None, None)
     assert fused is not None, "a Llama has fused layers on a GPU"
     made.alone()
     runner.fused = fused

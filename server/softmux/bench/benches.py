@@ -35,6 +35,7 @@ ROOMS: dict[str, dict[str, Bench]] = {
     },
     "what the device can do": {
         "gpu": Bench("device.gpu", "a GPU's steps over the bytes they must move, and whole workloads"),
+        "mixed-steps": Bench("device.mixed_steps", "steps into which requests come, by CUDA graphs and without"),
         "prefill": Bench("device.prefill", "prompts taken in: the share of the device's own matmul rate"),
         "products": Bench("device.products", "a step's matrix products, each way, beside the card's copy rate"),
         "attention": Bench("device.attention", "what pages of one token cost, and how the backends compare"),

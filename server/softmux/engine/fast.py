@@ -110,6 +110,7 @@ def _fuse(runner: ModelRunner, spec: ModelSpec, step_tokens: int) -> None:
     from softmux.engine.graphs import DecodeGraphs
     from softmux.engine.kernels.argmax import argmax
     from softmux.engine.kernels.step import begin_step
+    from softmux.engine.mixed_graphs import MixedGraphs
     from softmux.engine.products import Products
 
     assert isinstance(runner.backend, TritonAttention)
@@ -149,6 +150,24 @@ def _fuse(runner: ModelRunner, spec: ModelSpec, step_tokens: int) -> None:
         runner.take(fused=fused, graphs=graphs)
         runner.ways.graphs = "some" if missing else "all"
 
-    attempt(runner, spec, "graph", capture, lambda: runner.take(fused=fused))
+    if attempt(runner, spec, "graph", capture, lambda: runner.take(fused=fused)) and ranks is None:
+        mixed = MixedGraphs(
+            fused.forward,
+            argmax,
+            runner.backend,
+            table=runner.table,
+            last_tokens=runner.last_tokens,
+            spare_slot=runner.pool.spare,
+            embedding=fused.embedding,
+            vocabulary=spec.vocab_size,
+            max_rows=runner.max_rows,
+            max_tokens=step_tokens,
+        )
+
+        def capture_mixed() -> None:
+            mixed.capture()
+            runner.take(fused=fused, graphs=graphs, mixed=mixed)
+
+        attempt(runner, spec, "mixed_graph", capture_mixed, lambda: runner.take(fused=fused, graphs=graphs))
     if runner.deltas is not None:
         fuse_deltas(runner, runner.deltas, fused)

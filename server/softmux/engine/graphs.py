@@ -6,7 +6,7 @@ import bisect
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # Triton is there on GPU machines only
     from softmux.engine.attention.triton_paged import TritonAttention
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _SIZES = (1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 
@@ -101,16 +102,7 @@ class DecodeGraphs:
         device = self._table.device
         inputs = torch.from_numpy(self._padding.repeat(size, axis=1)).to(device)
         staging = Ring((4, size), torch.int32, device)
-        side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):  # kernels compile and libraries set up outside the capture
-            self._step(inputs)
-            self._step(inputs)
-        torch.cuda.current_stream(device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        # other threads go on, and may page-lock memory meanwhile
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            logits, tokens = self._step(inputs)
+        graph, (logits, tokens) = captured(lambda: self._step(inputs), device, pool)
         return _Graph(graph, inputs, staging, logits, tokens)
 
     def _step(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -131,6 +123,21 @@ class DecodeGraphs:
         buffer.mark()
         graph.graph.replay()
         return graph.logits[:count], graph.tokens[:count]
+
+
+def captured(step: Callable[[], T], device: torch.device, pool: Any) -> tuple[torch.cuda.CUDAGraph, T]:
+    """A graph of `step`, in `pool`'s memory, and what it gives: valid after each replay until another of that pool."""
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):  # kernels compile and libraries set up outside the capture
+        step()
+        step()
+    torch.cuda.current_stream(device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    # other threads go on, and may page-lock memory meanwhile
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        result = step()
+    return graph, result
 
 
 def pad(into: Step, step: Step, padding: Step) -> None:

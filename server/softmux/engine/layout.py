@@ -17,6 +17,16 @@ def ranges(starts: Ints, counts: Ints) -> Ints:
     return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts - starts, counts)
 
 
+def cut(starts: Ints, counts: Ints, queries: int) -> tuple[Ints, Ints]:
+    """Rows' new tokens in blocks of at most `queries`: each block's row, and its first token there. Those that attend
+    to most come first, so that the last to run are short."""
+    blocks = -(-counts // queries)
+    rows = np.repeat(np.arange(len(counts)), blocks)
+    firsts = ranges(np.zeros_like(blocks), blocks) * queries
+    order = np.argsort(-(starts[rows] + firsts), kind="stable")
+    return rows[order], firsts[order]
+
+
 @dataclass(slots=True, frozen=True)
 class Layout:
     """One packed step. The batch's decoding rows come first, so their tokens do, too.

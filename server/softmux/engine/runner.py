@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from softmux.scheduler.rows import Ints
 
 if TYPE_CHECKING:  # Triton is there on GPU machines only
     from softmux.engine.fused import FusedDecoder
+    from softmux.engine.mixed_graphs import MixedGraphs
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,15 @@ class Launched:
     """Where the step was waited for already."""
 
 
+class _Run(NamedTuple):
+    """`logits` of the layout's wanted tokens, the greedy `tokens` where these are known (and kept) already, and where
+    its heads' tokens are."""
+
+    logits: torch.Tensor
+    heads: torch.Tensor
+    tokens: torch.Tensor | None = None
+
+
 class ModelRunner:
     """Holds what a step works on: KV pool, slot table, virtual vocabulary, attention backend.
 
@@ -64,7 +74,8 @@ class ModelRunner:
     to date). `last_tokens [max_rows + 1]` keeps each row's newest token on the device, so that the next step can be
     launched before the host has seen it. At most one step may be in flight while the next is launched.
 
-    On a GPU a step in which every row decodes is replayed from a CUDA graph, where `graphs` has one of its size.
+    On a GPU a step in which every row decodes is replayed from a CUDA graph, where `graphs` has one of its size; so is
+    a small one of other rows, from its embeddings on, where `mixed` has.
     """
 
     def __init__(
@@ -101,19 +112,22 @@ class ModelRunner:
         model.use(self.backend)
         self.fused: FusedDecoder | None = None
         self.graphs: DecodeGraphs | None = None
+        self.mixed: MixedGraphs | None = None
         self._ran: PackedModel | FusedDecoder = model
         self.ways = Ways()
         self.orders: Leader | None = None
         """Tells the other ranks what they must run with this one, once they listen."""
 
-    def take(self, *, fused: FusedDecoder, graphs: DecodeGraphs | None = None) -> None:
+    def take(
+        self, *, fused: FusedDecoder, graphs: DecodeGraphs | None = None, mixed: MixedGraphs | None = None
+    ) -> None:
         """Steps run by these from now on."""
-        self.fused, self.graphs = fused, graphs
+        self.fused, self.graphs, self.mixed = fused, graphs, mixed
         self.ways.layers, self.ways.graphs = "fused", "none" if graphs is None else "all"
 
     def leave_fast_paths(self) -> None:
         """Steps run through the module from now on."""
-        self.fused = self.graphs = None
+        self.fused = self.graphs = self.mixed = None
         self.ways.layers, self.ways.graphs = "module", "none"
 
     @torch.inference_mode()
@@ -124,7 +138,7 @@ class ModelRunner:
         launched = Launched(batch, self._landings.next())
         if len(batch):
             masks = self.masks.begin(batch)
-            logits, tokens = self._replay(batch) or (self._forward(launched), None)
+            logits, tokens = self._replay(batch) or self._forward(launched)
             if batch.saves:
                 self.tiers.save(batch.saves, self.pool)
             launched.masks = masks.result() if masks is not None else None
@@ -177,7 +191,7 @@ class ModelRunner:
                 return  # and so it was on rank 0, which says how the step runs instead
             logits, tokens = replayed
         else:
-            logits, _ = self._run(run.layout.laid_out(), run.layout.table_entries())
+            logits = self._run(run.layout.laid_out(), run.layout.table_entries()).logits
         rows = run.choosing()
         if run.special:
             tokens = ranks.hand_on(torch.empty(len(rows), dtype=torch.int64, device=self.device))
@@ -271,24 +285,24 @@ class ModelRunner:
         self._mirror.wrote(batch)
         return replayed
 
-    def _forward(self, launched: Launched) -> torch.Tensor:
-        """Logits of the rows that choose a token, `[rows, vocab]`; the others' readings are on their way."""
+    def _forward(self, launched: Launched) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits of the rows that choose a token, `[rows, vocab]`, and from a graph their greedy tokens; the others'
+        readings are on their way."""
         batch = launched.batch
         layout, entries = lay_out(batch), self._mirror.missing(batch)
         if self.orders is not None:
             self.orders.run(batch, layout, entries, self.tiers.serials(set(layout.adapters)))
         self._mirror.wrote(batch)
-        logits, heads = self._run(layout, entries)
+        ran = self._run(layout, entries)
         if not batch.read:
-            return logits
-        states = self._ran.states(heads)
+            return ran.logits, ran.tokens
+        states = self._ran.states(ran.heads)
         chosen = len(batch.choosing)
-        launched.readings = read(batch, layout, states, logits[chosen:], self.heads)
-        return logits[:chosen]
+        launched.readings = read(batch, layout, states, ran.logits[chosen:], self.heads)
+        return ran.logits[:chosen], None
 
-    def _run(self, layout: Layout, entries: tuple[Ints, Ints, Ints]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits of the layout's wanted tokens, and where its heads' tokens are; `entries` are what the slots' table
-        lacks: rows, positions, slots."""
+    def _run(self, layout: Layout, entries: tuple[Ints, Ints, Ints]) -> _Run:
+        """`entries` are what the slots' table lacks: rows, positions, slots."""
         at_row, at_position, at_slot, ids, positions, slots, wanted, futures, future_rows, virtual = send(
             self.device,
             *entries,
@@ -309,6 +323,12 @@ class ModelRunner:
             embeddings = self.deltas.embed(deltas, embeddings, ids)
         if len(virtual):
             embeddings = embeddings.index_copy(0, virtual, self._learned(layout).to(embeddings.dtype))
+        heads = to_device(layout.heads, self.device)
+        bucket = self.mixed.bucket(layout) if self.mixed is not None and deltas is None else None
+        if self.mixed is not None and bucket is not None:
+            self.ways.ran("mixed_graph")
+            logits, tokens = self.mixed.replay(bucket, layout, embeddings)
+            return _Run(logits, heads, tokens)
         packed = PackedRows(
             table_rows=layout.rows.tolist(),
             starts=layout.starts.tolist(),
@@ -318,9 +338,8 @@ class ModelRunner:
             causal=self.model.causal,
             sources=layout.sources,
         )
-        heads = to_device(layout.heads, self.device)
         self.model.will_read(heads if deltas is None else None, len(embeddings))
-        return self._through_layers(embeddings, positions, wanted, packed, deltas), heads
+        return _Run(self._through_layers(embeddings, positions, wanted, packed, deltas), heads)
 
     def _deltas(self, layout: Layout) -> DeltaStep | None:
         """What the step's adapters change of the base; None where that is nothing."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
-Way = Literal["graph", "fused", "module"]
-"""A CUDA graph of fused layers; the fused layers; the transformers module itself, over the attention backend."""
-Path = Literal["graph", "fused", "products", "prepacked", "encoder", "loras"]
+Way = Literal["graph", "mixed_graph", "fused", "module"]
+"""A CUDA graph of a step in which all rows decode; one of the fused layers in a small step of any rows; the fused
+layers; the transformers module itself, over the attention backend."""
+Path = Literal["graph", "mixed_graph", "fused", "products", "prepacked", "encoder", "loras"]
 """What may be left: its proof failed at load, a step had no graph of its size, or it raised in a step."""
 
 
@@ -17,10 +18,8 @@ Path = Literal["graph", "fused", "products", "prepacked", "encoder", "loras"]
 class Ways:
     """Counted by the runner and by `fast.prove`; every one of these ways gives the same tokens."""
 
-    steps: dict[Way, int] = field(default_factory=lambda: {"graph": 0, "fused": 0, "module": 0})
-    fallbacks: dict[Path, int] = field(
-        default_factory=lambda: {"graph": 0, "fused": 0, "products": 0, "prepacked": 0, "encoder": 0, "loras": 0}
-    )
+    steps: dict[Way, int] = field(default_factory=lambda: dict.fromkeys(get_args(Way), 0))
+    fallbacks: dict[Path, int] = field(default_factory=lambda: dict.fromkeys(get_args(Path), 0))
     attention: str = ""
     layers: str = "module"
     graphs: str = "none"

@@ -256,7 +256,7 @@ METRICS: tuple[Metric, ...] = (
         "engine_step_ways_total",
         "counter",
         "worker",
-        "Forward passes by the way they ran: graph, fused, module.",
+        "Forward passes by the way they ran: graph (all rows decode), mixed_graph, fused, module.",
         ("way",),
     ),
     Metric(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import os
 import statistics
@@ -81,6 +82,7 @@ class Bench:
         self.mixed = [soft_prompt(self.engine, number, METHODS[number % len(METHODS)]) for number in range(tasks)]
         self.prompts = [soft_prompt(self.engine, tasks + number, METHODS[0]) for number in range(tasks)]
         self.draw = np.random.default_rng(0)
+        self._numbers = itertools.count()
         gc.collect()
         gc.freeze()  # as the worker does: a full collection over the model's objects takes 0.3 s
 
@@ -91,7 +93,7 @@ class Bench:
 
     def decode_step(self, rows: int, context: int, steps: int = _STEPS) -> float:
         """Seconds a step, host included, with `rows` rows of about `context` tokens decoding."""
-        self._add([self.bare] * rows, [context - steps // 2] * rows, steps + 12)
+        self.add([self.bare] * rows, [context - steps // 2] * rows, steps + 12)
         engine = self.engine
         while any(not s.decoding for s in engine.scheduler.running) or len(engine.scheduler.waiting):
             engine.step()
@@ -103,7 +105,7 @@ class Bench:
             engine.step()
         settle(self.device)
         seconds = (time.perf_counter() - began) / steps
-        self._finish()
+        self.finish()
         return seconds
 
     @torch.inference_mode()
@@ -155,18 +157,20 @@ class Bench:
         """New tokens a second over a whole workload of prompts of `lengths`, all requests at once, `tasks` in turn."""
         self.engine.scheduler.cache.clear()
         began = time.perf_counter()
-        self._add([tasks[i % len(tasks)] for i in range(work.rows)], lengths, work.new_tokens)
-        self._finish()
+        self.add([tasks[i % len(tasks)] for i in range(work.rows)], lengths, work.new_tokens)
+        self.finish()
         return work.rows * work.new_tokens / (time.perf_counter() - began)
 
-    def _add(self, tasks: list[Task], lengths: list[int], new_tokens: int) -> None:
+    def add(self, tasks: list[Task], lengths: list[int], new_tokens: int) -> None:
+        """Requests with random prompts."""
         vocabulary = self.engine.spec.vocab_size
         sampling = SamplingParams(max_tokens=new_tokens, ignore_eos=True)
-        for number, (task, length) in enumerate(zip(tasks, lengths, strict=True)):
+        for task, length in zip(tasks, lengths, strict=True):
             ids = tuple(self.draw.integers(3, vocabulary, length).tolist())
-            self.engine.add(str(number), task.around(ids), sampling, root=task.root, now=time.monotonic())
+            self.engine.add(str(next(self._numbers)), task.around(ids), sampling, root=task.root, now=time.monotonic())
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Steps until nothing is left."""
         engine = self.engine
         while engine.scheduler.running or len(engine.scheduler.waiting) or not engine.idle:
             news = engine.step()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from softmux.engine.attention.base import AttentionBackend, DecodeRows, PackedRows
+from softmux.engine.device import to_device
 from softmux.engine.kernels import attention as kernels
 from softmux.engine.kernels.rope_decode import rope_decode
 from softmux.engine.kv import KVPool
+from softmux.engine.layout import cut
 
 
 @dataclass(slots=True)
@@ -54,39 +57,43 @@ class TritonAttention(AttentionBackend):
 
     def begin(self, rows: PackedRows) -> None:
         device = self._pool.device
-        offsets, at = [], 0
-        for count in rows.counts:
-            offsets.append(at)
-            at += count
-        single = [i for i, count in enumerate(rows.counts) if count == 1]
-        longer = [i for i, count in enumerate(rows.counts) if count > 1]
+        starts, counts, table_rows = (np.asarray(x, np.int64) for x in (rows.starts, rows.counts, rows.table_rows))
+        offsets = np.cumsum(counts) - counts
+        single, longer = np.flatnonzero(counts == 1), np.flatnonzero(counts != 1)
         self._slots, self._table = rows.slots, rows.table
         self._decode = self._picked = self._chunks = None
-        numbers: list[int] = []
-        for members in (single, longer):
-            for values in (rows.table_rows, offsets, rows.starts, rows.counts):
-                numbers.extend(values[i] for i in members)
-        width = self._pool.keys[0].shape[2]
-        queries = kernels.query_block(max((rows.counts[i] for i in longer), default=0), width)
-        blocks_of = [
-            (rows.starts[i] + first, number, first)
-            for number, i in enumerate(longer)
-            for first in range(0, rows.counts[i], queries)
-        ]
-        blocks_of.sort(reverse=True)  # those with the most keys first, so that the last to run are short
-        block_rows = [number for _, number, _ in blocks_of]
-        block_firsts = [first for _, _, first in blocks_of]
-        host = torch.tensor([*numbers, *block_rows, *block_firsts], dtype=torch.int32)
-        sent = host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
-        s, c, b = len(single), len(longer), len(blocks_of)
+        queries = self.queries(int(counts.max(initial=0)))
+        blocks = cut(starts[longer], counts[longer], queries)
+        numbers = [x[members] for members in (single, longer) for x in (table_rows, offsets, starts, counts)]
+        sent = to_device(np.concatenate([*numbers, *blocks]), device, torch.int32)
+        s, c, b = len(single), len(longer), len(blocks[0])
         if s:
             part = sent[: 4 * s].view(4, s)
             self._decode = DecodeRows(rows.table, part[0], part[2], rows.slots, self.splits(s))
             self._picked = part[1] if c else None
         if c:
             part = sent[4 * s : 4 * (s + c)].view(4, c)
-            blocks = sent[4 * (s + c) :].view(2, b)
-            self._chunks = _Chunks((blocks[0], blocks[1]), (part[0], part[1], part[2], part[3]), rows.causal, queries)
+            first_query = sent[4 * (s + c) :].view(2, b)
+            chunked = (part[0], part[1], part[2], part[3])
+            self._chunks = _Chunks((first_query[0], first_query[1]), chunked, rows.causal, queries)
+
+    def queries(self, longest: int) -> int:
+        """A block of queries has so many, in a step whose longest row brings that many tokens."""
+        return kernels.query_block(longest, self._pool.keys[0].shape[2])
+
+    def begin_mixed(
+        self,
+        decodes: DecodeRows,
+        picked: torch.Tensor,
+        blocks: tuple[torch.Tensor, torch.Tensor],
+        chunks: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+        queries: int,
+    ) -> None:
+        """Rows of one token and longer ones, and places that stand for neither, as the kernels take them
+        (`attention.decode` and `extend`): nothing is looked at on the host, so the step can be captured in a graph."""
+        self._decode, self._picked = decodes, picked
+        self._chunks = _Chunks(blocks, chunks, True, queries)
+        self._slots, self._table = decodes.slots, decodes.table
 
     def rotate_and_decode(
         self,

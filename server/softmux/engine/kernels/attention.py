@@ -56,7 +56,7 @@ def _decode(
     d = tl.arange(0, D_PAD)
     n = tl.arange(0, BLOCK)
     head = kv_head * GROUP + g
-    q_mask = (g < GROUP)[:, None] & (d < D)[None, :]
+    q_mask = (g < GROUP)[:, None] & (d < D)[None, :] & (token >= 0)
     q_place = (token * heads + head)[:, None] * D + d[None, :]
     q = tl.load(q_ptr + q_place, mask=q_mask, other=0.0)
     m = tl.full([GROUP_PAD], -float("inf"), tl.float32)
@@ -95,9 +95,10 @@ def _merge(
 ):  # fmt: skip
     follows(PDL)
     at = tl.program_id(0)
-    target = at
+    target, told = at, True
     if PICKED:
-        target = tl.load(picked_ptr + at // heads) * heads + at % heads
+        token = tl.load(picked_ptr + at // heads)
+        target, told = token * heads + at % heads, token >= 0
     s = tl.arange(0, SPLITS)
     d = tl.arange(0, D_PAD)
     lse = tl.load(lse_ptr + at * splits + s, mask=s < splits, other=-float("inf"))
@@ -105,7 +106,7 @@ def _merge(
     mask = (s < splits)[:, None] & (d < D)[None, :]
     part = tl.load(partial_ptr + (at * splits + s)[:, None] * D + d[None, :], mask=mask, other=0.0)
     out = tl.sum(part * weight[:, None], 0) / tl.sum(weight, 0)
-    tl.store(out_ptr + target * D + d, out.to(out_ptr.dtype.element_ty), mask=d < D)
+    tl.store(out_ptr + target * D + d, out.to(out_ptr.dtype.element_ty), mask=(d < D) & told)
 
 
 @triton.jit
@@ -253,7 +254,8 @@ def decode(
 ) -> None:
     """One new token a row. `query`, `out` `[rows, heads, head_dim]`; `keys`, `values` `[slots, kv_heads, head_dim]`;
     `table` `[table_rows, context]` int32; `rows`, `positions` `[rows]` integers, on the device. With `picked` `[rows]`
-    int32, `query` and `out` are those of a whole step `[tokens, …]`, and row i's token is `picked[i]`."""
+    int32, `query` and `out` are those of a whole step `[tokens, …]`, and row i's token is `picked[i]`; −1 stands for no
+    row, and its position is −1, too."""
     count, (heads, width) = len(rows), query.shape[1:]
     kv_heads = keys.shape[1]
     group = heads // kv_heads
@@ -299,9 +301,10 @@ def extend(
     causal: bool = True,
 ) -> None:
     """Chunks of any length. `query`, `out` `[tokens, heads, head_dim]`; `blocks` names, for each block of `queries`
-    queries (`query_block`), its row (an index into `rows`) and its first query, long ones best first; `rows` are the
-    rows' table rows, packed offsets, start positions and counts, int32 on the device. Not `causal`: each query sees its
-    whole row, or of it what is less than `window` before or after it."""
+    queries (`query_block`), its row (an index into `rows`) and its first query, long ones best first (`layout.cut`);
+    `rows` are the rows' table rows, packed offsets, start positions and counts, int32 on the device; blocks of a row
+    that counts none do nothing. Not `causal`: each query sees its whole row, or of it what is less than `window` before
+    or after it."""
     _, heads, width = query.shape
     kv_heads = keys.shape[1]
     wide = max(16, triton.next_power_of_2(width))

@@ -31,6 +31,7 @@ def supervisor(
     *,
     tell: Callable[[bool], None] = lambda up: None,
     bearable: Callable[[], bool] = lambda: False,
+    died: Callable[[Death], None] = lambda death: None,
 ) -> Supervisor:
     config = WorkerConfig(
         endpoint=f"ipc://{folder}/w.sock",
@@ -39,7 +40,7 @@ def supervisor(
         data=str(folder),
         settings={"model": model},
     )
-    return Supervisor(client, config, command=COMMAND, tell=tell, bearable=bearable)
+    return Supervisor(client, config, command=COMMAND, tell=tell, bearable=bearable, died=died)
 
 
 def supervised(folder: Path, story: Callable[[WorkerClient, Supervisor], Awaitable[None]]) -> None:
@@ -161,6 +162,7 @@ def test_one_that_is_refused_when_it_is_started_again_stays_down_where_the_serve
 ) -> None:
     monkeypatch.setattr(supervisor_module, "_REFUSED_PAUSE", 0.01)
     asked: list[bool] = []
+    deaths: list[Death] = []
 
     def answer() -> bool:
         asked.append(bearable)
@@ -170,7 +172,7 @@ def test_one_that_is_refused_when_it_is_started_again_stays_down_where_the_serve
 
     async def run() -> None:
         client = WorkerClient()
-        watched = supervisor(client, tmp_path, bearable=answer)
+        watched = supervisor(client, tmp_path, bearable=answer, died=deaths.append)
         running = asyncio.create_task(watched.run())
         await asyncio.wait_for(watched.ready(), 60)
         (tmp_path / "refuse").touch()
@@ -185,9 +187,12 @@ def test_one_that_is_refused_when_it_is_started_again_stays_down_where_the_serve
         else:
             with pytest.raises(SelfTestFailed, match="cannot be served"):
                 await asyncio.wait_for(running, 60)
+        assert watched.restarts == 1  # the others were tries of one that is refused
         client.close()
 
     asyncio.run(run())
+    assert [death.cause for death in deaths] == ["crash", *(["refused"] * (3 if bearable else 1))]
+    assert [death.killed for death in deaths] == [True, *([False] * (len(deaths) - 1))]
     told = [record.getMessage() for record in caplog.records if "stays down: this model cannot" in record.getMessage()]
     assert len(told) == (3 if bearable else 0)
     assert len(set(told)) == len(told)  # each pause is longer

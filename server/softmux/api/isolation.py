@@ -32,8 +32,9 @@ class Isolation:
         self._fell = death.running.contents
         self._quarantine.died(death.running, killed=death.killed)
         verdicts = self._quarantine.verdicts()
+        what = "the worker died with rows in its step" if death.running.contents else "the worker died"
         log.warning(
-            "the worker died with rows in its step" if death.running.contents else "the worker died",
+            "a worker was refused when it was started again" if death.cause == "refused" else what,
             cause=death.cause,
             requests=len(death.running.contents),
             versions=len(death.running.versions),

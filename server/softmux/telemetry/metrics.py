@@ -194,14 +194,19 @@ METRICS: tuple[Metric, ...] = (
         ("outcome",),
         known=_each("done", "unanswered"),
     ),
-    Metric("worker_restarts_total", "counter", "supervisor", "How often the worker was started again."),
+    Metric(
+        "worker_restarts_total",
+        "counter",
+        "supervisor",
+        "How often the worker was started again after a crash or hang.",
+    ),
     Metric(
         "worker_deaths_total",
         "counter",
         "supervisor",
-        "Workers that died, by cause: crash, hang.",
+        "Workers that died, by cause: crash, hang, or refused at their start.",
         ("cause",),
-        known=_each("crash", "hang"),
+        known=_each("crash", "hang", "refused"),
     ),
     Metric(
         "quarantined",

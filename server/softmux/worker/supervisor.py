@@ -39,7 +39,8 @@ _LOAD_ATTEMPTS = 3
 _KEPT_LINES = 20
 _WATCH_SECONDS = 0.25
 
-Cause = Literal["crash", "hang"]
+Cause = Literal["crash", "hang", "refused"]
+"""Refused: its model or its machine was found wanting before it served; starting another at once would not help."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +97,15 @@ class Supervisor:
         self._process: asyncio.subprocess.Process | None = None
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._stopping = asyncio.Event()
-        self._starts = 0
+        self._starts = self._restarts = 0
         self._ready_once = asyncio.Event()
         self._spec: ModelSpec | None = None
         self._fatal: str | None = None
 
     @property
     def restarts(self) -> int:
-        """How often the worker was started again."""
-        return max(0, self._starts - 1)
+        """How often the worker was started again after a crash or a hang; not how often a refused one was tried."""
+        return self._restarts
 
     @property
     def pid(self) -> int | None:
@@ -122,9 +123,11 @@ class Supervisor:
         refused the model, never became ready, or came back with another model than the one being served; and the
         server can't do without it."""
         pauses, refused = Pauses(_FIRST_PAUSE), Pauses(_REFUSED_PAUSE, _LONGEST_REFUSED)
+        reason: str | None = ""
         while not self._stopping.is_set():
             started = time.monotonic()
             self._starts += 1
+            self._restarts += reason is None
             code = await self._one_life()
             if self._stopping.is_set():
                 return
@@ -191,7 +194,10 @@ class Supervisor:
             raise
         finally:
             watching.cancel()
-            self._tell_death("crash", killed=process.returncode == -signal.SIGKILL)
+            if self._fatal is not None or process.returncode == REFUSED:
+                self._tell_death("refused")
+            else:
+                self._tell_death("crash", killed=process.returncode == -signal.SIGKILL)
             connecting.cancel()
             await asyncio.wait({passing, connecting}, timeout=1.0)
         return code

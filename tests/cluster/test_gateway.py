@@ -12,11 +12,51 @@ import pytest
 pytest.importorskip("ray", reason="the extra `ray` is not installed: pip install 'softmux[ray]'")
 
 from ray.exceptions import ActorDiedError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import DeploymentUnavailableError
 
+from softmux.cluster import turn
 from softmux.cluster.call import Call, Head, Lost
 from softmux.cluster.ingress import Gateway
 
 OK = Head(200, ((b"content-type", b"text/plain"), (b"x-request-id", b"7")))
+
+
+NOBODY, SLOW = object(), object()
+
+
+class Answer:
+    """As a handle of Serve's gives it. No replica ever has one that begins with `NOBODY`; `SLOW` is a part that comes
+    when somebody has looked whether a replica has the request."""
+
+    def __init__(self, script: list[Any]) -> None:
+        self._had = NOBODY not in script
+        self._items = iter(script)
+        self._looked = asyncio.Event()
+        self.cancelled = False
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        for item in self._items:
+            if item is NOBODY:
+                await asyncio.Event().wait()
+            if item is SLOW:
+                await self._looked.wait()
+                continue
+            if isinstance(item, Exception):
+                raise item
+            return item
+        raise StopAsyncIteration
+
+    async def _to_object_ref_gen(self) -> None:
+        self._looked.set()
+        if not self._had:
+            await asyncio.Event().wait()
+
+    def cancel(self) -> None:
+        self.cancelled = True
 
 
 class Replicas:
@@ -24,14 +64,13 @@ class Replicas:
 
     def __init__(self, *scripts: list[Any]) -> None:
         self.scripts = list(scripts)
+        self.answers: list[Answer] = []
         self.asked: list[tuple[Call, str | None, tuple[str, ...]]] = []
 
-    async def ask(self, call: Call, key: str | None, without: tuple[str, ...]) -> AsyncIterator[Any]:
+    def ask(self, call: Call, key: str | None, without: tuple[str, ...]) -> Answer:
         self.asked.append((call, key, without))
-        for item in self.scripts.pop(0):
-            if isinstance(item, Exception):
-                raise item
-            yield item
+        self.answers.append(Answer(self.scripts.pop(0)))
+        return self.answers[-1]
 
 
 def sent(
@@ -39,9 +78,10 @@ def sent(
     method: str = "POST",
     target: str = "/v1/generate?task=mood",
     patience: float = 60,
+    queue: float = 60,
     **more: Any,
 ) -> Any:
-    gateway = Gateway(replicas.ask, max_body_bytes=100, patience=patience)
+    gateway = Gateway(replicas.ask, 100, queue, patience=patience)
 
     async def ask() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(gateway), base_url="http://cluster") as http:
@@ -96,6 +136,30 @@ def test_it_does_not_wait_for_ever() -> None:
     assert [without for _, _, without in replicas.asked] == [(), ("r1",), ("r1", "r2")]
 
 
+def test_a_request_that_no_replica_takes_is_refused_and_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turn, "_LOOK_SECONDS", 0.01)
+    replicas = Replicas([NOBODY])
+    reply, _ = sent(replicas, queue=0.01)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "overloaded")
+    assert reply.headers["retry-after"] == "1"
+    assert replicas.answers[0].cancelled
+    reply, _ = sent(Replicas([NOBODY]), json={"timeout": 0.01})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (408, "deadline_exceeded")
+
+
+def test_one_that_a_replica_has_may_take_longer_than_the_queue() -> None:
+    replicas = Replicas([SLOW, OK, b"one ", b"two"], [SLOW, Lost("r1")], [OK, b"here"])
+    assert sent(replicas, queue=0.01)[0].text == "one two"
+    assert sent(replicas, queue=0.01)[0].text == "here"
+    assert not any(answer.cancelled for answer in replicas.answers)
+
+
+def test_a_deployment_that_serve_gave_up_is_an_engine_that_is_down() -> None:
+    replicas = Replicas(*[[DeploymentUnavailableError(DeploymentID("Replica", "softmux"))]] * 4)
+    reply, _ = sent(replicas)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "engine_down")
+
+
 def test_those_that_were_lost_are_asked_again_in_turn() -> None:
     one, two = Lost("r1", reached=False), Lost("r2", reached=False)
     replicas = Replicas([one], [two], [one], [two], [OK, b"here"])
@@ -136,7 +200,7 @@ def test_an_answer_that_is_there_is_ended_whatever_becomes_of_its_replica() -> N
             messages.append(message)
 
         scope = {"type": "http", "method": "POST", "path": "/v1/generate", "query_string": b"", "headers": []}
-        await Gateway(replicas.ask, max_body_bytes=100)(scope, receive, send)
+        await Gateway(replicas.ask, 100, 60)(scope, receive, send)
 
     asyncio.run(ask())
     assert messages[1:] == [{"type": "http.response.body", "body": b"whole", "more_body": False}]

@@ -29,6 +29,9 @@ class ClusterSettings(BaseModel):
     )
     target_ongoing_requests: int = Field(default=64, ge=1, description="Requests under way for each replica, for that.")
     max_ongoing_requests: int = Field(default=1024, ge=1, description="Beyond it, a replica gets no more.")
+    queue_seconds: float = Field(
+        default=30, gt=0, description="How long a request may wait for a replica that is up and has room."
+    )
     gpus: float = Field(default=0, ge=0, description="GPUs of a replica.")
     cpus: float = Field(default=1, ge=0, description="CPU cores that Ray sets aside for a replica.")
     ingresses: int = Field(
@@ -84,4 +87,5 @@ def build(arguments: ClusterSettings) -> Application:
     return ingress.bind(
         replicas.bind(arguments.server | shared, arguments.start_seconds, arguments.drain_seconds),
         arguments.max_body_bytes,
+        arguments.queue_seconds,
     )

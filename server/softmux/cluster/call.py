@@ -60,17 +60,23 @@ class Call:
 
     def after(self, seconds: float) -> Call:
         """As it is sent to another replica, so long after it came: with what is left of its deadline."""
+        if (deadline := self.deadline()) is None:
+            return self
+        left = max(_LEAST_SECONDS, deadline - seconds)
+        others = tuple(header for header in self.headers if header[0] != _TIMEOUT)
+        return replace(self, headers=(*others, (_TIMEOUT, f"{left:.3f}".encode())))
+
+    def deadline(self) -> float | None:
+        """Seconds that the client gave it, if any; None, too, for what is none: whichever replica gets it says so."""
         try:
             timeouts = [float(value) for name, value in self.headers if name == _TIMEOUT]
         except ValueError:
-            return self  # whichever replica gets it says what is wrong
+            return None
         if (timeout := self._timeout()) is not None:
             timeouts.append(timeout)
         if not timeouts or not all(0 < timeout < math.inf for timeout in timeouts):
-            return self
-        left = max(_LEAST_SECONDS, min(timeouts) - seconds)
-        others = tuple(header for header in self.headers if header[0] != _TIMEOUT)
-        return replace(self, headers=(*others, (_TIMEOUT, f"{left:.3f}".encode())))
+            return None
+        return min(timeouts)
 
     def _timeout(self) -> float | None:
         if self.path not in _ANSWERS:

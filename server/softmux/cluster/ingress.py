@@ -6,17 +6,19 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import msgspec
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from softmux.api.errors import error_body
 from softmux.cluster.call import Call, Head, Lost
+from softmux.cluster.turn import Asked, Turn
 from softmux.errors import EngineDown, SoftmuxError, TooLarge
 
 _TRIES = 4
@@ -27,12 +29,18 @@ _PAUSE_SECONDS, _LONGEST_PAUSE = 0.05, 1.0
 
 
 class Gateway:
-    """An ASGI application. `ask` sends a call to a replica that the router chooses, as `Replica.answer` is called."""
+    """An ASGI application. `ask` sends a call to a replica that the router chooses, as `Replica.answer` is called; for
+    one that has room a call waits `queue_seconds`."""
 
     def __init__(
-        self, ask: Callable[..., AsyncIterator[Any]], max_body_bytes: int, *, patience: float = _PATIENCE_SECONDS
+        self,
+        ask: Callable[..., Asked],
+        max_body_bytes: int,
+        queue_seconds: float,
+        *,
+        patience: float = _PATIENCE_SECONDS,
     ) -> None:
-        self._ask = ask
+        self._ask, self._turn = ask, Turn(queue_seconds)
         self._max_body_bytes = max_body_bytes
         self._patience = patience
         self.repeated = 0
@@ -79,13 +87,15 @@ class Gateway:
         )
 
     async def _answered(self, call: Call) -> AsyncGenerator[Any]:
-        """The `Head`, then the body's parts. Raises `EngineDown` where nobody answered, or somebody did not finish."""
+        """The `Head`, then the body's parts. Raises `EngineDown` where nobody answered, or somebody did not finish, and
+        as `Turn.of` does where nobody had room."""
         key, came, first = call.key(), time.monotonic(), call
         search = _Search(call.may_repeat(), came + self._patience)
         while True:
             head, begun, lost = None, False, None
             try:
-                async for part in self._ask(call, key=key, without=search.lost):
+                asked = self._ask(call, key=key, without=search.lost)
+                async for part in self._turn.of(asked, call.deadline()):
                     if isinstance(part, Lost):
                         lost = part
                         break
@@ -103,7 +113,7 @@ class Gateway:
                     if head is not None:
                         yield head
                     return
-            except RayError:  # Serve passes over an actor that died by itself
+            except (RayError, RayServeException):  # Serve passes over an actor that died by itself
                 if begun:
                     break
             if not await search.goes_on(lost):
@@ -152,8 +162,9 @@ class _Search:
 class Ingress:
     """A Serve deployment: the gateway to another deployment's replicas."""
 
-    def __init__(self, replicas: DeploymentHandle, max_body_bytes: int) -> None:
-        self._gateway = Gateway(replicas.options(method_name="answer", stream=True).remote, max_body_bytes)
+    def __init__(self, replicas: DeploymentHandle, max_body_bytes: int, queue_seconds: float) -> None:
+        ask = replicas.options(method_name="answer", stream=True).remote
+        self._gateway = Gateway(ask, max_body_bytes, queue_seconds)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return self._gateway

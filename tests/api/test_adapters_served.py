@@ -354,9 +354,15 @@ def test_an_upload_beyond_the_limit_is_cut_off(server: Served, adapters: dict[st
         ("GET", "/v1/audit?limit=1&tennant=acme", "tennant"),
         ("GET", "/v1/usage?form=2026-01-01", "form"),
         ("GET", "/v1/model?a", "a"),
+        ("GET", "/v1/adapters?limit=1&limit=2", "limit"),
+        ("GET", "/v1/audit?tenant=acme&limit=1&tenant=default", "tenant"),
+        ("GET", "/v1/usage?from=2026-01-01&from=2026-01-01", "from"),
+        ("DELETE", "/v1/tenants/none?force=true&force=false", "force"),
     ],
 )
-def test_a_misspelt_query_does_not_count_as_not_sent(server: Served, method: str, path: str, param: str) -> None:
+def test_a_query_that_is_misspelt_or_says_a_thing_twice_is_refused(
+    server: Served, method: str, path: str, param: str
+) -> None:
     response = server.http.request(method, path)
     assert response.status_code == 422, response.text
     error = response.json()["error"]

@@ -214,7 +214,12 @@ def test_a_body_that_does_not_fit_is_refused_by_its_field(server: Served, body: 
 
 @pytest.mark.parametrize(
     ("query", "param"),
-    [("taks=prompt-tuning", "taks"), ("task=prompt-tuning&stream=true", "stream"), ("Task=a", "Task")],
+    [
+        ("taks=prompt-tuning", "taks"),
+        ("task=prompt-tuning&stream=true", "stream"),
+        ("Task=a", "Task"),
+        ("taks=a&taks=b", "taks"),
+    ],
 )
 @pytest.mark.parametrize("route", ["generate", "classify"])
 def test_a_query_that_is_not_known_gets_no_answer_of_the_bare_model(
@@ -235,6 +240,7 @@ def test_a_query_names_one_task(server: Served, route: str) -> None:
     assert response.status_code == 422
     error = response.json()["error"]
     assert (error["code"], error["param"]) == ("invalid_request", "task")
+    assert "more than once" in error["message"]
 
 
 @pytest.mark.parametrize(

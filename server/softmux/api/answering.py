@@ -6,12 +6,10 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-import fastapi
 import msgspec
 import structlog
-from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -25,32 +23,11 @@ from softmux.api.presence import ClientGone, watching
 from softmux.api.services import Services, services_of
 from softmux.api.shape import Shape
 from softmux.api.wish import Given, Wish
-from softmux.errors import InvalidRequest, Overloaded, SoftmuxError
+from softmux.errors import Overloaded, SoftmuxError
 from softmux.telemetry.exposition import BARE
 from softmux.telemetry.labels import OTHER
 
 log = structlog.stdlib.get_logger(__name__)
-
-LONGEST_TASK = 1280
-"""Tenants, tasks and versions: `acme/manual@3,appendix`."""
-
-
-class OfTask(BaseModel):
-    """The query of a route that answers for a task. Whatever else is refused: a `taks` would have the bare model's
-    answer."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    task: str | None = Field(default=None, max_length=LONGEST_TASK)
-
-    def only(self, request: Request) -> str | None:
-        """The task. Raises `InvalidRequest` where the request names another, too."""
-        if b"&" in request.scope["query_string"] and len(request.query_params.getlist("task")) > 1:
-            raise InvalidRequest("A request is for one task, and its query names several.", param="task")
-        return self.task
-
-
-Query = Annotated[OfTask, fastapi.Query()]
 
 
 @dataclass(frozen=True, slots=True)

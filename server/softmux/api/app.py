@@ -29,10 +29,11 @@ from softmux.api.routers import (
 from softmux.api.services import Services
 from softmux.telemetry.tracing import Tracer
 
-_STRICT = (adapters.router, shared.router, model.router, admin.router, usage.router, caller.router)
-"""Whose queries are held to what they have. Others forbid more themselves, or take what clients of theirs add."""
+_LENIENT = (openai.router, health.router, metrics.router, console.router)
+"""Whose clients add parameters of their own to a query. Others' are held to what they have."""
 ROUTERS = (
-    generate.router, openai.router, classify.router, *_STRICT, health.router, metrics.router, console.router,
+    generate.router, openai.router, classify.router, adapters.router, shared.router, model.router, admin.router,
+    usage.router, caller.router, health.router, metrics.router, console.router,
 )  # fmt: skip
 
 
@@ -49,7 +50,7 @@ def create_app(services: Services, in_flight: InFlight | None = None, tracer: Tr
     )
     app.state.services = services
     for router in ROUTERS:
-        app.include_router(router, responses=ERRORS, dependencies=[Depends(known_query)] if router in _STRICT else [])
+        app.include_router(router, responses=ERRORS, dependencies=[] if router in _LENIENT else [Depends(known_query)])
     errors.install(app, [*app.routes, *(route for router in ROUTERS for route in router.routes)])
     app.add_middleware(Head)
     app.add_middleware(Direct)

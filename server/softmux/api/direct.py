@@ -7,8 +7,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from softmux.api.answering import LONGEST_TASK, OfTask
 from softmux.api.errors import error_response
+from softmux.api.queries import LONGEST_TASK
 from softmux.api.routers import generate, openai
 from softmux.errors import SoftmuxError
 
@@ -43,16 +43,17 @@ async def _answer(request: Request) -> Response | None:
     """None: the framework's to answer."""
     path = request.scope["path"]
     if path == generate.PATH:
-        query = _plain(request.scope["query_string"])
-        return None if query is None else await generate.generate(request, query)
+        query = request.scope["query_string"]
+        if not query:
+            return await generate.generate(request)
+        task = _task(query)
+        return None if task is None else await generate.generate(request, task)
     route = _BY_BODY.get(path)
     return None if route is None else await route(request)
 
 
-def _plain(query: bytes) -> OfTask | None:
-    """None where there is more in it than a task, or no task that could be one."""
-    if not query:
-        return OfTask()
+def _task(query: bytes) -> str | None:
+    """What it names. None where there is more in it than a task, or no task that could be one."""
     said = QueryParams(query).multi_items()
     name, task = said[0] if len(said) == 1 else ("", "")
-    return OfTask(task=task) if name == "task" and 0 < len(task) <= LONGEST_TASK else None
+    return task if name == "task" and 0 < len(task) <= LONGEST_TASK else None

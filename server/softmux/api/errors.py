@@ -76,18 +76,17 @@ def invalid(error: ValidationError | RequestValidationError) -> SoftmuxError:
     tree = _tree(found)
     first = max(found, key=lambda one: (len(one["loc"]), not _mistyped(one), tree.first_entry(one["loc"])))
     kind, path = first["type"], list(first["loc"])
-    what = "field"
-    if isinstance(error, RequestValidationError) and path.pop(0) == "query":  # the part of the request
-        what = "query parameter"
+    if isinstance(error, RequestValidationError):
+        path.pop(0)  # the part of the request
     if kind == "json_invalid":
         return BadRequest(f"The body is not valid JSON: {_short(str(first['ctx']['error']))}.")
     param = _short(str(path[0])) if path else None
     if kind == "extra_forbidden":
-        return InvalidRequest(f"There is no {what} “{_short(str(path[-1]))}”; leave it out.", param=param)
+        return InvalidRequest(f"There is no field “{_short(str(path[-1]))}”; leave it out.", param=param)
     if kind in ("model_type", "model_attributes_type") and not path:
         return InvalidRequest("The body must be a JSON object.")
     if kind == "missing":
-        return InvalidRequest(f"The {what} “{path[-1]}” is missing.", param=param)
+        return InvalidRequest(f"The field “{path[-1]}” is missing.", param=param)
     at = tree.where(first["loc"])
     said = str(first["msg"])
     if _mistyped(first):  # by all members of a union: any of them would do

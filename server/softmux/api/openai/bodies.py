@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from pydantic import ConfigDict, Field, FiniteFloat, StringConstraints, model_validator
 
-from softmux.api.answering import LONGEST_TASK
 from softmux.api.openai.fields import Refused
 from softmux.api.openai.messages import ChatMessage
 from softmux.api.openai.tools import MOST_TOOLS, Tool, ToolChoice, calls_grammar, check_tools, offered
+from softmux.api.queries import LONGEST_TASK
 from softmux.api.schemas import Body, LogprobCount, Many, NewTokens, Sampling, TokenId, prompts_of
 from softmux.api.wish import Chat, Given, Wish
 from softmux.errors import InvalidRequest

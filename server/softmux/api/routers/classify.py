@@ -10,12 +10,12 @@ import structlog
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from softmux.api.answering import Query
 from softmux.api.auth import principal_of
 from softmux.api.body import described, read_json
 from softmux.api.classification import Classification
 from softmux.api.deadline import deadline_of
 from softmux.api.presence import watching
+from softmux.api.queries import TaskQuery
 from softmux.api.replies import ClassificationReply, answers
 from softmux.api.schemas import ClassifyBody
 from softmux.api.services import services_of
@@ -33,8 +33,7 @@ router = APIRouter(tags=["classify"])
     responses=answers(ClassificationReply),
     summary="Label texts, or their tokens, by a task",
 )
-async def classify(request: Request, query: Query) -> Response:
-    task = query.only(request)
+async def classify(request: Request, task: TaskQuery = None) -> Response:
     services = services_of(request)
     began = time.monotonic()
     tenant = principal_of(request).tenant

@@ -5,9 +5,10 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from softmux.api.answering import Asked, Query, answer
+from softmux.api.answering import Asked, answer
 from softmux.api.body import described, read_json
 from softmux.api.own_shape import OwnShape
+from softmux.api.queries import TaskQuery
 from softmux.api.replies import GenerationReply, events
 from softmux.api.schemas import GenerateBody
 from softmux.api.services import Services
@@ -23,9 +24,7 @@ PATH = "/v1/generate"
     responses=events(GenerationReply),
     summary="Generate text, for a task or with the bare model",
 )
-async def generate(request: Request, query: Query) -> Response:
-    task = query.only(request)
-
+async def generate(request: Request, task: TaskQuery = None) -> Response:
     async def read(services: Services) -> Asked:
         body = await read_json(request, GenerateBody, services.settings.max_body_bytes)
         given = body.given()

@@ -8,12 +8,13 @@ import msgspec
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from softmux.api.answering import LONGEST_TASK, Asked, answer
+from softmux.api.answering import Asked, answer
 from softmux.api.auth import principal_of
 from softmux.api.body import described, read_json
 from softmux.api.openai.bodies import ChatBody, CompletionBody
 from softmux.api.openai.models import base_json, in_its_words, listed_json, resolved_json, task_of
 from softmux.api.openai.shapes import ChatShape, CompletionShape
+from softmux.api.queries import LONGEST_TASK
 from softmux.api.replies import answers, events
 from softmux.api.replies_openai import ChatCompletionReply, CompletionReply, OpenAIModel, OpenAIModels
 from softmux.api.services import Services, services_of

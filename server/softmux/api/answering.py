@@ -23,7 +23,7 @@ from softmux.api.presence import ClientGone, watching
 from softmux.api.services import Services, services_of
 from softmux.api.shape import Shape
 from softmux.api.wish import Given, Wish
-from softmux.errors import Overloaded, SoftmuxError
+from softmux.errors import InternalError, Overloaded, SoftmuxError
 from softmux.telemetry.exposition import BARE
 from softmux.telemetry.labels import OTHER
 
@@ -70,86 +70,83 @@ async def answer(request: Request, read: Callable[[Services], Awaitable[Asked]],
             asked.wish,
             asked.given,
             label=label,
+            began=began,
             id_prefix=asked.shape.id_prefix,
             deadline=deadline,
         )
     except SoftmuxError as error:
         services.metrics.request(label, error.code, time.monotonic() - began)
         raise _said(error, asked) from None
-    if asked.stream:
-        return await _streamed(request, generation, asked)
-    outcome = "gone"
     try:
-        with watching(request, generation.leave):
-            reply = await _whole(generation, asked.shape)
-        outcome = "ok"
-        return WholeReply(reply, generation, began)
-    except ClientGone:
-        return Response(status_code=499)
-    except SoftmuxError as error:
-        outcome = error.code
-        raise _said(error, asked) from None
-    finally:
-        if outcome != "ok":
-            generation.close()
-            services.metrics.request(label, outcome, time.monotonic() - began)
-
-
-class WholeReply(Response):
-    """Ends and counts its request once it is on its way: rows that began together end together, and each of their
-    clients would wait for the counting of all. The event loop sends what was written at the end of its turn, and takes
-    up the request again before it reads anything more: whoever has the reply finds it counted."""
-
-    def __init__(self, body: bytes, generation: Generation, began: float) -> None:
-        super().__init__(body, headers=generation.charge.headers, media_type="application/json")
-        self._generation, self._began = generation, began
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-            await asyncio.sleep(0)
-        finally:
-            self._generation.close()
-            metrics, label = self._generation.services.metrics, self._generation.label
-            metrics.request(label, "ok", time.monotonic() - self._began)
-
-
-async def _whole(generation: Generation, shape: Shape) -> bytes:
-    pieces: dict[int, list[Piece]] = {choice.index: [] for choice in generation.choices}
-    async for news in generation.pieces(whole=True):
-        for choice, piece in news:
-            pieces[choice.index].append(piece)
-    if generation.left:
-        raise ClientGone
-    generation.settle()
-    reply = shape.whole(generation, [joined(pieces[choice.index]) for choice in generation.choices])
-    return msgspec.json.encode(reply)
-
-
-async def _streamed(request: Request, generation: Generation, asked: Asked) -> Response:
-    """Waits for the first news, so that what fails before has its own status; then the rest follows as events."""
-    news = generation.pieces()
-    metrics = generation.services.metrics
-    try:
-        with watching(request, generation.leave):
-            begin: list[tuple[Choice, Piece]] = await anext(news, [])
-        if generation.left:
-            raise ClientGone
+        return await (_streamed if asked.stream else _whole)(request, generation, asked)
     except BaseException as error:
-        generation.close()
-        outcome = error.code if isinstance(error, SoftmuxError) else "gone"
-        metrics.request(generation.label, outcome, time.monotonic() - generation.began)
+        generation.outcome = _outcome(error)
+        generation.end()
         if isinstance(error, ClientGone):
             return Response(status_code=499)
         if isinstance(error, SoftmuxError):
             raise _said(error, asked) from None
         raise
 
+
+class WholeReply(Response):
+    """Ends its request once it is on its way: rows that began together end together, and each of their clients would
+    wait for the counting of all. The event loop sends what was written at the end of its turn, and takes up the request
+    again before it reads anything more: whoever has the reply finds it counted."""
+
+    def __init__(self, body: bytes, generation: Generation) -> None:
+        super().__init__(body, headers=generation.charge.headers, media_type="application/json")
+        self._generation = generation
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+            self._generation.outcome = "ok"
+            await asyncio.sleep(0)
+        finally:
+            self._generation.end()
+
+
+class StreamedReply(sse.EventStream):
+    """Ends its request once its last event is on its way, as `WholeReply` does. The events say what it came to."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None], generation: Generation) -> None:
+        super().__init__(events, generation.charge.headers)
+        self._generation = generation
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+            await asyncio.sleep(0)
+        finally:
+            self._generation.end()
+
+
+async def _whole(request: Request, generation: Generation, asked: Asked) -> Response:
+    pieces: dict[int, list[Piece]] = {choice.index: [] for choice in generation.choices}
+    with watching(request, generation.leave):
+        async for news in generation.pieces(whole=True):
+            for choice, piece in news:
+                pieces[choice.index].append(piece)
+        if generation.left:
+            raise ClientGone
+        generation.settle()
+        reply = asked.shape.whole(generation, [joined(pieces[choice.index]) for choice in generation.choices])
+        return WholeReply(msgspec.json.encode(reply), generation)
+
+
+async def _streamed(request: Request, generation: Generation, asked: Asked) -> Response:
+    """Waits for the first news, so that what fails before has its own status; then the rest follows as events."""
+    news = generation.pieces()
+    with watching(request, generation.leave):
+        begin: list[tuple[Choice, Piece]] = await anext(news, [])
+    if generation.left:
+        raise ClientGone
+
     async def events() -> AsyncGenerator[bytes, None]:
         """One item a wake-up, however many events it is, the last with the end."""
         told = asked.shape.events(generation)
         running = {choice.index for choice in generation.choices}
-        outcome = "gone"
         try:
             with watching(request, generation.leave):
                 part = begin
@@ -170,16 +167,23 @@ async def _streamed(request: Request, generation: Generation, asked: Asked) -> R
                         yield b"".join(ready)
                     part = await anext(news, [])
                 if not generation.left:
-                    outcome = "ok"
                     yield b"".join((*ready, sse.DONE))
+                    generation.outcome = "ok"
         except SoftmuxError as error:
-            outcome = error.code
+            generation.outcome = _outcome(error)
             yield sse.error_event(_said(error, asked)) + sse.DONE
-        finally:
-            generation.close()
-            metrics.request(generation.label, outcome, time.monotonic() - generation.began)
+        except Exception as error:
+            generation.outcome = _outcome(error)
+            raise
 
-    return sse.EventStream(events(), generation.charge.headers)
+    return StreamedReply(events(), generation)
+
+
+def _outcome(error: BaseException) -> str:
+    """What a request counts as that ended by it."""
+    if isinstance(error, SoftmuxError):
+        return error.code
+    return InternalError.code if isinstance(error, Exception) and not isinstance(error, ClientGone) else "gone"
 
 
 def _said(error: SoftmuxError, asked: Asked | None) -> SoftmuxError:

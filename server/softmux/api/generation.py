@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import secrets
 import time
-from bisect import bisect_left
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from softmux.api.amounts import Input, Usage
 from softmux.api.choice import Choice, Piece
 from softmux.api.deadline import within
 from softmux.api.laying_out import bounded, check_generates, laid_out
@@ -36,46 +36,8 @@ _MOST_GRAMMAR_BYTES = 16 << 20
 
 
 @dataclass(slots=True)
-class Usage:
-    """Tokens of a request. A prompt counts once, however many samples are drawn of it."""
-
-    prompt_tokens: int = 0
-    virtual_tokens: int = 0
-    cached_tokens: int = 0
-    cached_prompt_tokens: int = 0
-    """Of `cached_tokens` those of the prompts alone."""
-    completion_tokens: int = 0
-
-    def json(self) -> dict[str, int]:
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "virtual_tokens": self.virtual_tokens,
-            "cached_tokens": self.cached_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Input:
-    """A prompt as the engine has it: how many tokens are its own, and where learned ones lie among them."""
-
-    own: int
-    learned: tuple[int, ...]
-
-    @classmethod
-    def of(cls, tokens: Sequence[int]) -> Input:
-        learned = tuple([place for place, token in enumerate(tokens) if token < 0])
-        return cls(len(tokens) - len(learned), learned)
-
-    def own_of(self, first: int) -> int:
-        """How many of its first so many tokens are its own."""
-        return first - bisect_left(self.learned, first)
-
-
-@dataclass(slots=True)
 class Generation:
-    """One running request. `pieces` is read to its end, or `close` ends it early; then `usage` stands."""
+    """One running request. `pieces` is read to its end or not, then `end` called; then `usage` stands."""
 
     id: str
     created: int
@@ -89,6 +51,7 @@ class Generation:
     services: Services
     label: str
     began: float
+    """When the request was received, monotonic."""
     usage: Usage
     charge: Charge
     """Of the tenant's limits."""
@@ -100,6 +63,8 @@ class Generation:
     deadline: float | None = None
     left: bool = False
     """The client has gone away."""
+    outcome: str = "gone"
+    """What it counts as when it ends: `ok`, an error's code, or this, as long as its client has nothing."""
     _over: bool = False
     _meter: Meter = field(init=False)
     _trail: Trail = field(init=False)
@@ -115,14 +80,15 @@ class Generation:
         given: Given,
         *,
         label: str,
+        began: float,
         id_prefix: str = "gen-",
         deadline: float | None = None,
     ) -> Generation:
         """Lays the prompts out and submits the sequences wished of each. Raises what is wrong with the request.
 
-        `label` is the task's for metrics. `deadline` is monotonic: `pieces` raises `DeadlineExceeded` then.
+        `label` is the task's for metrics. `began` and `deadline` are monotonic: `pieces` raises `DeadlineExceeded` at
+        the latter.
         """
-        began = time.monotonic()
         weight = services.registry.tenants.get(resolved.tenant).weight
         services.backlog.check(resolved.tenant, 0 if wish.to_the_end else wish.sampling.max_tokens, deadline, weight)
         check_generates(services, resolved)
@@ -199,7 +165,9 @@ class Generation:
         self._meter = self.services.usage.begin(self.resolved.tenant, adapter.task if adapter else None, self.used)
         self._trail = current()
         channel = self.channel
-        self._trail.runs(self.id, self.services.worker.spec.model_id, channel.sampling, channel.made)
+        self._trail.runs(
+            self.id, self.services.worker.spec.model_id, channel.sampling, channel.made, samples=self.samples
+        )
 
     def used(self) -> Used:
         """What it has used by now. A prompt counts once anything has come of it."""
@@ -250,8 +218,11 @@ class Generation:
         self.left = True
         self.channel.close()
 
-    def close(self) -> None:
-        """Ends what still runs and counts what was used. Call it however the request ended, once."""
+    def end(self) -> None:
+        """Ends what still runs, and counts what was used, and the request as its `outcome`. Call it however the request
+        ended, once; after an answer's last byte, where there is one."""
+        if self.left:
+            self.outcome = "gone"
         self.channel.close()
         self.settle()
         self._over = True
@@ -261,9 +232,10 @@ class Generation:
         self._trail.used(usage.prompt_tokens, usage.virtual_tokens, usage.completion_tokens, cached=usage.cached_tokens)
         for name, choice in self._by_id.items():
             self._trail.chose(name, choice.finish_reason, len(choice.tokens), self._seen.get(name))
-        if self.left:
-            self._trail.code = "gone"
+        if self.outcome != "ok":
+            self._trail.code = self.outcome
         metrics = self.services.metrics
+        metrics.request(self.label, self.outcome, time.monotonic() - self.began)
         metrics.tokens(self.label, self.usage.prompt_tokens, self.usage.completion_tokens)
         for choice in self.choices:
             if choice.finish_reason is not None:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from softmux.api import sse
+from softmux.api.amounts import Usage
 from softmux.api.choice import Choice, Piece
-from softmux.api.generation import Generation, Usage
+from softmux.api.generation import Generation
 from softmux.api.logprobs import as_lists
 from softmux.api.tokenizer import Tokenizer
 from softmux.errors import SoftmuxError

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from softmux.api.amounts import Usage
 from softmux.api.choice import Choice, Piece
-from softmux.api.generation import Generation, Usage
+from softmux.api.generation import Generation
 from softmux.errors import SoftmuxError
 
 

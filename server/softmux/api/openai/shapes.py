@@ -9,8 +9,9 @@ from typing import Any
 
 import msgspec
 
+from softmux.api.amounts import Usage
 from softmux.api.choice import Choice, Piece
-from softmux.api.generation import Generation, Usage
+from softmux.api.generation import Generation
 from softmux.api.logprobs import as_content, as_lists
 from softmux.api.openai.models import in_its_words
 from softmux.api.openai.tools import Call, CallReader

@@ -121,7 +121,7 @@ def test_a_collector_gets_the_request_its_queue_and_its_steps(traced: Served, co
     assert told["softmux.virtual_tokens"] == reply["usage"]["virtual_tokens"]
     assert told["softmux.digest"] == reply["adapter"]["digest"]
     assert (told["gen_ai.request.max_tokens"], told["gen_ai.request.temperature"]) == (4, 0.5)
-    assert (told["gen_ai.request.seed"], told["gen_ai.request.n"]) == (7, 2)
+    assert (told["gen_ai.request.seed"], told["gen_ai.request.n"], told["gen_ai.request.choice.count"]) == (7, 2, 2)
     waited, first = told["gen_ai.latency.time_in_queue"], told["gen_ai.latency.time_to_first_token"]
     assert 0 <= waited <= first <= told["gen_ai.latency.e2e"]
     assert 0 < told["gen_ai.latency.time_in_model_prefill"] <= told["gen_ai.latency.time_in_model_inference"]
@@ -135,6 +135,16 @@ def test_a_collector_gets_the_request_its_queue_and_its_steps(traced: Served, co
         assert before < root.begin <= inference.begin <= queue.begin <= queue.end == prefill.begin
         assert prefill.begin < prefill.end == decode.begin <= decode.end <= inference.end <= root.end
     assert SECRET not in repr(spans)
+
+
+def test_choices_are_counted_as_they_were_asked_for_of_each_prompt(traced: Served, collector: Collector) -> None:
+    for n in (1, 2):
+        assert ask(traced, f"batch-{n}", prompt=["x", "y", "z"], n=n).status_code == 200
+    (one,), (two,) = (named(collector.of(f"batch-{n}"), "text_completion sentiment") for n in (1, 2))
+    assert (one.attributes["gen_ai.request.n"], one.attributes["gen_ai.usage.num_sequences"]) == (1, 3)
+    assert "gen_ai.request.choice.count" not in one.attributes
+    assert (two.attributes["gen_ai.request.n"], two.attributes["gen_ai.usage.num_sequences"]) == (2, 6)
+    assert two.attributes["gen_ai.request.choice.count"] == 2
 
 
 def test_classification_and_errors_are_traced_too(traced: Served, collector: Collector) -> None:

@@ -167,8 +167,10 @@ def _attributes(trail: Trail, operation: str, model: str, ended: float) -> dict[
             "gen_ai.request.max_tokens": sampling.max_tokens,
             "gen_ai.request.temperature": sampling.temperature,
             "gen_ai.request.top_p": sampling.top_p,
-            "gen_ai.request.n": len(rows),
+            "gen_ai.request.n": trail.samples,
         }
+        if trail.samples != 1:  # one choice is not told, by the conventions
+            said["gen_ai.request.choice.count"] = trail.samples
         if sampling.seed is not None:
             said["gen_ai.request.seed"] = sampling.seed
     if rows:

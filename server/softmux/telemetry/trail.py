@@ -44,6 +44,8 @@ class Trail:
     """The base model's id, once the request runs on it."""
     submitted: float = 0.0
     sampling: SamplingParams | None = None
+    samples: int = 1
+    """Choices asked for of each prompt."""
     rows: dict[str, Row] = field(default_factory=dict)
     prompt_tokens: int = 0
     virtual_tokens: int = 0
@@ -60,9 +62,12 @@ class Trail:
         good = sent is not None and _SENT.fullmatch(sent)
         return cls(sent if sent is not None and good else "req-" + secrets.token_hex(12))
 
-    def runs(self, reply: str, base: str, sampling: SamplingParams | None, submitted: float) -> None:
+    def runs(
+        self, reply: str, base: str, sampling: SamplingParams | None, submitted: float, *, samples: int = 1
+    ) -> None:
         """It has been given to the worker, `submitted` being monotonic and before that."""
         self.reply, self.base, self.sampling, self.submitted = reply, base, sampling, submitted
+        self.samples = samples
 
     def first(self, output: Output, at: float) -> None:
         """The first that came of a sequence."""

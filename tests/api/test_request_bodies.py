@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.types import Message
@@ -16,10 +20,11 @@ from softmux.api import body as body_module
 from softmux.api.errors import invalid
 from softmux.api.multipart import read_upload
 from softmux.api.openai.bodies import ChatBody
-from softmux.api.schemas import GenerateBody
+from softmux.api.routers.admin import KeyBody, TenantChange
+from softmux.api.schemas import Body, ClassifyBody, GenerateBody
 from softmux.api.tokenizer import LONG_TEXT
 from softmux.api.wish import Chat
-from softmux.errors import BadRequest, DeadlineExceeded, SoftmuxError
+from softmux.errors import BadRequest, DeadlineExceeded, InvalidRequest, SoftmuxError
 
 
 def refused(body: bytes) -> SoftmuxError:
@@ -106,11 +111,67 @@ def request_of(receive: Callable[[], Awaitable[Message]], kind: bytes) -> Reques
     return Request({"type": "http", "method": "POST", "path": "/", "headers": [(b"content-type", kind)]}, receive)
 
 
+def read(body: bytes, model: type[Body] = GenerateBody) -> Body:
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return asyncio.run(body_module.read_json(request_of(receive, b"application/json"), model, 1 << 20))
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "key"),
+    [
+        (GenerateBody, '{"prompt": "a", "prompt": "b"}', "prompt"),
+        (GenerateBody, '{"prompt": [1, 2], "max_tokens": 1, "pr\\u006fmpt": [1, 2]}', "prompt"),
+        (GenerateBody, '{"prompt" : "a", "max_tokens" : 1, "max_tokens"\n:\t1}', "max_tokens"),
+        (GenerateBody, '{"prompt": "a", "logit_bias": {"5": 1, "6": 1, "5": -1}}', "5"),
+        (GenerateBody, '{"messages": [{"role": "user", "role": "system", "content": "a"}]}', "role"),
+        (GenerateBody, '{"prompt": "a", "structured_outputs": {"json": {"enum": [1, {"b": 1, "b": 2}]}}}', "b"),
+        (ClassifyBody, '{"input": "a", "input": "b"}', "input"),
+        (ChatBody, '{"model": "a", "messages": [{"role": "user", "content": "a"}], "n": null, "n": null}', "n"),
+        (KeyBody, '{"tenant": "acme", "role": "user", "role": "admin"}', "role"),
+        (TenantChange, '{"limits": {"adapters": 5, "adapters": null}}', "adapters"),
+    ],
+)
+def test_a_key_that_comes_twice_is_refused(model: type[Body], body: str, key: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"has “{key}” twice; send it once") as found:
+        read(body.encode(), model)
+    assert found.value.param == key
+
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(0, 9) | st.text(':"a\\ ', max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(':"a', max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def written(value: Any, doubled: int, number: Iterator[int]) -> str:
+    """As JSON, in which the object of that number, of those with a key, has its first key twice."""
+    if isinstance(value, list):
+        return "[" + ",".join([written(item, doubled, number) for item in value]) + "]"
+    if not isinstance(value, dict) or not value:
+        return json.dumps(value)
+    again = next(number) == doubled
+    members = [f"{json.dumps(key)}:{written(item, doubled, number)}" for key, item in value.items()]
+    return "{" + ",".join([*members, members[0]] if again else members) + "}"
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.sampled_from("abcd"), _VALUES, min_size=1), st.text(':"a\\ '), st.integers(0, 99))
+def test_colons_in_texts_are_no_keys_and_no_object_is_passed_over(schema: Any, text: str, doubled: int) -> None:
+    body = {"prompt": text, "structured_outputs": {"json": schema}}
+    objects = itertools.count()
+    assert read(written(body, -1, objects).encode()) == GenerateBody.model_validate(body)
+    with pytest.raises(InvalidRequest, match="twice"):
+        read(written(body, doubled % next(objects), itertools.count()).encode())
+
+
 @pytest.mark.parametrize("upload", [False, True])
 def test_a_body_that_stops_coming_or_is_cut_off_is_given_up(monkeypatch: pytest.MonkeyPatch, upload: bool) -> None:
     monkeypatch.setattr(body_module, "_SILENT_SECONDS", 0.05)
 
-    async def read(then: Message | None) -> None:
+    async def cut(then: Message | None) -> None:
         sent = iter([{"type": "http.request", "body": b"--b\r\n", "more_body": True}, *([then] if then else [])])
 
         async def receive() -> Message:
@@ -125,16 +186,16 @@ def test_a_body_that_stops_coming_or_is_cut_off_is_given_up(monkeypatch: pytest.
             await body_module.read_bytes(request_of(receive, b"application/json"), 1000)
 
     with pytest.raises(DeadlineExceeded, match="came too slowly"):
-        asyncio.run(asyncio.wait_for(read(None), 30))
+        asyncio.run(asyncio.wait_for(cut(None), 30))
     with pytest.raises(BadRequest, match="connection ended"):
-        asyncio.run(asyncio.wait_for(read({"type": "http.disconnect"}), 30))
+        asyncio.run(asyncio.wait_for(cut({"type": "http.disconnect"}), 30))
 
 
 def test_a_body_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each piece comes in time, and all of them would take for ever."""
     monkeypatch.setattr(body_module, "_SILENT_SECONDS", 0.2)
 
-    async def read() -> None:
+    async def trickled() -> None:
         async def receive() -> Message:
             await asyncio.sleep(0.02)
             return {"type": "http.request", "body": b"x", "more_body": True}
@@ -142,7 +203,7 @@ def test_a_body_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> No
         await body_module.read_bytes(request_of(receive, b"application/json"), 1 << 20)
 
     with pytest.raises(DeadlineExceeded, match="came too slowly"):
-        asyncio.run(asyncio.wait_for(read(), 20))
+        asyncio.run(asyncio.wait_for(trickled(), 20))
 
 
 def test_a_chat_is_as_long_as_its_tools_and_calls() -> None:

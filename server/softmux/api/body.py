@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
@@ -10,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
 from softmux.api.errors import invalid
-from softmux.errors import BadRequest, DeadlineExceeded, TooLarge, UnsupportedMediaType
+from softmux.errors import BadRequest, DeadlineExceeded, InvalidRequest, TooLarge, UnsupportedMediaType
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -50,16 +52,41 @@ def _tells_members_apart(key: str, value: Any) -> bool:
 
 
 async def read_json(request: Request, model: type[Model], max_bytes: int) -> Model:
-    """The body as `model`. Raises `UnsupportedMediaType`, `BadRequest` (no JSON), `InvalidRequest`, or as
-    `body_chunks` does."""
+    """The body as `model`. Raises `UnsupportedMediaType`, `BadRequest` (no JSON), `InvalidRequest` (a key
+    sent twice included), or as `body_chunks` does."""
     said = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if said != "application/json" and not said.endswith("+json"):
         raise UnsupportedMediaType("Send the body as JSON, with the header content-type: application/json.")
     body = await read_bytes(request, max_bytes)
     try:
-        return model.model_validate_json(body)
+        read = model.model_validate_json(body)
     except ValidationError as error:
         raise invalid(error) from None
+    if body.count(b":") > _keys(read):  # else each stands behind a key that was read, and none is there again
+        _decode(body.decode())
+    return read
+
+
+def _keys(value: Any) -> int:
+    """How many keys of a body were read, or fewer: a list that begins with a text or a number is passed over."""
+    if isinstance(value, BaseModel):
+        read, fields = value.model_fields_set, value.__dict__
+        return len(read) + sum([_keys(fields[name]) for name in read if not isinstance(fields[name], (str, int))])
+    if isinstance(value, dict):
+        return len(value) + sum(map(_keys, value.values()))
+    if isinstance(value, list) and value and not isinstance(value[0], (str, int)):
+        return sum(map(_keys, value))
+    return 0
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> None:
+    """Raises `InvalidRequest` for an object that has a key twice: the last would win, and nobody would be told."""
+    if len(dict(pairs)) != len(pairs):
+        name = Counter(name for name, _ in pairs).most_common(1)[0][0][:64]
+        raise InvalidRequest(f"An object in the body has “{name}” twice; send it once.", param=name)
+
+
+_decode = json.JSONDecoder(object_pairs_hook=_unique).decode
 
 
 async def read_bytes(request: Request, max_bytes: int) -> bytes:

@@ -369,9 +369,29 @@ def test_a_query_that_is_misspelt_or_says_a_thing_twice_is_refused(
     assert (error["code"], error["param"]) == ("invalid_request", param)
 
 
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/v1/adapters?limit=ten", "limit: send an integer."),
+        ("/v1/adapters?limit=0", "limit: send 1 or more."),
+        ("/v1/adapters?limit=1001", "limit: send 1000 or less."),
+        (f"/v1/adapters?limit={'9' * 5000}", "limit: send an integer of fewer digits."),
+        (f"/v1/adapters?prefix={'a' * 65}", "prefix: send 64 characters or fewer."),
+        ("/v1/audit?order=sideways", "order: send 'oldest' or 'newest'."),
+        ("/v1/usage?from=2026-01-01T00:00", "from: send 10 characters or fewer."),
+    ],
+)
+def test_what_a_query_may_say_is_told(server: Served, path: str, message: str) -> None:
+    response = server.http.get(path)
+    assert response.status_code == 422, response.text
+    assert response.json()["error"]["message"] == message
+
+
 def test_an_upload_whose_query_is_misspelt_publishes_nothing(
     server: Served, task: str, adapters: dict[str, Path]
 ) -> None:
+    response = put(server, task, upload_parts(adapters["prompt-tuning"]), activate="maybe")
+    assert (response.status_code, response.json()["error"]["message"]) == (422, "activate: send true or false.")
     response = put(server, task, upload_parts(adapters["prompt-tuning"]), activat="false")
     assert response.status_code == 422
     assert "it has activate" in response.json()["error"]["message"]

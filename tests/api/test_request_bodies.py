@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -17,11 +18,11 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from softmux.api import body as body_module
-from softmux.api.errors import invalid
+from softmux.api.findings import TYPES, VALUES, invalid
 from softmux.api.multipart import read_upload
-from softmux.api.openai.bodies import ChatBody
-from softmux.api.routers.admin import KeyBody, TenantChange
-from softmux.api.schemas import Body, ClassifyBody, GenerateBody
+from softmux.api.openai.bodies import ChatBody, CompletionBody
+from softmux.api.routers.admin import KeyBody, TenantBody, TenantChange
+from softmux.api.schemas import ActivateBody, Body, ClassifyBody, GenerateBody, ShareBody
 from softmux.api.tokenizer import LONG_TEXT
 from softmux.api.wish import Chat
 from softmux.errors import BadRequest, DeadlineExceeded, InvalidRequest, SoftmuxError
@@ -52,21 +53,21 @@ def test_the_field_is_named_whatever_it_is_called(body: bytes, param: str) -> No
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b'{"stop": ["a", "b", "c", "d", "e", "f", "g", "h", "i"]}', "stop: List should have at most 8 items"),
-        (b'{"stop": 5}', "stop: Input should be a valid string or a valid array."),
-        (b'{"stop": [5]}', "stop.0: Input should be a valid string."),
-        (b'{"stop": ""}', "stop: String should have at least 1 character."),
-        (b'{"prompt": {}}', "prompt: Input should be a valid string or a valid array."),
-        (b'{"prompt": [1.5]}', "prompt.0: Input should be a valid integer or a valid string."),
+        (b'{"stop": ["a", "b", "c", "d", "e", "f", "g", "h", "i"]}', "stop: send 8 entries or fewer."),
+        (b'{"stop": 5}', "stop: send a string or an array."),
+        (b'{"stop": [5]}', "stop.0: send a string."),
+        (b'{"stop": ""}', "stop: send 1 or more characters."),
+        (b'{"prompt": {}}', "prompt: send a string or an array."),
+        (b'{"prompt": [1.5]}', "prompt.0: send an integer or a string."),
         (
             b'{"prompt": "a", "structured_outputs": {"json": 5}}',
-            "structured_outputs.json: Input should be an object or",
+            "structured_outputs.json: send an object or true or false or a string.",
         ),
-        (b'{"seed": "a"}', "seed: Input should be a valid integer."),
-        (b'{"prompt": ["a", 5]}', "prompt.1: Input should be a valid string."),
-        (b'{"prompt": [1, 2, "a"]}', "prompt.2: Input should be a valid integer."),
-        (b'{"variables": {"bool": 5}}', "variables.bool: Input should be a valid string."),
-        (b'{"variables": {"Name": 5}}', "variables.Name: Input should be a valid string."),
+        (b'{"seed": "a"}', "seed: send an integer."),
+        (b'{"prompt": ["a", 5]}', "prompt.1: send a string."),
+        (b'{"prompt": [1, 2, "a"]}', "prompt.2: send an integer."),
+        (b'{"variables": {"bool": 5}}', "variables.bool: send a string."),
+        (b'{"variables": {"Name": 5}}', "variables.Name: send a string."),
     ],
 )
 def test_what_a_field_takes_is_told_whole(body: bytes, message: str) -> None:
@@ -76,13 +77,70 @@ def test_what_a_field_takes_is_told_whole(body: bytes, message: str) -> None:
 def test_nor_does_a_choice_of_words_or_an_object_tell_how_it_was_tried() -> None:
     with pytest.raises(ValidationError) as found:
         ChatBody.model_validate_json(b'{"messages": [{"role": "user", "content": "a"}], "tool_choice": 5}')
-    said = "tool_choice: Input should be 'none', 'auto' or 'required' or an object."
+    said = "tool_choice: send 'none', 'auto' or 'required' or an object."
     assert invalid(found.value).message == said
     with pytest.raises(ValidationError) as found:
         ChatBody.model_validate_json(
             b'{"messages": [{"role": "user", "content": "a"}], "metadata": {"Alpha": 1, "Beta": 2}}'
         )
-    assert invalid(found.value).message == "metadata.Alpha: Input should be a valid string."
+    assert invalid(found.value).message == "metadata.Alpha: send a string."
+
+
+BODIES = [
+    GenerateBody,
+    ClassifyBody,
+    CompletionBody,
+    ChatBody,
+    ActivateBody,
+    ShareBody,
+    TenantBody,
+    TenantChange,
+    KeyBody,
+]
+ODD: list[Any] = [
+    None, True, 5, -5, 10**12, 1.5, "", "x", "x" * 2000, [], [5], [[]], [{}], ["x"] * 20, {}, {"x": "y" * 600},
+    {"5": 1000}, {"type": "x"}, {"type": "text", "x": 1}, {"json": 5}, {"choice": []}, [{"role": "user", "content": 5}],
+    [{"role": "user", "content": [{"type": "image"}]}], [{"type": "function", "function": {"name": "é"}}],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("model", BODIES, ids=lambda model: model.__name__)
+def test_every_refusal_says_what_to_send_in_words_of_ours(model: type[Body]) -> None:
+    refusals = 0
+    for name, field in model.model_fields.items():
+        for value in ODD:
+            try:
+                model.model_validate_json(json.dumps({field.alias or name: value}))
+            except ValidationError as found:
+                refusals += 1
+                kinds = {one["type"] for one in found.errors()}
+                assert kinds <= TYPES.keys() | VALUES.keys() | {"extra_forbidden", "missing", "refused"}
+                message = invalid(found).message
+                assert re.search(r"send |leave it out|this is not offered", message), message
+                assert not re.search("Input|should", message), message
+    assert refusals > len(model.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b'{"prompt": "a", "n": 9}', "n: send 8 or less."),
+        (b'{"prompt": "a", "frequency_penalty": -3}', "frequency_penalty: send -2 or more."),
+        (b'{"prompt": "a", "top_p": 0}', "top_p: send more than 0."),
+        (b'{"prompt": "a", "temperature": NaN}', "temperature: send a finite number."),
+        (b'{"prompt": "a", "max_tokens": 1.5}', "max_tokens: send an integer."),
+        (b'{"prompt": "a", "logit_bias": {"x": 1}}', "logit_bias.x: send a string that matches ^[0-9]{1,9}$."),
+        (b'{"messages": []}', "messages: send 1 or more entries."),
+        (b'{"messages": [{"role": "user"}]}', "The field “messages.0.content” is missing; send it."),
+        (b'{"response_format": {}}', "response_format: send an object that has 'type'."),
+        (
+            b'{"response_format": {"type": "xml"}}',
+            "response_format: send an object whose 'type' is one of 'text', 'json_object', 'json_schema'.",
+        ),
+    ],
+)
+def test_what_a_value_may_be_is_told(body: bytes, message: str) -> None:
+    assert refused(body).message == message
 
 
 @pytest.mark.parametrize(

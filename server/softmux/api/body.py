@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
-from softmux.api.errors import invalid
+from softmux.api.findings import invalid
 from softmux.errors import BadRequest, DeadlineExceeded, InvalidRequest, TooLarge, UnsupportedMediaType
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from softmux.api.choice import Choice, Piece, joined
-from softmux.api.errors import invalid
+from softmux.api.findings import invalid
 from softmux.api.laying_out import rendered
 from softmux.api.own_shape import OwnShape
 from softmux.api.schemas import GenerateBody

@@ -27,4 +27,4 @@ class Refused:
         try:
             return handler(value)
         except ValidationError:
-            raise PydanticCustomError("refused", "not offered, since {why}", {"why": self.why}) from None
+            raise PydanticCustomError("refused", "this is not offered: {why}", {"why": self.why}) from None

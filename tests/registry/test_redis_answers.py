@@ -15,9 +15,11 @@ import redis
 from registry.registry_fixtures import BASE, LARGE, adapter
 from softmux.errors import RegistryDown, SoftmuxError
 from softmux.registry.addresses import shown
+from softmux.registry.budgets import Budgets
 from softmux.registry.connection import Connection, SyncConnection
 from softmux.registry.keyspace import ID
 from softmux.registry.registry import Registry
+from softmux.registry.usage import UsageKey, Used
 from support.redis_server import RedisServer
 from support.waiting import eventually
 
@@ -194,6 +196,34 @@ def test_what_is_read_while_the_registry_is_wiped_is_not_taken_for_it(server: Re
         assert registry.keys.authenticate(secret) is not None
         assert registry.tenants.get("default").name == "default"
         assert _resolved(registry) == 1
+        await registry.close()
+
+    asyncio.run(story())
+
+
+def test_nothing_is_written_where_the_registry_is_gone_and_nobody_has_noticed(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        registry = await Registry.open(server.url, tmp_path / "data")  # it does not follow, and so never notices
+        await registry.publish("default", "mood", *adapter(1), actor="t")
+        budgets = Budgets(server.url, "process")
+        with server.client() as client:
+            client.flushall()
+            for change in (
+                registry.publish("default", "mood", *adapter(2), actor="t"),
+                registry.activate("default", "mood", 1, actor="t"),
+                registry.share("default", "mood", None, actor="t"),
+                registry.delete("default", "mood", actor="t"),
+                registry.tenants.create("acme", actor="t"),
+                registry.tenants.delete("acme", actor="t"),
+                registry.keys.create_key("default", "user", actor="t"),
+                registry.usage.flush("process", 1, [(UsageKey("2026-01-01", "default", "mood"), Used(requests=1))]),
+                budgets.beat(),
+            ):
+                await _refused(change, "there is no registry at")
+            assert not client.keys()
+        await budgets.close()
         await registry.close()
 
     asyncio.run(story())

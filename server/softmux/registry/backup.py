@@ -124,7 +124,7 @@ async def restore(connection: Connection, blobs: BlobStore, path: Path, *, repla
     with _Archive(path) as archive:
         for tenant, data in found.tenants.items():
             await _put_files(connection, blobs, archive, tenant, list(snapshot.entries(data).values()))
-    if await connection.script(_APPEAR, [], [int(replace)]) != b"ok":
+    if await connection.script(_APPEAR, [], [int(replace)], begins=True) != b"ok":
         await connection.call(_clear)
         raise _not_empty()
     return about

@@ -8,6 +8,7 @@ and untyped here (redis-py's own types allow for text and RESP3 everywhere); cal
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import re
 import time
@@ -49,6 +50,8 @@ _ANSWERS: dict[str, tuple[str, str]] = {
     "max number of clients": ("has too many clients", "raise its maxclients"),
 }
 """What Redis answers, and in words: what is the matter, what to do."""
+_NONE_THERE = "NOREGISTRY"
+"""What a script answers where it finds none."""
 _OF_THE_SERVER = ("READONLY", "MASTERDOWN")
 """After a failover, another server behind the same address does not say so."""
 _MAY_PASS = (*_OF_THE_SERVER, "CLUSTERDOWN", "NOREPLICAS", "BUSY", "max number of clients")
@@ -64,6 +67,8 @@ def _code(error: Exception) -> str:
 
 
 def _down(url: str, error: Exception) -> RegistryDown:
+    if _NONE_THERE in str(error):
+        return RegistryWiped(url)
     code = _code(error)
     if code:
         what, advice = _ANSWERS[code]
@@ -76,6 +81,14 @@ def _down(url: str, error: Exception) -> RegistryDown:
         f"the registry at {shown(url)} {said}: {advice}; {meanwhile}",
         public=f"the registry {what}: try again shortly; {meanwhile}",
     )
+
+
+@functools.cache
+def _guarded(text: str) -> str:
+    """The script, which takes the registry's id as one more key, and does nothing where it is missing."""
+    flags, rest = text.split("\n", 1) if text.startswith("#!") else ("", text)
+    guard = f"if redis.call('EXISTS', table.remove(KEYS)) == 0 then return redis.error_reply('{_NONE_THERE}') end"
+    return f"{flags}\n{guard}\n{rest}" if flags else f"{guard}\n{rest}"
 
 
 class RegistryWiped(RegistryDown):
@@ -164,8 +177,11 @@ class Connection:
                     raise _down(self.url, error) from error
             await asyncio.sleep(pause)
 
-    async def script(self, text: str, keys: list[str], args: list[Any]) -> Any:
-        """Runs a Lua script, as `call` does."""
+    async def script(self, text: str, keys: list[str], args: list[Any], *, begins: bool = False) -> Any:
+        """Runs a Lua script, as `call` does. Where no registry is, which a process may yet have to notice, it does
+        nothing, and `RegistryWiped` is raised; but for one that `begins` a registry."""
+        if not begins:
+            text, keys = _guarded(text), [*keys, ID]
         return await self.call(lambda client: client.register_script(text)(keys=keys, args=args))
 
     async def check_there(self) -> bytes:

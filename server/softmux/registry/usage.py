@@ -12,8 +12,8 @@ from datetime import UTC, date, datetime, timedelta
 import msgspec
 import redis.asyncio
 
-from softmux.registry.connection import Connection, RegistryWiped
-from softmux.registry.keyspace import DELETED_TENANTS, ID, TENANTS, flushed, of_tenant
+from softmux.registry.connection import Connection
+from softmux.registry.keyspace import DELETED_TENANTS, TENANTS, flushed, of_tenant
 
 _MARK_SECONDS = 7 * 86400
 """How long a batch may be on its way."""
@@ -23,16 +23,14 @@ OTHER_TASKS = "(other)"
 """Where usage is booked of tasks beyond those that are kept apart: combinations have as many names as orders."""
 
 FLUSH = """
--- KEYS: the registry's id, mark, then a day's usage and its tenant's days, each; ARGV: number, seconds the mark stays,
+-- KEYS: mark, then a day's usage and its tenant's days, each; ARGV: number, seconds the mark stays,
 -- how many fields a day has at most, the task of those beyond, then for each: the day, its number, how many fields, and
--- (field, amount) of each. Answers whether the batch is new; -1 where there is no registry, which a process may yet
--- have to notice.
-if redis.call('EXISTS', KEYS[1]) == 0 then return -1 end
+-- (field, amount) of each. Answers whether the batch is new.
 local number = tonumber(ARGV[1])
-if tonumber(redis.call('GET', KEYS[2]) or '-1') >= number then return 0 end
+if tonumber(redis.call('GET', KEYS[1]) or '-1') >= number then return 0 end
 local most, others = tonumber(ARGV[3]), ARGV[4]
 local at = 5
-for i = 3, #KEYS, 2 do
+for i = 2, #KEYS, 2 do
   local last = at + 2 + 2 * tonumber(ARGV[at + 2])
   for place = at + 3, last, 2 do
     local field = ARGV[place]
@@ -44,7 +42,7 @@ for i = 3, #KEYS, 2 do
   redis.call('ZADD', KEYS[i + 1], ARGV[at + 1], ARGV[at])
   at = last + 1
 end
-redis.call('SET', KEYS[2], number, 'EX', ARGV[2])
+redis.call('SET', KEYS[1], number, 'EX', ARGV[2])
 return 1
 """
 
@@ -107,14 +105,12 @@ class UsageStore:
             for name, value in zip(Used.__struct_fields__, used.values(), strict=True):
                 if value:
                     fields += [f"{key.task}:{name}", value]
-        keys = [ID, flushed(process)]
+        keys = [flushed(process)]
         args: list[str | int] = [number, _MARK_SECONDS, self._most_fields, OTHER_TASKS]
         for (day, tenant), fields in grouped.items():
             keys += [of_tenant(tenant, f"usage:{day}"), of_tenant(tenant, "usage_days")]
             args += [day, date.fromisoformat(day).toordinal(), len(fields) // 2, *fields]
         booked: int = await self._connection.script(FLUSH, keys, args)
-        if booked < 0:
-            raise RegistryWiped(self._connection.url)
         return bool(booked)
 
     async def forget(self, before: date) -> int:

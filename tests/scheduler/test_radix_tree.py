@@ -16,7 +16,7 @@ TEXTS = st.lists(st.sampled_from([-2, -1, 0, 1]), min_size=1, max_size=9)
 class RadixAgainstDictionary(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.tree = RadixTree()
+        self.tree = RadixTree(1024)
         self.model: dict[tuple[RootKey, tuple[int, ...]], int] = {}
         self.held: list[tuple[Node, RootKey, tuple[int, ...]]] = []
         self.next_slot = 0
@@ -122,7 +122,7 @@ def grow(tree: RadixTree, tokens: list[int], slots: list[int]) -> None:
 
 
 def test_the_least_recently_used_leaf_goes_first_and_a_used_one_later() -> None:
-    tree = RadixTree()
+    tree = RadixTree(1024)
     grow(tree, [1, 2], [0, 1])
     grow(tree, [3, 4], [2, 3])
     grow(tree, [5, 6], [4, 5])
@@ -134,7 +134,7 @@ def test_the_least_recently_used_leaf_goes_first_and_a_used_one_later() -> None:
 
 
 def test_only_the_used_half_of_an_edge_counts_as_used() -> None:
-    tree = RadixTree()
+    tree = RadixTree(1024)
     grow(tree, [1, 2, 3, 4], [0, 1, 2, 3])
     grow(tree, [5], [4])
     tree.match(tree.root(ROOTS[0]), [1, 2, 9], 0, 3)
@@ -145,7 +145,7 @@ def test_only_the_used_half_of_an_edge_counts_as_used() -> None:
 
 def test_what_is_come_back_to_outlives_texts_that_come_once() -> None:
     """Each request leaves a text: in the order of their last use they would take the place of every prompt."""
-    tree = RadixTree()
+    tree = RadixTree(1024)
     grow(tree, [1, 2], [0, 1])
     for text in range(100, 120):
         grow(tree, [text, 0], [2 * text, 2 * text + 1])
@@ -158,7 +158,7 @@ def test_what_is_come_back_to_outlives_texts_that_come_once() -> None:
 
 
 def test_texts_that_come_once_have_a_quarter_whatever_else_there_is() -> None:
-    tree = RadixTree()
+    tree = RadixTree(1024)
     for text in range(13):
         grow(tree, [text, 0], [2 * text, 2 * text + 1])
     for text in range(9):
@@ -171,7 +171,7 @@ def test_texts_that_come_once_have_a_quarter_whatever_else_there_is() -> None:
 
 
 def test_a_prompt_that_comes_again_after_it_had_given_way_is_not_new() -> None:
-    tree, adapter = RadixTree(), ROOTS[1]
+    tree, adapter = RadixTree(1024), ROOTS[1]
     for turn in range(2):
         prompt = tree.append(tree.root(adapter), [-1, -2], [0, 1])
         assert prompt is not None
@@ -187,7 +187,7 @@ def test_a_prompt_that_comes_again_after_it_had_given_way_is_not_new() -> None:
 
 def test_what_is_found_again_at_once_came_once_all_the_same() -> None:
     """A request's samples, and its labels, find what the first of them left; only then do others come."""
-    tree, root = RadixTree(), ROOTS[0]
+    tree, root = RadixTree(1024), ROOTS[0]
     for text in range(16):
         grow(tree, [text, 0], [2 * text, 2 * text + 1])
     for _ in range(3):
@@ -206,7 +206,7 @@ def test_what_is_found_again_at_once_came_once_all_the_same() -> None:
 
 
 def test_a_leaf_that_nobody_held_when_it_was_found_again_goes_by_that_use() -> None:
-    tree = RadixTree()
+    tree = RadixTree(1024)
     for text in range(3):
         grow(tree, [text, 0], [2 * text, 2 * text + 1])
     held, _ = tree.match(tree.root(ROOTS[0]), [2, 0], 0, 2)
@@ -221,7 +221,7 @@ def test_a_leaf_that_nobody_held_when_it_was_found_again_goes_by_that_use() -> N
 
 def test_a_root_is_gone_with_the_last_who_held_it_where_nothing_is_below_it() -> None:
     """Encoders' and heads' rows leave nothing: their roots would stay for ever."""
-    tree = RadixTree()
+    tree = RadixTree(1024)
     for number in range(50):
         root = tree.root(RootKey("a", f"digest {number}", "f", "d"))
         for _ in range(2):
@@ -235,7 +235,7 @@ def test_a_root_is_gone_with_the_last_who_held_it_where_nothing_is_below_it() ->
 
 
 def test_a_prompt_is_new_where_none_was_computed_before_whoever_looked_for_it() -> None:
-    tree, adapter = RadixTree(), ROOTS[1]
+    tree, adapter = RadixTree(1024), ROOTS[1]
     root = tree.root(adapter)
     tree.lock(root)
     tree.unlock(root)
@@ -246,7 +246,7 @@ def test_a_prompt_is_new_where_none_was_computed_before_whoever_looked_for_it() 
 
 
 def test_a_prompt_that_gave_way_below_a_root_that_is_held_is_not_new() -> None:
-    tree, adapter = RadixTree(), ROOTS[1]
+    tree, adapter = RadixTree(1024), ROOTS[1]
     root = tree.root(adapter)
     tree.lock(root)
     tree.append(root, [-1, -2], [0, 1])
@@ -258,7 +258,7 @@ def test_a_prompt_that_gave_way_below_a_root_that_is_held_is_not_new() -> None:
 
 
 def test_letting_go_a_leaf_ten_thousand_times_keeps_the_list_of_candidates_short() -> None:
-    tree = RadixTree()
+    tree = RadixTree(1024)
     for text in range(50):
         grow(tree, [text, 1], [2 * text, 2 * text + 1])
     for turn in range(10_000):

@@ -20,7 +20,7 @@ class PrefixCache:
 
     def __init__(self, slots: int, table: RowTable) -> None:
         self.pool = SlotPool(slots)
-        self.tree = RadixTree()
+        self.tree = RadixTree(slots)
         self._table = table
 
     @property

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 
 _SHARE = 4
 """What came once gives way first while it is more than one part in so many of what can give way: the paper's 25 %."""
-_REMEMBERED = 1 << 15
-"""Adapters whose prompts have given way, and would not be new if they came again: the paper's A1out."""
+_REMEMBERED = 2
+"""Adapters whose prompts have given way, and would not be new if they came again, are as many as would fill one part in
+so many of the pool: the paper's A1out, of 50 %. With more, those that hardly ever come push out those that do."""
+_MOST_REMEMBERED = 1 << 18
+"""Of prompts that are very short: some 30 MB."""
 
 _Queue = list[tuple[int, int, "Node"]]
 
@@ -34,17 +37,21 @@ def is_another_use(came: int, tokens: int) -> bool:
 
 class Leaves:
     """Leaves that nothing holds, in two queues by last use. Entries may be out of date, and are put right when their
-    turn comes. `once` counts the tokens of nodes, leaves or not, that nothing holds and nobody has found again."""
+    turn comes. `once` counts the tokens of nodes, leaves or not, that nothing holds and nobody has found again. The
+    pool has room for `slots` tokens."""
 
-    def __init__(self) -> None:
+    def __init__(self, slots: int) -> None:
         self.once = 0
         self._once: _Queue = []
         self._again: _Queue = []
         self._order = itertools.count()
         self._limit = 1024
-        self._gone: OrderedDict[int, None] = OrderedDict()
-        """Hashes of their roots: names would outlive the adapters and tenants that had them, take three times as much,
-        and be walked by each collection. Where two hashes are equal, a new prompt stays a while longer, and no more."""
+        self._most = slots // _REMEMBERED
+        self._tokens = 0
+        self._gone: OrderedDict[int, int] = OrderedDict()
+        """How long their prompts were, by hashes of their roots: names would outlive the adapters and tenants that had
+        them, take three times as much, and be walked by each collection. Where two hashes are equal, a new prompt stays
+        a while longer, and no more."""
 
     def offer(self, node: Node) -> None:
         """A node may have come to give way, or to give way later than it would have."""
@@ -68,15 +75,18 @@ class Leaves:
             self.offer(node)  # used since it was offered: its turn comes later
         return None
 
-    def remember(self, root: RootKey) -> None:
-        """The last of what was below an adapter's root has given way."""
-        self._gone[hash(root)] = None
-        if len(self._gone) > _REMEMBERED:
-            self._gone.popitem(last=False)
+    def remember(self, root: RootKey, tokens: int) -> None:
+        """The last of what was below an adapter's root has given way; its prompt had so many tokens."""
+        self._tokens += tokens - self._gone.pop(hash(root), 0)
+        self._gone[hash(root)] = tokens
+        while self._tokens > self._most or len(self._gone) > _MOST_REMEMBERED:
+            self._tokens -= self._gone.popitem(last=False)[1]
 
-    def remembers(self, root: RootKey) -> bool:
-        """Whether it has, not long ago; asked once."""
-        return self._gone.pop(hash(root), self) is None
+    def remembers(self, root: RootKey) -> int:
+        """How long its prompt was, where it gave way not long ago, else 0; asked once."""
+        tokens = self._gone.pop(hash(root), 0)
+        self._tokens -= tokens
+        return tokens
 
     def clear(self) -> None:
         self._once.clear()

@@ -46,17 +46,19 @@ class Node:
     """How many tokens the tree had taken in, ever, when this was left here."""
     again: bool = False
     """Another request has come to it since it was left here; of a root: its adapter's prompt was here, and gave way."""
+    lost: int = 0
+    """Of such a root: how long the prompt was."""
     attached: bool = True
     """False once evicted: the queues of leaves may still name it."""
 
 
 class RadixTree:
-    """Owns every slot its edges name, until `evict` or `clear` gives them back to the caller."""
+    """Owns every slot its edges name, until `evict` or `clear` gives them back to the caller, who has `slots`."""
 
-    def __init__(self) -> None:
+    def __init__(self, slots: int) -> None:
         self._roots: dict[RootKey, Node] = {}
         self._clock = itertools.count(1)
-        self._leaves = Leaves()
+        self._leaves = Leaves(slots)
         self._came = 0
         self.tokens = 0
         self.evictable = 0
@@ -66,8 +68,8 @@ class RadixTree:
     def root(self, key: RootKey) -> Node:
         node = self._roots.get(key)
         if node is None:
-            again = self._leaves.remembers(key)
-            node = self._roots[key] = Node(root=key, parent=None, tokens=[], slots=[], again=again)
+            lost = self._leaves.remembers(key)
+            node = self._roots[key] = Node(root=key, parent=None, tokens=[], slots=[], again=lost > 0, lost=lost)
         return node
 
     def begins(self, key: RootKey, token: int) -> bool:
@@ -214,7 +216,7 @@ class RadixTree:
         self.tokens -= len(node.tokens)
         self._take(node)
         if parent.parent is None and first < 0:
-            parent.again = True
+            parent.again, parent.lost = True, len(node.tokens)
         if parent.refs == 0 and not parent.children:
             if parent.parent is None:
                 self._drop(parent)
@@ -226,7 +228,7 @@ class RadixTree:
         """Nothing holds a root, and nothing is below it."""
         del self._roots[root.root]
         if root.again:
-            self._leaves.remember(root.root)
+            self._leaves.remember(root.root, root.lost)
 
     def clear(self) -> list[int]:
         """Forgets everything (no sequence may hold a node); returns every slot."""

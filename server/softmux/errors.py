@@ -180,7 +180,16 @@ class Overloaded(Unavailable):
 
 
 class EngineDown(Unavailable):
+    """`begun`: the engine had the request. Part of it may have been computed and counted as used, and, of a stream,
+    sent. Where it had not, sending it again does nothing twice."""
+
     code = "engine_down"
+
+    def __init__(
+        self, message: str, *, param: str | None = None, retry_after: float | None = 1.0, begun: bool = False
+    ) -> None:
+        super().__init__(message, param=param, retry_after=retry_after)
+        self.begun = begun
 
 
 class RegistryDown(Unavailable):

@@ -61,13 +61,14 @@ def streamed(server: Served, into: list[str], **body: Any) -> threading.Thread:
 
 def test_a_killed_worker_is_told_and_comes_back(server: Served) -> None:
     events: list[str] = []
-    results: list[tuple[int, str]] = []
+    results: list[tuple[int, str, bool]] = []
     reader = streamed(server, events, prompt="a", max_tokens=480, ignore_eos=True)
     wait_for(lambda: bool(events), 30)
 
     def whole() -> None:
         response = post(server, "prompt-tuning", prompt="a", max_tokens=400, ignore_eos=True)
-        results.append((response.status_code, response.json()["error"]["code"]))
+        error = response.json()["error"]
+        results.append((response.status_code, error["code"], error["begun"]))
 
     waiting = threading.Thread(target=whole)
     waiting.start()
@@ -75,12 +76,14 @@ def test_a_killed_worker_is_told_and_comes_back(server: Served) -> None:
     os.kill(server.worker_pid(), signal.SIGKILL)
     reader.join()
     waiting.join()
-    assert json.loads(events[-2])["error"]["code"] == "engine_down"
+    told = json.loads(events[-2])["error"]
+    assert (told["code"], told["begun"]) == ("engine_down", True)
     assert events[-1] == "[DONE]"
-    assert results == [(503, "engine_down")]
+    assert results == [(503, "engine_down", True)]
     refused = post(server, prompt="a")
     if refused.status_code != 200:
-        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_down")
+        error = refused.json()["error"]
+        assert (refused.status_code, error["code"], error["begun"]) == (503, "engine_down", False)
         assert int(refused.headers["retry-after"]) >= 1
     assert server.http.get("/health/live").status_code == 200
     wait_for(lambda: server.http.get("/health/ready").status_code == 200, 60)

@@ -195,6 +195,20 @@ def test_what_may_have_run_or_will_not_help_is_not_asked_again(
     assert len(scripted.asked) == 1
 
 
+def test_what_the_engine_never_had_is_asked_again(scripted: Scripted) -> None:
+    def down(begun: bool) -> tuple[int, dict[str, str], bytes]:
+        error = {"message": "it is down", "type": "x", "param": None, "code": "engine_down", "begun": begun}
+        return 503, {}, json.dumps({"error": error}).encode()
+
+    scripted.answers = [down(begun=False), GENERATION, down(begun=True)]
+    with Client(scripted.url, retry=QUICK) as client:
+        assert client.generate("a").text == "x"
+        with pytest.raises(errors.EngineDown) as raised:
+            client.generate("a")
+    assert raised.value.begun
+    assert len(scripted.asked) == 3
+
+
 def test_reading_is_asked_again_after_anything_that_may_pass(scripted: Scripted) -> None:
     with Client(scripted.url, retry=QUICK) as client:
         for answer in (None, refusal(503, "engine_down"), (502, {}, b"bad gateway")):

@@ -117,8 +117,8 @@ def test_what_has_not_begun_when_its_worker_dies_begins_at_another(pair: tuple[l
         assert replicas.up == 1
         assert isinstance((await ended(begun))["begun"], EngineDown)
         told = await ended(waiting)
-        failed = {name for name, what in told.items() if isinstance(what, EngineDown)}
-        assert failed == {"poison"}
+        failed = {name: what.begun for name, what in told.items() if isinstance(what, EngineDown)}
+        assert failed == {"poison": True}
         assert all(what == 4 for name, what in told.items() if name not in failed)
 
     connected(pair, story, up=1)
@@ -170,10 +170,12 @@ def test_with_none_left_all_fail_and_nothing_is_taken(pair: tuple[list[str], lis
         channel = replicas.submit([request(f"r{turn}", content=turn) for turn in range(4)])
         replicas.lost(0)
         replicas.lost(1)
-        assert {type(error) for error in (await ended(channel)).values()} == {EngineDown}
+        told = (await ended(channel)).values()
+        assert [isinstance(error, EngineDown) and error.begun for error in told] == [True] * 4
         assert not replicas.ready
-        with pytest.raises(EngineDown):
+        with pytest.raises(EngineDown) as late:
             replicas.submit([request("late")])
+        assert not late.value.begun
         with pytest.raises(EngineDown):
             await replicas.admit(Admit(id="a", tenant="acme", manifest=None, files={}))  # type: ignore[arg-type]
         assert replicas.spec == SPEC

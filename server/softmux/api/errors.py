@@ -19,6 +19,7 @@ from softmux.errors import (
     BadRequest,
     BaseMismatch,
     Conflict,
+    EngineDown,
     InternalError,
     MethodNotAllowed,
     NotFound,
@@ -42,7 +43,10 @@ def error_body(error: SoftmuxError) -> dict[str, Any]:
     if error.public != error.message:
         log.warning("answered %s: %s", error.code, error.message)
     kind = _TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
-    return {"error": {"message": error.public, "type": kind, "param": error.param, "code": error.code}}
+    told: dict[str, Any] = {"message": error.public, "type": kind, "param": error.param, "code": error.code}
+    if isinstance(error, EngineDown):
+        told["begun"] = error.begun
+    return {"error": told}
 
 
 def error_response(error: SoftmuxError) -> Response:

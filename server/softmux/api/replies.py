@@ -31,6 +31,10 @@ class Error(BaseModel):
     type: str = Field(description="OpenAI's word for the kind of status.")
     param: str | None
     code: str
+    begun: bool | None = Field(
+        default=None,
+        description="Of `engine_down` alone: whether the engine had the request, so that it may cost twice.",
+    )
 
 
 class ErrorReply(BaseModel):

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from softmux.errors import InternalError, SoftmuxError, from_code
+from softmux.errors import EngineDown, InternalError, SoftmuxError, from_code
 
 
 class UnexpectedAnswer(SoftmuxError):
@@ -69,6 +69,8 @@ def said(answer: Any, status: int, retry_after: float | None = None) -> SoftmuxE
         assert isinstance(error, InternalError)  # what `from_code` makes of codes it does not know
         error = UnexpectedAnswer(f"{message} ({code})", answered=status, param=param)
     error.retry_after = retry_after
+    if isinstance(error, EngineDown):
+        error.begun = told.get("begun") is not False  # an older server does not say
     return error
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from softmux.client.calls import Call
 from softmux.client.errors import NoAnswer, UnexpectedAnswer, Unreachable
-from softmux.errors import SoftmuxError
+from softmux.errors import EngineDown, SoftmuxError
 
 _OF_PROXIES = (429, 502, 503, 504)
 
@@ -47,4 +47,6 @@ class Retry:
                 return call.idempotent
             case UnexpectedAnswer():
                 return call.idempotent and error.answered in _OF_PROXIES
+            case EngineDown() if not error.begun:
+                return True
         return error.code in call.repeat

@@ -120,7 +120,7 @@ class Gateway:
                 break
             self.repeated += 1
             call = first.after(time.monotonic() - came)
-        raise EngineDown("the replica that had the request was lost: send it again", retry_after=1)
+        raise EngineDown("the replica that had the request was lost: send it again", retry_after=1, begun=search.had_it)
 
 
 class _Search:
@@ -138,6 +138,11 @@ class _Search:
     def lost(self) -> tuple[str, ...]:
         """Replicas to pass over, the one that was asked last at the end."""
         return tuple(self._lost)
+
+    @property
+    def had_it(self) -> bool:
+        """Whether any of them may have begun it."""
+        return self._had > 0
 
     async def goes_on(self, lost: Lost | None) -> bool:
         """Whether to ask again, after `lost` (None: it died, and Serve knows it). Takes its time where all that there

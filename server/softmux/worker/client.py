@@ -123,11 +123,11 @@ class WorkerClient:
         self._detach()
         streams, self._streams, self._numbered = self._streams, {}, {}
         for stream in streams.values():
-            stream.channel.deliver(SequenceFailed(stream.id, _again(error)), time.monotonic(), last=True)
+            stream.channel.deliver(SequenceFailed(stream.id, _again(error, begun=True)), time.monotonic(), last=True)
         admissions, self._admissions = self._admissions, {}
         for admission in admissions.values():
             if not admission.done():
-                admission.set_exception(_again(error))
+                admission.set_exception(_again(error, begun=True))
         if self._fresh is not None:
             self._fresh.set_result(None)
             self._fresh = None
@@ -338,6 +338,9 @@ class WorkerClient:
         self._socket = None
 
 
-def _again(error: SoftmuxError) -> SoftmuxError:
-    """An equal error: one object raised in many places would gather all their tracebacks."""
-    return type(error)(error.message, param=error.param, retry_after=error.retry_after)
+def _again(error: SoftmuxError, *, begun: bool = False) -> SoftmuxError:
+    """An equal error: one object raised in many places would gather all their tracebacks. `begun`: of a request."""
+    again = type(error)(error.message, param=error.param, retry_after=error.retry_after)
+    if isinstance(again, EngineDown):
+        again.begun = begun
+    return again

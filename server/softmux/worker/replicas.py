@@ -78,6 +78,8 @@ class Replicas:
                 request = msgspec.structs.replace(request, suspect=True)
             self._send(Sent(request, sent.channel, now))
         except SoftmuxError as error:
+            if isinstance(error, EngineDown):
+                error.begun = True  # the one that died had it
             sent.channel.deliver(SequenceFailed(sent.id, error), now, last=True)
 
     def close(self) -> None:
@@ -161,11 +163,15 @@ class Replicas:
         """Starts sequences whose outputs are read from one channel. `close` it when done. Raises `EngineDown`."""
         requests = list(requests)
         channel = channel_of(self.abort, requests)
+        sent = 0
         try:
             for request in requests:
                 self._send(Sent(request, channel, channel.made))
-        except SoftmuxError:
+                sent += 1
+        except SoftmuxError as error:
             channel.close()  # those that were sent before the last worker was gone
+            if isinstance(error, EngineDown):
+                error.begun = sent > 0
             raise
         return channel
 

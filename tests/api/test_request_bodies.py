@@ -132,6 +132,10 @@ def test_every_refusal_says_what_to_send_in_words_of_ours(model: type[Body]) -> 
         (b'{"prompt": "a", "logit_bias": {"x": 1}}', "logit_bias.x: send a string that matches ^[0-9]{1,9}$."),
         (b'{"messages": []}', "messages: send 1 or more entries."),
         (b'{"messages": [{"role": "user"}]}', "The field “messages.0.content” is missing; send it."),
+        (
+            b'{"messages": [{"role": "asistant", "content": "a"}]}',
+            "messages.0.role: send 'system', 'developer', 'user', 'assistant' or 'tool'.",
+        ),
         (b'{"response_format": {}}', "response_format: send an object that has 'type'."),
         (
             b'{"response_format": {"type": "xml"}}',
@@ -141,6 +145,15 @@ def test_every_refusal_says_what_to_send_in_words_of_ours(model: type[Body]) -> 
 )
 def test_what_a_value_may_be_is_told(body: bytes, message: str) -> None:
     assert refused(body).message == message
+
+
+def test_a_developer_is_told_as_the_system() -> None:
+    body = GenerateBody.model_validate_json(
+        b'{"messages": [{"role": "developer", "content": "Be short."}, {"role": "user", "name": "Al", "content": "a"}]}'
+    )
+    assert body.given().chat == Chat(
+        [{"role": "system", "content": "Be short."}, {"role": "user", "content": "a", "name": "Al"}]
+    )
 
 
 @pytest.mark.parametrize(

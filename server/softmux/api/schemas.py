@@ -21,6 +21,11 @@ _SEEDS = 1 << 63
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 Count = Annotated[int, Field(ge=0, lt=1 << 31)]
 Penalty = Annotated[FiniteFloat, Field(ge=-2, le=2)]
+Role = Annotated[
+    Literal["system", "developer", "user", "assistant", "tool"],
+    Field(description="`developer` is another word for `system`."),
+]
+"""Who speaks in a chat. Most chat templates write down any word, which the model has never seen in its place."""
 Item = TypeVar("Item")
 Many = Annotated[list[Item], Field(fail_fast=True)]
 """A list that may be long: its first wrong item is enough, and millions of findings would stall the server."""
@@ -57,17 +62,22 @@ class TextPart(Body):
     text: str
 
 
+def as_told(role: Role) -> str:
+    """The role as chat templates know it."""
+    return "system" if role == "developer" else role
+
+
 class Message(Body):
     """A turn of a chat."""
 
-    role: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    role: Role
     content: str | Many[TextPart]
     name: str | None = None
 
     def as_chat(self) -> dict[str, str]:
         """As chat templates take it: the content one string."""
         content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        chat = {"role": self.role, "content": content}
+        chat = {"role": as_told(self.role), "content": content}
         return chat if self.name is None else {**chat, "name": self.name}
 
 

@@ -8,10 +8,9 @@ from pydantic import Field
 
 from softmux.api.openai.fields import Refused
 from softmux.api.openai.tools import ToolCall
-from softmux.api.schemas import Body, Many
+from softmux.api.schemas import Body, Many, Role, as_told
 from softmux.errors import InvalidRequest
 
-Role = Literal["system", "developer", "user", "assistant", "tool"]
 _MOST_CALLS = 128
 
 
@@ -23,7 +22,7 @@ class ContentPart(Body):
 class ChatMessage(Body):
     """A turn. Its parts of text are joined."""
 
-    role: Role = Field(description="`developer` is another word for `system`.")
+    role: Role
     content: str | Many[ContentPart] | None = None
     name: str | None = None
     refusal: Annotated[None, Refused("a refusal is text like any other")] = None
@@ -47,7 +46,7 @@ class ChatMessage(Body):
         if self.content is None and not self.tool_calls:
             raise InvalidRequest("A turn of the messages has no content; send some.", param="messages")
         content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
-        turn: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": content}
+        turn: dict[str, Any] = {"role": as_told(self.role), "content": content}
         more = {"name": self.name, "tool_call_id": self.tool_call_id}
         turn |= {name: value for name, value in more.items() if value is not None}
         if self.tool_calls:

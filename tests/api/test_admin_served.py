@@ -71,13 +71,23 @@ def test_what_can_not_be_set_is_refused_by_its_field(shared: Shared, body: dict[
     assert (refused.status_code, refused.json()["error"]["param"]) == (422, param)
 
 
-def test_a_role_that_is_said_twice_makes_no_key(shared: Shared) -> None:
-    before = shared.admin.get("/v1/keys?tenant=acme").json()
-    body = '{"tenant": "acme", "role": "user", "role": "admin"}'
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ('{"tenant": "acme", "role": "user", "role": "admin"}', "role"),
+        ('{"role": "publisher"}', "tenant"),
+        ("{}", "tenant"),
+        ('{"tenant": null}', "tenant"),
+    ],
+)
+def test_what_does_not_say_whose_key_it_is_or_says_a_thing_twice_makes_none(
+    shared: Shared, body: str, param: str
+) -> None:
+    before = shared.admin.get("/v1/keys").json()
     refused = shared.admin.post("/v1/keys", content=body)
     error = refused.json()["error"]
-    assert (refused.status_code, error["code"], error["param"]) == (422, "invalid_request", "role")
-    assert shared.admin.get("/v1/keys?tenant=acme").json() == before
+    assert (refused.status_code, error["code"], error["param"]) == (422, "invalid_request", param)
+    assert shared.admin.get("/v1/keys").json() == before
 
 
 def test_a_key_is_shown_once_and_revoked_in_every_process(shared: Shared) -> None:

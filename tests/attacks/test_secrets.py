@@ -20,7 +20,7 @@ def test_nothing_secret_is_told(keyed: Served) -> None:
         answers.append(answer)
         return answer
 
-    made = keyed.http.post("/v1/keys", json={"role": "user"}).json()
+    made = keyed.http.post("/v1/keys", json={"tenant": "default", "role": "user"}).json()
     keys = [made["key"], WRONG, str(keyed.http.headers["authorization"]).removeprefix("Bearer ")]
     with httpx.Client(base_url=keyed.url) as other:
         for key in (made["key"], WRONG, WRONG[:20]):

@@ -16,7 +16,6 @@ from softmux.api.schemas import Body
 from softmux.api.services import services_of
 from softmux.registry.keys import KeyRecord
 from softmux.registry.tenants import Limits, TenantRecord
-from softmux.types import DEFAULT_TENANT
 
 router = APIRouter(prefix="/v1", tags=["admin"])
 
@@ -52,7 +51,7 @@ class TenantBody(Body):
 
 
 class KeyBody(Body):
-    tenant: str = DEFAULT_TENANT
+    tenant: Annotated[str, Field(description="Whose key it is.")]
     role: Annotated[Literal["user", "publisher", "admin"], Field(description="What the key may do.")] = "user"
 
 

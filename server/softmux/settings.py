@@ -51,8 +51,10 @@ class Settings(BaseSettings):
         default=None, description="A folder of them, published at start for the tenant `default`."
     )
     blobs: str | None = Field(default=None, description="Blob store URL (file://…, s3://…); default under `data`.")
-    admin_key: SecretStr | None = Field(default=None, description="A first admin key, set from outside.")
-    admin_key_file: Path | None = Field(default=None, description="A file that holds it.")
+    admin_key: SecretStr | None = Field(
+        default=None, description="A first admin key, set from outside: 16 characters or more."
+    )
+    admin_key_file: Path | None = Field(default=None, description="A file that holds it; an empty one is refused.")
     metrics_networks: str = Field(default="", description="CIDR list that may read /metrics without a key.")
 
     max_rows: int = Field(default=256, ge=1, description="Sequences in one step at most.")

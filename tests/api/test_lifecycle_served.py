@@ -250,7 +250,7 @@ def test_a_key_file_that_holds_no_key_ends_the_start_with_the_reason(tmp_path: P
     for name, reason in (
         ("missing", "No such file"),
         ("binary", "is not text"),
-        ("empty", "without keys"),
+        ("empty", "is empty: write a key into it"),
         ("short", "at least 16"),
     ):
         ran = softmux(*serve, "--admin-key-file", str(tmp_path / name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from softmux.api.server import RefusedToStart, _listen
+from softmux.api.server import RefusedToStart, Server, _listen
 from softmux.settings import Settings
 
 
@@ -34,3 +35,11 @@ def test_serve_warns_of_a_variable_that_nothing_reads_and_leaves_nothing(tmp_pat
     assert "did you mean SOFTMUX_DRAIN_SECONDS?" in ran.stderr
     assert "not started: --adapters" in ran.stderr
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_an_empty_file_of_the_admin_key_starts_no_server_without_keys(tmp_path: Path, host: str) -> None:
+    (tmp_path / "key").write_text("\n")
+    settings = Settings(model="x", host=host, port=0, data=tmp_path / "data", admin_key_file=tmp_path / "key")
+    with pytest.raises(RefusedToStart, match=r"key's file .*key is empty: write a key into it"):
+        asyncio.run(Server(settings).run())

@@ -102,6 +102,8 @@ class Server:
                 raise RefusedToStart(f"the admin key's file {settings.admin_key_file}: {error.strerror}") from None
             except UnicodeDecodeError:
                 raise RefusedToStart(f"the admin key's file {settings.admin_key_file} is not text") from None
+            if not secret.strip():  # a server without keys is none that somebody gave a key's file
+                raise RefusedToStart(f"the admin key's file {settings.admin_key_file} is empty: write a key into it")
         if secret is not None and secret.strip():
             await registry.keys.ensure_admin_key(secret.strip())
         await registry.follow()

@@ -66,6 +66,20 @@ def told(response: httpx.Response) -> tuple[int, bytes, list[tuple[str, str]]]:
     )
 
 
+def test_the_document_says_which_routes_take_a_key_and_how(shared: Shared) -> None:
+    document = shared.admin.get("/openapi.json").json()
+    ((name, scheme),) = document["components"]["securitySchemes"].items()
+    assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
+    assert document["security"] == [{name: []}]
+    routes = {
+        (method.upper(), path): told.get("security")
+        for path, methods in document["paths"].items()
+        for method, told in methods.items()
+    }
+    assert {route for route, said in routes.items() if said == []} == OPEN
+    assert {route for route, said in routes.items() if said is None} == routes.keys() - OPEN
+
+
 def test_the_document_hides_no_route(shared: Shared) -> None:
     assert document_routes(shared) <= router_routes()
     hidden = router_routes() - document_routes(shared)

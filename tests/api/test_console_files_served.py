@@ -39,6 +39,10 @@ def test_the_page_of_the_routes_is_of_the_same_files(shared: Shared) -> None:
     wanted = re.findall(r"(?:href|src)=\"([^\"]+)\"", page.text)
     assert len(wanted) == 6
     assert {path: shared.admin.get(f"/{path}").status_code for path in wanted} == dict.fromkeys(wanted, 200)
+    page = httpx.get(f"{shared.server.url}/console/routes.html")
+    wanted = re.findall(r"(?:href|src)=\"([^\"]+)\"", page.text)
+    assert len(wanted) == 6
+    assert {path: shared.admin.get(f"/console/{path}").status_code for path in wanted} == dict.fromkeys(wanted, 200)
 
 
 def test_what_is_known_is_not_sent_again(shared: Shared) -> None:

@@ -8,6 +8,7 @@ from softmux import __version__
 from softmux.api import errors
 from softmux.api.auth import Gate
 from softmux.api.direct import Direct
+from softmux.api.document import Described
 from softmux.api.head import Head
 from softmux.api.observe import InFlight, Observe
 from softmux.api.queries import known_query
@@ -40,7 +41,7 @@ ROUTERS = (
 def create_app(services: Services, in_flight: InFlight | None = None, tracer: Tracer | None = None) -> FastAPI:
     """The application over `services`. `in_flight` counts its running requests, for whoever must wait for them;
     `tracer` is told of each that is over."""
-    app = FastAPI(
+    app = Described(
         title="softmux",
         version=__version__,
         summary="One frozen language model serving thousands of soft prompts in one forward pass",

@@ -1,6 +1,7 @@
 """The console: `/`, and its files below `/console/`. They are open and hold no data; each call they make has a key.
 
-The page of the routes, `/docs`, is of these files, too, and of Swagger UI's: nothing is asked of another address.
+The page of the routes is of these files, too, and of Swagger UI's: nothing is asked of another address. `/docs` takes a
+key as every route does, which a browser sends by a proxy alone; `/console/routes.html` is the same and asks for it.
 """
 
 from __future__ import annotations

@@ -196,6 +196,7 @@ FEATURES = {
     "repetition_penalty": as_own(extra_body={"repetition_penalty": 5.0}),
     "top_p": both(_same, temperature=1.0, top_p=1e-9, seed=1),
     "top_k": both(_same, temperature=1.0, seed=1, extra_body={"top_k": 1}),
+    "no top_k": both(_same, extra_body={"top_k": -1}),
     "min_p": both(_same, temperature=1.0, seed=1, extra_body={"min_p": 1.0}),
     "return_token_ids": both(_ids, extra_body={"return_token_ids": True}),
     "user": both(_same, user="someone"),
@@ -278,6 +279,24 @@ def test_the_official_client(
         params = {} if model == "base" else {"task": model}
         reply = server.http.post("/v1/generate", params=params, json=own).json()
         assert told.texts == {choice["index"]: choice["text"] for choice in reply["choices"]}
+
+
+@pytest.mark.parametrize("route", ["completions", "chat"])
+def test_every_event_tells_what_was_used_so_far_where_that_is_asked_for(
+    client: openai.OpenAI, base_id: str, route: str
+) -> None:
+    create: Any = client.chat.completions.create if route == "chat" else client.completions.create
+    given: dict[str, Any] = {"messages": TURNS} if route == "chat" else {"prompt": PROMPT}
+    asked = {"model": base_id, "max_tokens": TOKENS, "n": 2, "stream": True, "extra_body": LONG, **given}
+    events = list(create(**asked, stream_options={"include_usage": True, "continuous_usage_stats": True}))
+    counts = [event.usage.completion_tokens for event in events]
+    assert counts == sorted(counts)
+    assert counts[0] < counts[-1] == 2 * TOKENS
+    assert [len(event.choices) for event in events] == [1] * (len(events) - 1) + [0]
+    assert events[0].usage.prompt_tokens == events[-1].usage.prompt_tokens > 0
+    with pytest.raises(openai.UnprocessableEntityError, match="set include_usage to true") as refusal:
+        create(**asked, stream_options={"continuous_usage_stats": True})
+    assert refusal.value.param == "stream_options"
 
 
 def test_the_asynchronous_client_does_the_same(server: Served, client: openai.OpenAI, base_id: str) -> None:
@@ -369,6 +388,10 @@ def test_a_task_with_a_template_takes_its_slots_values(
         with pytest.raises(openai.UnprocessableEntityError) as refusal:
             client.chat.completions.create(messages=[{"role": "system", "content": "Be short."}, question], **arguments)
         assert refusal.value.param == "messages"
+        extra = {"chat_template_kwargs": {"enable_thinking": False}}
+        with pytest.raises(openai.UnprocessableEntityError, match="no chat template is rendered") as refusal:
+            client.chat.completions.create(messages=[question], **arguments | {"extra_body": extra})
+        assert refusal.value.param == "chat_template_kwargs"
     finally:
         server.http.delete("/v1/adapters/templated")
 
@@ -443,6 +466,10 @@ REFUSED = [
     ("chat", {"messages": [{"role": "user", "content": [IMAGE]}]}, "messages"),
     ("chat", {"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages"),
     ("chat", {"messages": []}, "messages"),
+    ("chat", {"extra_body": {"chat_template_kwargs": {"enable_thinking": False}}}, "chat_template_kwargs"),
+    ("chat", {"extra_body": {"chat_template_kwargs": {"enable_thinking": {}}}}, "chat_template_kwargs"),
+    ("completions", {"extra_body": {"chat_template_kwargs": {}}}, "chat_template_kwargs"),
+    ("completions", {"extra_body": {"top_k": -2}}, "top_k"),
 ]  # fmt: skip
 
 

@@ -110,3 +110,31 @@ def test_a_template_that_knows_no_tools_says_so() -> None:
     assert refusal.value.param == "messages"
     assert '"clock"' in knowing.render(turns, told)
     assert knowing.render(turns) == "Hi"
+
+
+def test_a_templates_own_variables_are_given_and_no_others() -> None:
+    """A misspelt one would leave the template's default in force, and nobody would know."""
+    template = (
+        "{{ bos_token }}{% if not date is defined %}{% set date = 'today' %}{% endif %}{{ date }}: "
+        "{{ messages[0].content }}"
+        "{% if add_generation_prompt and enable_thinking is false %}<think></think>{% endif %}"
+        "{% for _ in range(2) %}.{% endfor %}{% if tools %}{{ raise_exception('no tools') }}{% endif %}"
+    )
+    knowing = ChatTemplate(template, {"bos_token": "<s>"})
+    turns = [{"role": "user", "content": "Hi"}]
+    assert knowing.render(turns) == "<s>today: Hi.."
+    assert knowing.render(turns, None, {"enable_thinking": False, "date": "1999"}) == "<s>1999: Hi<think></think>.."
+    for name in (
+        "enable_thnking",
+        "messages",
+        "tools",
+        "add_generation_prompt",
+        "bos_token",
+        "range",
+        "raise_exception",
+    ):
+        with pytest.raises(InvalidRequest, match=f"reads no “{name}”.*What it reads: date, enable_thinking") as refusal:
+            knowing.render(turns, None, {name: False})
+        assert refusal.value.param == "chat_template_kwargs"
+    with pytest.raises(InvalidRequest, match="What it reads: none"):
+        ChatTemplate("{{ messages[0].content }}", {}).render(turns, None, {"enable_thinking": False})

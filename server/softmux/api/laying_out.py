@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import msgspec
 
+from softmux.api.chat import VARIABLES
 from softmux.api.services import Resolved, Services
 from softmux.api.tokenizer import LONG_TEXT, Tokenizer
 from softmux.api.wish import Chat, Given, Prompt, Wish
@@ -94,7 +95,12 @@ def rendered(layout: Layout, tokenizer: Tokenizer, chat: Chat) -> str | list[int
     """The chat as a prompt: by the model's chat template, or as what fills the one slot of a task's template. Raises
     `InvalidRequest`."""
     if layout.template is None:
-        return tokenizer.render_chat(chat.messages, chat.tools)
+        return tokenizer.render_chat(chat.messages, chat.tools, chat.variables)
+    if chat.variables:
+        raise InvalidRequest(
+            "This task has a template, and no chat template is rendered; leave chat_template_kwargs out.",
+            param=VARIABLES,
+        )
     value = chat.slot_value
     if value is not None and len(layout.template.slots) == 1:
         return value

@@ -88,7 +88,7 @@ class Sampling(Body):
     ignore_eos: bool = Field(default=False, description="Go on after the model's end token.")
     temperature: Annotated[FiniteFloat, Field(ge=0, le=100, description="0 is greedy.")] = 0.0
     top_p: Annotated[FiniteFloat, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[Count, Field(description="0 is off.")] = 0
+    top_k: Annotated[int, Field(ge=-1, lt=1 << 31, description="0 is off, and so is -1.")] = 0
     min_p: Annotated[FiniteFloat, Field(ge=0, le=1)] = 0.0
     seed: Annotated[int, Field(ge=-_SEEDS, lt=_SEEDS)] | None = None
     repetition_penalty: Annotated[FiniteFloat, Field(ge=0.01, le=100)] = 1.0
@@ -139,7 +139,7 @@ class Sampling(Body):
             ignore_eos=self.ignore_eos,
             temperature=0.0 if self.temperature < _GREEDY_BELOW else self.temperature,
             top_p=self.top_p,
-            top_k=self.top_k,
+            top_k=max(0, self.top_k),
             min_p=self.min_p,
             seed=None if self.seed is None else self.seed % _SEEDS,
             repetition_penalty=self.repetition_penalty,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -87,11 +88,16 @@ class Tokenizer:
         places = zip(encoding.ids, encoding.offsets, encoding.word_ids, strict=True)
         return [Piece(token, start, end, word) for token, (start, end), word in places]
 
-    def render_chat(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> list[int]:
-        """A chat as ids, ready for the assistant's turn. Raises `InvalidRequest` (param `messages`, or `tools`)."""
+    def render_chat(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """A chat as ids, ready for the assistant's turn. Raises `InvalidRequest` as `ChatTemplate.render` does."""
         if self._chat is None or self._fast is None:
             raise InvalidRequest("This model has no chat template; send a prompt instead.", param="messages")
-        return self.encode(self._chat.render(messages, tools), add_special_tokens=False)
+        return self.encode(self._chat.render(messages, tools, variables or {}), add_special_tokens=False)
 
     def detokenizer(self) -> Detokenizer:
         """For one sequence of generated tokens. Special tokens show as nothing."""

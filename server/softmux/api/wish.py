@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -48,6 +48,8 @@ class Chat:
 
     tools: list[dict[str, Any]] | None = None
     """What the reply may call, in OpenAI's words."""
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    """Of the chat template's own."""
 
     @property
     def characters(self) -> int:

@@ -25,6 +25,7 @@ COMPLETION_TOKENS = 16
 """OpenAI's default of `max_tokens` in completions."""
 
 Label = Annotated[str, StringConstraints(max_length=512)]
+TemplateValue = bool | int | FiniteFloat | Label | None
 
 
 def _nullable(schema: dict[str, Any]) -> None:
@@ -45,6 +46,7 @@ def _nullable(schema: dict[str, Any]) -> None:
 
 class StreamOptions(Body):
     include_usage: bool = Field(default=False, description="One more event at the end, with `usage` and no choices.")
+    continuous_usage_stats: bool = Field(default=False, description="vLLM's: every event has the `usage` so far.")
     include_obfuscation: Annotated[Literal[False] | None, Refused("events are not padded")] = None
 
 
@@ -79,6 +81,11 @@ class OpenAIBody(Sampling):
     def includes_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
+    @property
+    def tells_usage(self) -> bool:
+        """In every event of a stream."""
+        return self.stream_options is not None and self.stream_options.continuous_usage_stats
+
     def wish_of(self, *, logprobs: int | None, default_tokens: int | None) -> Wish:
         """`default_tokens` None: as many new tokens as the context has left. Raises `InvalidRequest` where fields
         contradict each other."""
@@ -89,6 +96,10 @@ class OpenAIBody(Sampling):
             )
         if self.stream_options is not None and not self.stream:
             raise InvalidRequest("stream_options is for streams; set stream, or leave it out.", param="stream_options")
+        if self.tells_usage and not self.includes_usage:
+            raise InvalidRequest(
+                "continuous_usage_stats is for include_usage; set include_usage to true, too.", param="stream_options"
+            )
         tokens = next(iter(asked), default_tokens)
         return Wish(
             self.sampling(max_tokens=1 if tokens is None else tokens, logprobs=logprobs),
@@ -149,6 +160,9 @@ class ChatBody(OpenAIBody):
     tool_choice: ToolChoice | None = Field(
         default=None, description="`required` and a named tool make the reply a call; `auto` lets the model choose."
     )
+    chat_template_kwargs: Annotated[dict[str, TemplateValue], Field(max_length=16)] | None = Field(
+        default=None, description="vLLM's: values of the chat template's own variables, such as `enable_thinking`."
+    )
     parallel_tool_calls: bool | None = Field(
         default=None, description="True: a reply that must be a call may be several; false: of several one is told."
     )
@@ -198,4 +212,5 @@ class ChatBody(OpenAIBody):
 
     def given(self) -> Given:
         turns = [message.as_turn() for message in self.messages]
-        return Given((), Chat(turns, fills_slot=not self.tools, tools=offered(self.tools or (), self._choice)))
+        tools = offered(self.tools or (), self._choice)
+        return Given((), Chat(turns, not self.tools, tools, variables=self.chat_template_kwargs or {}))

@@ -27,6 +27,8 @@ class _Asked:
     model: str
     token_ids: bool
     include_usage: bool
+    tells_usage: bool = False
+    """In every event, what was used so far."""
 
     def in_its_words(self, error: SoftmuxError) -> SoftmuxError:
         return in_its_words(error)
@@ -62,7 +64,7 @@ class CompletionShape(_Asked):
         return {**head, "choices": choices, "usage": usage_json(generation.usage)}
 
     def events(self, generation: Generation) -> CompletionEvents:
-        return CompletionEvents(self, generation.tokenizer, Chunks(self.head(generation, "text_completion")))
+        return CompletionEvents(self, generation, Chunks(self.head(generation, "text_completion")))
 
     def choice(self, index: int, piece: Piece, tokenizer: Tokenizer) -> dict[str, Any]:
         logprobs = None if piece.logprobs is None else as_lists(piece.logprobs, tokenizer)
@@ -72,13 +74,14 @@ class CompletionShape(_Asked):
 @dataclass(frozen=True, slots=True)
 class CompletionEvents:
     shape: CompletionShape
-    tokenizer: Tokenizer
+    generation: Generation
     chunks: Chunks
 
     def news(self, choice: Choice, piece: Piece, usage: Usage | None) -> bytes:
         if piece.finish_reason is None and not _shows(piece, self.shape):
             return b""
-        told = [_chunk(self.chunks, self.shape, self.shape.choice(choice.index, piece, self.tokenizer))]
+        shown = self.shape.choice(choice.index, piece, self.generation.tokenizer)
+        told = [_chunk(self.chunks, self.shape, shown, self.generation)]
         return b"".join(told + _last(self.chunks, self.shape, usage))
 
 
@@ -105,7 +108,7 @@ class ChatShape(_Asked):
 
     def events(self, generation: Generation) -> ChatEvents:
         chunks = Chunks(self.head(generation, "chat.completion.chunk"))
-        return ChatEvents(self, generation.tokenizer, chunks, generation.id)
+        return ChatEvents(self, generation, chunks)
 
     def _message(self, generation: Generation, index: int, piece: Piece) -> tuple[dict[str, Any], Piece]:
         if not self.may_call:
@@ -128,9 +131,8 @@ class ChatEvents:
     """Each choice begins with an event that says whose turn it is, and ends with one that says why it does."""
 
     shape: ChatShape
-    tokenizer: Tokenizer
+    generation: Generation
     chunks: Chunks
-    id: str = ""
     _begun: set[int] = field(default_factory=set)
     _readers: dict[int, CallReader] = field(default_factory=dict)
     _calls: Counter[int] = field(default_factory=Counter)
@@ -158,14 +160,15 @@ class ChatEvents:
         text = reader.push(piece.text) + (reader.flush() if piece.finish_reason is not None else "")
         calls = []
         for call in reader.called():
-            calls.append({"index": self._calls[index], **call_json(self.id, index, self._calls[index], call)})
+            at = self._calls[index]
+            calls.append({"index": at, **call_json(self.generation.id, index, at, call)})
             self._calls[index] += 1
         piece = msgspec.structs.replace(piece, text=text)
         return (_called(piece) if self._calls[index] else piece), calls
 
     def _event(self, choice: Choice, delta: dict[str, Any], piece: Piece) -> bytes:
-        shown = self.shape.choice(choice.index, {"delta": delta}, piece, self.tokenizer)
-        return _chunk(self.chunks, self.shape, shown)
+        shown = self.shape.choice(choice.index, {"delta": delta}, piece, self.generation.tokenizer)
+        return _chunk(self.chunks, self.shape, shown, self.generation)
 
 
 def call_json(reply: str, index: int, at: int, call: Call) -> dict[str, Any]:
@@ -200,9 +203,12 @@ def _shows(piece: Piece, shape: _Asked) -> bool:
     return bool(piece.text or piece.logprobs or (shape.token_ids and piece.token_ids))
 
 
-def _chunk(chunks: Chunks, shape: _Asked, choice: dict[str, Any]) -> bytes:
-    """An event of a choice. Where usage is asked for, it is null until the end."""
-    return chunks.chunk([choice], None, tells_usage=shape.include_usage)
+def _chunk(chunks: Chunks, shape: _Asked, choice: dict[str, Any], generation: Generation) -> bytes:
+    """An event of a choice. Where usage is asked for, it is null until the end, or what it is so far."""
+    if not shape.tells_usage:
+        return chunks.chunk([choice], None, tells_usage=shape.include_usage)
+    generation.settle()
+    return chunks.chunk([choice], usage_json(generation.usage))
 
 
 def _last(chunks: Chunks, shape: _Asked, usage: Usage | None) -> list[bytes]:

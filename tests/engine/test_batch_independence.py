@@ -116,7 +116,8 @@ def test_graphs_of_mixed_steps_say_what_steps_without_graphs_say(server: Callabl
             for number, done in made.run(draw.sample(range(ROWS), size), **wishes).items():
                 if number in made.expected:
                     assert done.tokens == made.expected[number], f"row {number} of {size}"
-    assert runner.ways.steps["mixed_graph"] > 2 * ROWS
+    steps = runner.ways.steps
+    assert steps["mixed_graph"] >= 2 * ROWS, "each run begins with a step of prompts"
 
 
 @pytest.mark.gpu

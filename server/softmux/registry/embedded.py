@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 _SOCKET_BYTES = 100
 """A unix socket's path may have 107 bytes on Linux, 103 on macOS."""
+_FULL_BYTES = 1 << 20
+"""With less room on its disk the server ends: it answers nothing that it can't write down."""
 _WATCH_SECONDS = 0.1
 _START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
@@ -241,8 +243,13 @@ class EmbeddedRedis:
 
     def _last_words(self) -> str:
         path = self._folder / "valkey.log"
+        if self._is_full():  # and so its log has not what came last
+            return f"the disk of {self._folder} is full: free space there"
         lines = path.read_text(errors="replace").splitlines()[-3:] if path.exists() else []
         return f"see {path}" + (f"; it ends with: {' | '.join(lines)}" if lines else "")
+
+    def _is_full(self) -> bool:
+        return shutil.disk_usage(self._folder).free < _FULL_BYTES
 
     def _supervise(self) -> None:
         """Starts the server again whenever it is gone; where it can't be started, after growing pauses."""
@@ -251,7 +258,8 @@ class EmbeddedRedis:
             try:
                 if self._start_if_gone():
                     self._wait_until_it_answers(ours=True)
-                    log.warning("the embedded Redis had ended; started it again on %s", self._socket)
+                    why = ": its disk is full, free space there" if self._is_full() else ""
+                    log.warning("the embedded Redis had ended%s; started it again on %s", why, self._socket)
                 failures = 0
             except (OSError, RegistryDown) as error:
                 failures += 1

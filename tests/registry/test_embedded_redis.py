@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import redis
@@ -153,6 +154,24 @@ def test_a_full_disk_is_named_where_the_server_ends_or_cannot_start(
     (tmp_path / "registry" / "appendonlydir").write_text("a file where a folder should be")
     with pytest.raises(RegistryDown, match=r"did not start: the disk of .* is full: free space there"):
         EmbeddedRedis(tmp_path).start()
+
+
+def test_a_server_that_ends_again_and_again_is_started_after_growing_pauses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a full disk, where each start succeeds."""
+    pauses: list[float] = []
+
+    def wait(seconds: float) -> bool:
+        pauses.append(seconds)
+        return len(pauses) == 6
+
+    server = EmbeddedRedis(tmp_path)
+    monkeypatch.setattr(server, "_start_if_gone", lambda: True)
+    monkeypatch.setattr(server, "_wait_until_it_answers", lambda ours: None)
+    monkeypatch.setattr(server, "_closing", SimpleNamespace(wait=wait))
+    server._supervise()
+    assert [pause / pauses[0] for pause in pauses] == [1, 1, 2, 4, 8, 16]
 
 
 def test_without_a_binary_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,8 @@ _SOCKET_BYTES = 100
 _FULL_BYTES = 1 << 20
 """With less room on its disk the server ends: it answers nothing that it can't write down."""
 _WATCH_SECONDS = 0.1
+_SOON_SECONDS = 10.0
+"""A server that ends so soon is likely to end again: of a full disk it does."""
 _START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
 _SILENT_SECONDS = 5.0
@@ -252,15 +254,19 @@ class EmbeddedRedis:
         return shutil.disk_usage(self._folder).free < _FULL_BYTES
 
     def _supervise(self) -> None:
-        """Starts the server again whenever it is gone; where it can't be started, after growing pauses."""
-        failures = 0
+        """Starts the server again whenever it is gone; where it can't be started, or soon ends again, after growing
+        pauses."""
+        failures, begun = 0, float("-inf")
         while not self._closing.wait(_WATCH_SECONDS * 2 ** min(failures, 6)):
             try:
+                soon = time.monotonic() < begun + _SOON_SECONDS
                 if self._start_if_gone():
                     self._wait_until_it_answers(ours=True)
                     why = ": its disk is full, free space there" if self._is_full() else ""
                     log.warning("the embedded Redis had ended%s; started it again on %s", why, self._socket)
-                failures = 0
+                    failures, begun = failures + 1 if soon else 0, time.monotonic()
+                elif not soon:
+                    failures = 0
             except (OSError, RegistryDown) as error:
                 failures += 1
                 log.error("the embedded Redis had ended and could not be started again: %s", error)

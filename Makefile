@@ -102,7 +102,7 @@ $(VENV)/.triton: constraints-triton.txt $(VENV)/.made
 .PHONY: nightly
 nightly: $(VENV)/.dev $(VENV)/.tools $(VENV)/.triton ## Run the tests that are too long for every change
 	PYTHONPATH=$(abspath $(VENV))/triton $(BIN)/python -m pytest -m triton tests/engine $(TEST_FLAGS)
-	TRITON_INTERPRET=1 PYTHONPATH=$(abspath $(VENV))/triton $(BIN)/python -m pytest tests/engine/test_attention_both_ways.py tests/engine/test_mixed_graphs.py $(TEST_FLAGS)
+	TRITON_INTERPRET=1 PYTHONPATH=$(abspath $(VENV))/triton $(BIN)/python -m pytest tests/engine/test_attention_both_ways.py tests/engine/test_mixed_graphs.py tests/engine/test_fused_interpreted.py $(TEST_FLAGS)
 	$(BIN)/python -m pytest -m nightly --timeout 3600 $(TEST_FLAGS)
 
 .PHONY: lint

@@ -12,10 +12,10 @@ from softmux.settings import Settings
 PREFIX = "SOFTMUX_"
 BESIDE = frozenset({"SOFTMUX_CACHE", "SOFTMUX_KEY", "SOFTMUX_URL"})
 """Those that are no settings of the server: of its cache, and of the clients and commands that call one."""
-_OF_A_SERVICE = re.compile(
-    r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT_\d+_(TCP|UDP|SCTP)(_PROTO|_PORT|_ADDR)?$|_PORT$"
-)
-"""How Kubernetes (and Docker's old links) name the variables that tell a pod of each Service beside it."""
+_OF_A_SERVICE = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT_\d+_(TCP|UDP|SCTP)(_PROTO|_PORT|_ADDR)?$")
+"""How Kubernetes (and Docker's old links) name the variables that tell a pod of each Service beside it; and `…_PORT`,
+which is an address in `_ADDRESS`'s form then."""
+_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
 _LIKE = 0.6
 
 
@@ -40,9 +40,14 @@ def unread(environment: Mapping[str, str]) -> list[Unread]:
     strange = sorted(
         name
         for name in environment
-        if name.upper().startswith(PREFIX) and name.upper() not in names and not _OF_A_SERVICE.search(name.upper())
+        if name.upper().startswith(PREFIX) and name.upper() not in names and not _of_a_service(name, environment[name])
     )
     return [Unread(name, _nearest(name.upper(), names)) for name in strange]
+
+
+def _of_a_service(name: str, value: str) -> bool:
+    address = name.upper().endswith("_PORT") and _ADDRESS.match(value)
+    return bool(address or _OF_A_SERVICE.search(name.upper()))
 
 
 def _nearest(name: str, names: frozenset[str]) -> str | None:

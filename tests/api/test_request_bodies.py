@@ -133,6 +133,14 @@ def test_every_refusal_says_what_to_send_in_words_of_ours(model: type[Body]) -> 
         (b'{"messages": []}', "messages: send 1 or more entries."),
         (b'{"messages": [{"role": "user"}]}', "The field “messages.0.content” is missing; send it."),
         (
+            b'{"prompt": "x", "response_format": {"type": "json_schema"}}',
+            "The field “response_format.json_schema” is missing; send it.",
+        ),
+        (
+            b'{"prompt": "x", "response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}',
+            "The field “response_format.json_schema.name” is missing; send it.",
+        ),
+        (
             b'{"messages": [{"role": "asistant", "content": "a"}]}',
             "messages.0.role: send 'system', 'developer', 'user', 'assistant' or 'tool'.",
         ),

@@ -43,6 +43,10 @@ def test_what_kubernetes_sets_for_a_service_is_nobodys_mistake() -> None:
     assert unread({f"SOFTMUX_{name}": "tcp://10.0.0.7:80" for name in names}) == []
 
 
+def test_a_port_that_is_a_number_is_no_services() -> None:
+    assert [one.name for one in unread({"SOFTMUX_LISTEN_PORT": "8000"})] == ["SOFTMUX_LISTEN_PORT"]
+
+
 def test_those_beside_the_settings_are_on_their_page() -> None:
     beside = PAGE.read_text(encoding="utf-8").partition("## Beside the settings\n")[2].partition("\n## ")[0]
     assert {name for name in BESIDE if f"`{name}`" in beside} == BESIDE

@@ -82,8 +82,14 @@ def _of_another_base(error: SoftmuxError, files: Mapping[str, bytes], spec: Mode
 
 
 def _adapter_folders(folder: Path) -> list[Path]:
+    found = []
     try:
-        found = sorted(path for path in folder.iterdir() if (path / CONFIG_FILE).is_file())
+        for path in sorted(folder.iterdir()):
+            try:
+                if (path / CONFIG_FILE).is_file():
+                    found.append(path)
+            except OSError as error:  # a disk's lost+found, say
+                log.warning("left out at start: it can't be looked into", folder=str(path), reason=error.strerror)
     except OSError as error:  # it was there when the server began
         log.error("the folder of adapters to publish at start can't be read", folder=str(folder), reason=error.strerror)
         return []

@@ -20,6 +20,8 @@ _SILENT_SECONDS = 30.0
 """How long a client may send nothing of a body it has begun."""
 _LEAST_RATE = 4096.0
 """Bytes a second that a body must come by on the whole, beyond its first seconds: places to read uploads are few."""
+_MANY = 1000
+"""Keys that are not counted: reading the body again takes no longer."""
 
 
 def described(model: type[BaseModel], /, **example: Any) -> dict[str, Any]:
@@ -62,7 +64,8 @@ async def read_json(request: Request, model: type[Model], max_bytes: int) -> Mod
         read = model.model_validate_json(body)
     except ValidationError as error:
         raise invalid(error) from None
-    if body.count(b":") > _keys(read):  # else each stands behind a key that was read, and none is there again
+    colons = body.count(b":")
+    if colons > _MANY or colons > _keys(read):  # else each stands behind a key that was read, and none is there again
         _decode(body.decode())
     return read
 

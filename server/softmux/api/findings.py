@@ -52,6 +52,8 @@ _MANY = 1000
 _UNION_TAG = re.compile(r"^(str|bool|int|float|constrained-str|(list|dict|literal)\[.*\])$", re.DOTALL)
 _MODEL_TAG = re.compile(r"^[A-Z]\w*$")
 """What pydantic puts into a path for the member of a union it tried: a type, or a model beside types."""
+_TOLD_APART = frozenset({"response_format"})
+"""Fields with a discriminator. Behind them its value stands in a path, as if it were a field."""
 
 
 def invalid(error: ValidationError | RequestValidationError) -> SoftmuxError:
@@ -128,6 +130,8 @@ class _Tree:
     def _of_a_union(self, before: _Path, part: int | str) -> bool:
         if not isinstance(part, str):
             return False
+        if before and before[-1] in _TOLD_APART:
+            return True
         if _UNION_TAG.match(part):
             return len(self.parts[before]) > 1
         return bool(_MODEL_TAG.match(part)) and any(

@@ -59,15 +59,16 @@ def test_steps_and_workloads_of_every_contender_are_told(capsys: pytest.CaptureF
 def test_steps_into_which_prompts_come_are_told(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mixed_steps, "_CASES", ((0, 4), (2, 3), (5, 3)))
+    monkeypatch.setattr(mixed_steps, "_CASES", ((0, 1, 4), (0, 2, 3), (5, 1, 3)))
     monkeypatch.setattr(mixed_steps, "_CONTEXT", 6)
     assert mixed_steps.main(words("--shape tiny --device cpu --rows 6 --repeats 2 --steps 3")) == 0
     (first, *lines), found = told(capsys)
     assert first.endswith("graphs False")
-    assert [line.partition(" ms")[0].split(": ")[0] for line in lines] == [
-        "   0 rows, a prompt of    4 a step",
-        "   2 rows, a prompt of    3 a step",
+    assert [line.split(": ")[0] for line in lines] == [
+        "   0 rows,  1 prompts of   4 a step",
+        "   0 rows,  2 prompts of   3 a step",
     ]
+    assert all(line.endswith("; 0 replays") for line in lines)
     cases = found["cases"]
     assert isinstance(cases, list)
     assert all(len(case["seconds"]["without"]) == 3 and min(case["seconds"]["without"]) > 0 for case in cases)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from softmux.engine.attention.base import PackedRows
 from softmux.engine.attention.torch_sdpa import TorchAttention
 from softmux.engine.kv import KVPool
 from softmux.engine.layout import Layout, cut, lay_out
-from softmux.engine.mixed_graphs import Bucket, Inputs, fill, parts, room
+from softmux.engine.mixed_graphs import Bucket, Inputs, MixedGraphs, fill, parts, room
 from softmux.types import LayerKV
 from support.simulation import Simulation
 
@@ -97,6 +99,58 @@ def test_blocks_with_the_most_keys_come_first() -> None:
         (2, 0),
     ]
     assert [part.tolist() for part in cut(np.zeros(0, np.int64), np.zeros(0, np.int64), 64)] == [[], []]
+
+
+def capturing(monkeypatch: pytest.MonkeyPatch, fails: Callable[[Bucket], bool]) -> MixedGraphs:
+    """Of 20 rows at most; a graph takes half of the time of launching."""
+
+    def capture(_: MixedGraphs, bucket: Bucket, pool: object) -> Any:
+        if fails(bucket):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return SimpleNamespace(graph=SimpleNamespace(replay="graph"))
+
+    monkeypatch.setattr(MixedGraphs, "_capture", capture)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr("softmux.engine.mixed_graphs._seconds", lambda step: 0.5 if step == "graph" else 1.0)
+    nothing: Any = None
+    table = torch.zeros((21, 4), dtype=torch.int32)
+    attention: Any = SimpleNamespace(queries=lambda longest: 64)
+    return MixedGraphs(
+        nothing, nothing, attention, table=table, last_tokens=table, spare_slot=0, embedding=torch.zeros((8, 4)),
+        vocabulary=8, max_rows=20, max_tokens=300,
+    )  # fmt: skip
+
+
+def chunks(*counts: int) -> Layout:
+    none, given = np.zeros(0, np.int64), np.array(counts)
+    zeros = np.zeros(given.sum(), np.int64)
+    return Layout(given, given, given, none, none, zeros, zeros, zeros, none, none, none, [], none, none, [])
+
+
+def test_what_there_is_no_memory_to_capture_is_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = capturing(monkeypatch, lambda bucket: bucket.tokens > 64)  # already when tried
+    assert graphs.capture() == []
+    assert [graphs.bucket(chunks(count)) for count in (16, 17, 64, 65)] == [
+        Bucket(16, 8, 64), Bucket(32, 8, 64), Bucket(64, 8, 64), None
+    ]  # fmt: skip
+    monkeypatch.setattr(MixedGraphs, "_pays", lambda _, size: size <= 96)
+    graphs = capturing(monkeypatch, lambda bucket: bucket.tokens == 32)
+    assert graphs.capture() == [Bucket(32, 20, 64), Bucket(32, 8, 64)], "alone"
+    assert [graphs.bucket(chunks(count)) for count in (16, 17, 33)] == [Bucket(16, 8, 64), None, Bucket(64, 8, 64)]
+    graphs = capturing(monkeypatch, lambda bucket: True)
+    with pytest.raises(torch.OutOfMemoryError):
+        graphs.capture()
+
+
+def test_a_step_of_many_chunks_takes_no_graph_far_larger_than_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = capturing(monkeypatch, lambda bucket: False)
+    graphs.capture()
+    assert graphs.bucket(chunks(*[2] * 8)) == Bucket(16, 8, 64)
+    assert graphs.bucket(chunks(*[2] * 16)) == Bucket(32, 8, 64)
+    assert graphs.bucket(chunks(*[1] * 9, 2, 2)) == Bucket(16, 16, 64)
+    assert graphs.bucket(chunks(*[2] * 78)) == Bucket(256, 8, 64), "there is room in the next"
+    assert graphs.bucket(chunks(*[2] * 90)) is None, "nor there"
 
 
 @pytest.mark.skipif(not _INTERPRETED, reason="needs TRITON_INTERPRET=1; a GPU compares whole engines")

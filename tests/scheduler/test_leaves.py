@@ -67,3 +67,21 @@ def test_very_short_prompts_are_not_remembered_without_end(monkeypatch: pytest.M
     for root in ROOTS:
         come_and_go(tree, root, 1)
     assert [tree.root(root).again for root in ROOTS] == [False] * 17 + [True] * 3
+
+
+def test_a_prompt_of_more_than_half_the_pool_takes_no_others_place() -> None:
+    tree = RadixTree(32)
+    for root in ROOTS[:4]:
+        come_and_go(tree, root, 2)
+    come_and_go(tree, ROOTS[5], 17)
+    assert [tree.root(root).again for root in (*ROOTS[:4], ROOTS[5])] == [True] * 4 + [False]
+
+
+def test_a_prompt_that_came_in_several_steps_is_remembered_whole() -> None:
+    tree = RadixTree(32)
+    for root in ROOTS:
+        first = tree.append(tree.root(root), [-1, -2], [0, 1])
+        assert first is not None
+        tree.append(first, [-3, -4], [2, 3])
+        assert sorted(tree.evict(4)) == [0, 1, 2, 3]
+    assert [tree.root(root).again for root in ROOTS] == [False] * 16 + [True] * 4, "four of four tokens fill the half"

@@ -165,9 +165,13 @@ def _fuse(runner: ModelRunner, spec: ModelSpec, step_tokens: int) -> None:
         )
 
         def capture_mixed() -> None:
-            mixed.capture()
-            runner.take(fused=fused, graphs=graphs, mixed=mixed)
+            for _ in mixed.capture():
+                runner.ways.left("mixed_graph")
+            runner.mixed = mixed
 
-        attempt(runner, spec, "mixed_graph", capture_mixed, lambda: runner.take(fused=fused, graphs=graphs))
+        def leave_mixed() -> None:
+            runner.mixed = None
+
+        attempt(runner, spec, "mixed_graph", capture_mixed, leave_mixed)
     if runner.deltas is not None:
         fuse_deltas(runner, runner.deltas, fused)

@@ -8,6 +8,7 @@ before them, learned vectors among it, is launched as ever.
 from __future__ import annotations
 
 import bisect
+import logging
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 
 from softmux.engine.attention.base import DecodeRows
+from softmux.engine.device import is_shortage
 from softmux.engine.graphs import captured
 from softmux.engine.layout import Layout, cut
 from softmux.engine.staging import Ring
@@ -23,12 +25,15 @@ from softmux.engine.staging import Ring
 if TYPE_CHECKING:  # Triton is there on GPU machines only
     from softmux.engine.attention.triton_paged import TritonAttention
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _TOKENS = (16, 32, 64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
 _DECODES = (8, 64, 256)
 _LINE = 32
 """Numbers of 4 bytes in 128: kernels are compiled anew for pointers that lie otherwise."""
+_NEXT = 2
+"""Sizes that are looked at for a step of many short chunks: in a graph far larger than the step it would lose."""
 _TRIALS = 3
 _PAYS = 0.9
 """A graph pays where it takes so much of the time without."""
@@ -45,7 +50,7 @@ class Bucket(NamedTuple):
 
     @property
     def chunks(self) -> int:
-        return max(8, self.tokens // 16)
+        return min(self.tokens // 2, 64 + self.tokens // 16)
 
     @property
     def wanted(self) -> int:
@@ -148,7 +153,6 @@ class MixedGraphs:
         self._sizes = sorted({size for size in sizes if size < most} | {most})
         self._decodes = sorted({rows for rows in _DECODES if rows < max_rows} | {max_rows})
         self._graphs: dict[Bucket, _Graph] = {}
-        self._width = embedding.shape[1]
         self._like = embedding
         self._vocabulary = vocabulary
 
@@ -159,7 +163,7 @@ class MixedGraphs:
             return None
         singles = int((layout.counts == 1).sum())
         chunks = len(layout.counts) - singles
-        for size in self._sizes[bisect.bisect_left(self._sizes, len(layout.ids)) :]:
+        for size in self._sizes[bisect.bisect_left(self._sizes, len(layout.ids)) :][:_NEXT]:
             bucket = self._bucket(size, singles)
             if chunks <= bucket.chunks:
                 return bucket if bucket in self._graphs else None
@@ -175,26 +179,52 @@ class MixedGraphs:
         return sorted(found, reverse=True)
 
     @torch.inference_mode()
-    def capture(self) -> None:
-        """Captures what pays: up to so many tokens that launching takes no longer than the card. Some seconds."""
-        device = self._table.device
-        largest = self._buckets(self._sizes)[0]
-        self._embeddings = self._like.new_zeros((largest.tokens, self._width))
-        self._logits = self._like.new_empty((max(b.wanted for b in self._buckets(self._sizes)), self._vocabulary))
-        most = max(room(bucket) for bucket in self._buckets(self._sizes))
-        self._inputs = torch.zeros(most, dtype=torch.int32, device=device)
-        self._staging = Ring((most,), torch.int32, device)
+    def capture(self) -> list[Bucket]:
+        """Captures what pays: up to so many tokens that a graph takes less than `_PAYS` of launching them one by one.
+        Some seconds.
+
+        Gives those that could not be captured: such steps are launched. Raises what the last of them raised where none
+        could be.
+        """
+        self._make_room()
         count = bisect.bisect_left(self._sizes, True, key=lambda size: not self._pays(size))
         self._sizes = self._sizes[:count]
         torch.cuda.empty_cache()  # each trial had memory of its own
+        if not self._sizes:
+            return []
+        self._make_room()
         pool = torch.cuda.graph_pool_handle()
-        for bucket in self._buckets(self._sizes):
-            self._graphs[bucket] = self._capture(bucket, pool)
+        missing = []
+        buckets = self._buckets(self._sizes)
+        for bucket in buckets:
+            try:
+                self._graphs[bucket] = self._capture(bucket, pool)
+            except Exception as error:
+                log.warning("no CUDA graph of a mixed step of %d tokens: %s", bucket.tokens, error)
+                missing.append(bucket)
+                if len(missing) == len(buckets):
+                    raise
+        return missing
+
+    def _make_room(self) -> None:
+        """What all graphs share, as large as the largest needs it."""
+        buckets, device = self._buckets(self._sizes), self._table.device
+        most = max(room(bucket) for bucket in buckets)
+        self._embeddings = self._like.new_zeros((buckets[0].tokens, self._like.shape[1]))
+        self._logits = self._like.new_empty((max(bucket.wanted for bucket in buckets), self._vocabulary))
+        self._inputs = torch.zeros(most, dtype=torch.int32, device=device)
+        self._staging = Ring((most,), torch.int32, device)
 
     def _pays(self, size: int) -> bool:
         bucket = self._buckets([size])[0]
-        graph = self._capture(bucket, torch.cuda.graph_pool_handle()).graph
-        return _seconds(graph.replay) < _PAYS * _seconds(lambda: self._step(bucket))
+        try:
+            graph = self._capture(bucket, torch.cuda.graph_pool_handle()).graph
+            return _seconds(graph.replay) < _PAYS * _seconds(lambda: self._step(bucket))
+        except Exception as error:
+            if not is_shortage(error):
+                raise
+            log.warning("no memory for a CUDA graph of a mixed step of %d tokens: %s", size, error)
+            return False
 
     def _capture(self, bucket: Bucket, pool: Any) -> _Graph:
         self._pad(bucket)

@@ -118,11 +118,9 @@ class ModelRunner:
         self.orders: Leader | None = None
         """Tells the other ranks what they must run with this one, once they listen."""
 
-    def take(
-        self, *, fused: FusedDecoder, graphs: DecodeGraphs | None = None, mixed: MixedGraphs | None = None
-    ) -> None:
+    def take(self, *, fused: FusedDecoder, graphs: DecodeGraphs | None = None) -> None:
         """Steps run by these from now on."""
-        self.fused, self.graphs, self.mixed = fused, graphs, mixed
+        self.fused, self.graphs, self.mixed = fused, graphs, None
         self.ways.layers, self.ways.graphs = "fused", "none" if graphs is None else "all"
 
     def leave_fast_paths(self) -> None:

@@ -77,8 +77,11 @@ class Leaves:
 
     def remember(self, root: RootKey, tokens: int) -> None:
         """The last of what was below an adapter's root has given way; its prompt had so many tokens."""
-        self._tokens += tokens - self._gone.pop(hash(root), 0)
+        self._tokens -= self._gone.pop(hash(root), 0)
+        if tokens > self._most:  # all others would have to be forgotten, and it, too
+            return
         self._gone[hash(root)] = tokens
+        self._tokens += tokens
         while self._tokens > self._most or len(self._gone) > _MOST_REMEMBERED:
             self._tokens -= self._gone.popitem(last=False)[1]
 

@@ -215,8 +215,9 @@ class RadixTree:
         del parent.children[first]
         self.tokens -= len(node.tokens)
         self._take(node)
-        if parent.parent is None and first < 0:
-            parent.again, parent.lost = True, len(node.tokens)
+        if first < 0:  # a prompt that came in several steps is as many nodes
+            parent.lost = len(node.tokens) + node.lost
+            parent.again |= parent.parent is None
         if parent.refs == 0 and not parent.children:
             if parent.parent is None:
                 self._drop(parent)

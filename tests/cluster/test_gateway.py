@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,7 +14,7 @@ pytest.importorskip("ray", reason="the extra `ray` is not installed: pip install
 
 from ray.exceptions import ActorDiedError
 from ray.serve._private.common import DeploymentID
-from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.exceptions import DeploymentUnavailableError, RequestCancelledError
 
 from softmux.cluster import turn
 from softmux.cluster.call import Call, Head, Lost
@@ -41,7 +42,10 @@ class Answer:
     async def __anext__(self) -> Any:
         for item in self._items:
             if item is NOBODY:
-                await asyncio.Event().wait()
+                try:
+                    await asyncio.Event().wait()
+                except asyncio.CancelledError:
+                    raise RequestCancelledError("7") from None  # of a request that was cancelled
             if item is SLOW:
                 await self._looked.wait()
                 continue
@@ -136,7 +140,9 @@ def test_it_does_not_wait_for_ever() -> None:
     assert [without for _, _, without in replicas.asked] == [(), ("r1",), ("r1", "r2")]
 
 
-def test_a_request_that_no_replica_takes_is_refused_and_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_no_replica_takes_is_refused_and_taken_back(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(turn, "_LOOK_SECONDS", 0.01)
     replicas = Replicas([NOBODY])
     reply, _ = sent(replicas, queue=0.01)
@@ -145,6 +151,8 @@ def test_a_request_that_no_replica_takes_is_refused_and_taken_back(monkeypatch: 
     assert replicas.answers[0].cancelled
     reply, _ = sent(Replicas([NOBODY]), json={"timeout": 0.01})
     assert (reply.status_code, reply.json()["error"]["code"]) == (408, "deadline_exceeded")
+    gc.collect()
+    assert not [record for record in caplog.records if record.name == "asyncio"], "and nobody reads a traceback of it"
 
 
 def test_one_that_a_replica_has_may_take_longer_than_the_queue() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -59,8 +60,8 @@ def test_an_answer_comes_as_the_server_gave_it_less_what_is_of_one_connection() 
 
 
 def test_an_engine_that_is_down_is_another_replicas_work_and_one_that_is_full_is_not() -> None:
-    def saying(code: str) -> Callable[[httpx.Request], httpx.Response]:
-        text = f'{{"error":{{"code":"{code}"}}}}'.encode()
+    def saying(code: str, **more: bool) -> Callable[[httpx.Request], httpx.Response]:
+        text = json.dumps({"error": {"code": code, **more}}, separators=(",", ":")).encode()
 
         async def body() -> AsyncIterator[bytes]:
             yield text
@@ -68,6 +69,8 @@ def test_an_engine_that_is_down_is_another_replicas_work_and_one_that_is_full_is
         return lambda request: httpx.Response(503, headers={"content-length": f"{len(text)}"}, content=body())
 
     assert answered(saying("engine_down")) == [Lost("r1")]
+    assert answered(saying("engine_down", begun=True)) == [Lost("r1")]
+    assert answered(saying("engine_down", begun=False)) == [Lost("r1", reached=False)]
     [head] = answered(saying("overloaded"))
     assert head.status == 503
     assert b"overloaded" in head.body

@@ -168,7 +168,8 @@ class Ingress:
     """A Serve deployment: the gateway to another deployment's replicas."""
 
     def __init__(self, replicas: DeploymentHandle, max_body_bytes: int, queue_seconds: float) -> None:
-        ask = replicas.options(method_name="answer", stream=True).remote
+        # by reference, whatever Serve's own choice: else it can't be asked whether a replica has a request
+        ask = replicas.options(method_name="answer", stream=True, _by_reference=True).remote
         self._gateway = Gateway(ask, max_body_bytes, queue_seconds)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import tempfile
 import uuid
 from collections.abc import AsyncGenerator, Mapping
@@ -68,7 +69,7 @@ class Replica:
                     yield Lost(self._name)
                     return
                 if reply.status_code == 503 and _ENGINE_DOWN in body:
-                    yield Lost(self._name)
+                    yield Lost(self._name, reached=_may_have_begun(body))
                     return
                 yield Head(reply.status_code, kept, body)
                 return
@@ -87,6 +88,14 @@ class Replica:
         if hasattr(self, "_server"):  # it was made
             self._server.stop(self._drain_seconds)
             self._data.cleanup()
+
+
+def _may_have_begun(body: bytes) -> bool:
+    """Whether the engine may have had the request, as an `engine_down` says."""
+    try:
+        return json.loads(body)["error"].get("begun") is not False
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return True
 
 
 def _replica_name() -> str:

@@ -53,10 +53,17 @@ class Turn:
             except StopAsyncIteration:
                 return
         finally:
+            first.add_done_callback(_heard)
             first.cancel()
         yield part
         async for part in asked:
             yield part
+
+
+def _heard(first: asyncio.Future[Any]) -> None:
+    """What is raised by one that is given up interests nobody: Serve turns the cancelling into an error of its own."""
+    if not first.cancelled():
+        first.exception()
 
 
 async def _has_a_replica(asked: Asked) -> bool:

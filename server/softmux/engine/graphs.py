@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # Triton is there on GPU machines only
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
+G = TypeVar("G")
 
 _SIZES = (1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 
@@ -84,16 +86,7 @@ class DecodeGraphs:
         Gives the sizes that could not be captured: steps of such a size take the next larger graph, or none. Raises
         what the last of them raised where no size could be.
         """
-        pool = torch.cuda.graph_pool_handle()
-        missing = []
-        for size in reversed(self._sizes):
-            try:
-                self._graphs[size] = self._capture(size, pool)
-            except Exception as error:
-                log.warning("no CUDA graph of %d rows: %s", size, error)
-                missing.append(size)
-                if len(missing) == len(self._sizes):
-                    raise
+        self._graphs, missing = capture_each(self._sizes[::-1], self._capture)
         self._sizes = sorted(self._graphs)
         return missing
 
@@ -123,6 +116,23 @@ class DecodeGraphs:
         buffer.mark()
         graph.graph.replay()
         return graph.logits[:count], graph.tokens[:count]
+
+
+def capture_each(sizes: Sequence[K], capture: Callable[[K, Any], G]) -> tuple[dict[K, G], list[K]]:
+    """Graphs of these sizes, which share a pool's memory where the largest comes first, and the sizes that could not be
+    captured. Raises what the last of them raised where none could be."""
+    pool = torch.cuda.graph_pool_handle()
+    graphs: dict[K, G] = {}
+    missing = []
+    for size in sizes:
+        try:
+            graphs[size] = capture(size, pool)
+        except Exception as error:
+            log.warning("no CUDA graph of size %s: %s", size, error)
+            missing.append(size)
+            if len(missing) == len(sizes):
+                raise
+    return graphs, missing
 
 
 def captured(step: Callable[[], T], device: torch.device, pool: Any) -> tuple[torch.cuda.CUDAGraph, T]:

@@ -8,6 +8,7 @@ before them, learned vectors among it, is launched as ever.
 from __future__ import annotations
 
 import bisect
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import torch
 
 from softmux.engine.attention.base import DecodeRows
 from softmux.engine.device import is_shortage
-from softmux.engine.graphs import captured
+from softmux.engine.graphs import capture_each, captured
 from softmux.engine.layout import Layout, cut
 from softmux.engine.staging import Ring
 
@@ -87,16 +88,22 @@ class Inputs(NamedTuple, Generic[T]):
     block_firsts: T
 
 
+@functools.cache
+def _places(bucket: Bucket) -> tuple[tuple[slice, ...], int]:
+    """Where each of a bucket's inputs lies in one array, and how long that is."""
+    ends = np.cumsum([-(-length // _LINE) * _LINE for length in bucket.lengths]).tolist()
+    begins = zip([0, *ends[:-1]], bucket.lengths, strict=True)
+    return tuple(slice(begin, begin + length) for begin, length in begins), ends[-1]
+
+
 def parts(flat: Any, bucket: Bucket) -> Inputs[Any]:
     """A bucket's inputs as parts of one array, or tensor."""
-    ends = np.cumsum([-(-length // _LINE) * _LINE for length in bucket.lengths]).tolist()
-    begins = [0, *ends[:-1]]
-    return Inputs(*(flat[begin : begin + length] for begin, length in zip(begins, bucket.lengths, strict=True)))
+    return Inputs(*(flat[place] for place in _places(bucket)[0]))
 
 
 def room(bucket: Bucket) -> int:
     """Numbers that `parts` are cut from."""
-    return sum(-(-length // _LINE) * _LINE for length in bucket.lengths)
+    return _places(bucket)[1]
 
 
 def fill(into: Inputs[Any], layout: Layout, bucket: Bucket, *, spare_row: int, spare_slot: int) -> None:
@@ -193,17 +200,7 @@ class MixedGraphs:
         if not self._sizes:
             return []
         self._make_room()
-        pool = torch.cuda.graph_pool_handle()
-        missing = []
-        buckets = self._buckets(self._sizes)
-        for bucket in buckets:
-            try:
-                self._graphs[bucket] = self._capture(bucket, pool)
-            except Exception as error:
-                log.warning("no CUDA graph of a mixed step of %d tokens: %s", bucket.tokens, error)
-                missing.append(bucket)
-                if len(missing) == len(buckets):
-                    raise
+        self._graphs, missing = capture_each(self._buckets(self._sizes), self._capture)
         return missing
 
     def _make_room(self) -> None:

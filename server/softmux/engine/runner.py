@@ -321,12 +321,11 @@ class ModelRunner:
             embeddings = self.deltas.embed(deltas, embeddings, ids)
         if len(virtual):
             embeddings = embeddings.index_copy(0, virtual, self._learned(layout).to(embeddings.dtype))
-        heads = to_device(layout.heads, self.device)
         bucket = self.mixed.bucket(layout) if self.mixed is not None and deltas is None else None
         if self.mixed is not None and bucket is not None:
             self.ways.ran("mixed_graph")
             logits, tokens = self.mixed.replay(bucket, layout, embeddings)
-            return _Run(logits, heads, tokens)
+            return _Run(logits, wanted[:0], tokens)  # it reads none
         packed = PackedRows(
             table_rows=layout.rows.tolist(),
             starts=layout.starts.tolist(),
@@ -336,6 +335,7 @@ class ModelRunner:
             causal=self.model.causal,
             sources=layout.sources,
         )
+        heads = to_device(layout.heads, self.device)
         self.model.will_read(heads if deltas is None else None, len(embeddings))
         return _Run(self._through_layers(embeddings, positions, wanted, packed, deltas), heads)
 

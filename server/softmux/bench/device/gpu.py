@@ -93,10 +93,8 @@ class Bench:
 
     def decode_step(self, rows: int, context: int, steps: int = _STEPS) -> float:
         """Seconds a step, host included, with `rows` rows of about `context` tokens decoding."""
-        self.add([self.bare] * rows, [context - steps // 2] * rows, steps + 12)
+        self.add_decoding(rows, context - steps // 2, steps + 12)
         engine = self.engine
-        while any(not s.decoding for s in engine.scheduler.running) or len(engine.scheduler.waiting):
-            engine.step()
         for _ in range(4):
             engine.step()
         settle(self.device)
@@ -168,6 +166,13 @@ class Bench:
         for task, length in zip(tasks, lengths, strict=True):
             ids = tuple(self.draw.integers(3, vocabulary, length).tolist())
             self.engine.add(str(next(self._numbers)), task.around(ids), sampling, root=task.root, now=time.monotonic())
+
+    def add_decoding(self, rows: int, context: int, new_tokens: int) -> None:
+        """As many requests, and steps until all of them decode."""
+        self.add([self.bare] * rows, [context] * rows, new_tokens)
+        engine = self.engine
+        while any(not s.decoding for s in engine.scheduler.running) or len(engine.scheduler.waiting):
+            engine.step()
 
     def finish(self) -> None:
         """Steps until nothing is left."""

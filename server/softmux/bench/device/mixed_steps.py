@@ -31,9 +31,7 @@ def arriving(bench: Bench, rows: int, prompts: int, tokens: int, steps: int) -> 
     engine = bench.engine
     engine.scheduler.cache.clear()
     if rows:
-        bench.add([bench.bare] * rows, [_CONTEXT] * rows, steps + 40)
-        while any(not s.decoding for s in engine.scheduler.running) or len(engine.scheduler.waiting):
-            engine.step()
+        bench.add_decoding(rows, _CONTEXT, steps + 40)
     seconds = 0.0
     for number in range(steps + 4):
         if number == 4:
